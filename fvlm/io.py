@@ -1,0 +1,110 @@
+"""Files: atomic writes, JSON lines, hashes, and the folders outside of DVC's control."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from fvlm.errors import FvlmError
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+    """Open a temporary file that becomes `path` only when the block ends without an error.
+
+    The data and the folder entry are fsynced, so that after a crash `path` holds either the old
+    bytes or all of the new ones.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        fsync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make renames inside `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write one JSON document, indented, keys in the given order."""
+    with atomic_write(path) as file:
+        file.write(json.dumps(value, indent=2, allow_nan=False).encode() + b"\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read one JSON document; an unreadable one raises FvlmError with the file's name."""
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise FvlmError(f"{path} not found; run `dvc repro` to make it") from None
+    except ValueError as error:
+        raise FvlmError(f"{path} is not valid JSON: {error}") from None
+
+
+def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write one JSON object a line; non-ASCII (and undecodable names) are escaped."""
+    with atomic_write(path) as file:
+        for row in rows:
+            file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Read one JSON object a line; a bad line raises FvlmError with file and line number."""
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        raise FvlmError(f"{path} not found; run `dvc repro` to make it") from None
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise FvlmError(f"{path}:{number}: not valid JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise FvlmError(f"{path}:{number}: expected a JSON object, got {row!r}")
+        rows.append(row)
+    return rows
+
+
+def sha256_file(path: Path) -> str:
+    """Hex sha256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_json(value: Any) -> str:
+    """Hex sha256 of a JSON value, independent of the order of keys."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def project_root() -> Path:
+    """The folder of the user's checkout, also inside a temporary DVC experiment."""
+    return Path(os.environ.get("DVC_ROOT", ".")).resolve()
+
+
+def state_folder() -> Path:
+    """Where state lives that must survive a run and never travels with an experiment."""
+    return project_root() / ".state"
+
+
+def cache_folder() -> Path:
+    """Downloads and converted weights, shared by all checkouts: `$FVLM_CACHE`, else ~/.cache."""
+    return Path(os.environ.get("FVLM_CACHE", Path.home() / ".cache" / "fvlm"))
