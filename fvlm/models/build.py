@@ -1,0 +1,124 @@
+"""Build a foveated model from pretrained parts, save it, and load it with one call.
+
+A saved model is a folder of `config.json` and `model.safetensors`; nothing else is needed to load
+it, neither the hub nor the packages that the parts came from.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from transformers import LlamaModel
+
+from fvlm.errors import CheckpointError, ShardError
+from fvlm.io import atomic_write, read_json, write_json
+from fvlm.models.dino import EncoderTail, load_dino
+from fvlm.models.foveated import FoveatedModel, ModelParams
+from fvlm.models.language import language_from_config, load_language
+from fvlm.models.query_attention import DeepAttention, ShallowAttention
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+FORMAT = 1
+
+
+def build_model(params: ModelParams, manifest: dict[str, Any]) -> tuple[FoveatedModel, dict[str, Any]]:
+    """A model for the shards of this encode manifest, and the config that describes it.
+
+    Raises ShardError when the stored layer does not fit `model.query_layers`, WeightsError when a
+    pretrained part cannot be found.
+    """
+    check_layer(params, manifest)
+    language, source = load_language(params.llm, layers=params.llm_layers)
+    config: dict[str, Any] = {
+        "format": FORMAT,
+        "model": params.model_dump(),
+        "language": language.config.to_diff_dict(),
+        "encoder_tail": None,
+        "token_shape": manifest["tokens"]["shape"][1:],
+        "latent_shape": manifest["latents"]["shape"][1:],
+        "provenance": {
+            "language": dataclasses.asdict(source),
+            "dino": manifest["dino"],
+            "vae": manifest["vae"],
+        },
+    }
+    tail = None
+    if params.query_layers > 0:
+        encoder, found = load_dino(manifest["dino"]["source"])
+        if found.sha256 != manifest["dino"]["sha256"]:
+            raise ShardError(
+                f"data/encode was made with other weights of {found.source} than the installed "
+                f"ones (sha256 {manifest['dino']['sha256'][:12]} and {found.sha256[:12]}); "
+                "run `dvc repro encode`"
+            )
+        tail = encoder.tail(params.query_layers)
+        config["encoder_tail"] = tail.config_dict
+    return _assemble(params, language, tail, config), config
+
+
+def check_layer(params: ModelParams, manifest: dict[str, Any]) -> None:
+    """The stored hidden state must be the one that enters the last `query_layers` blocks."""
+    blocks, layer = manifest["dino"]["blocks"], manifest["dino"]["layer"]
+    if layer + params.query_layers != blocks:
+        raise ShardError(
+            f"encode.layer ({layer}) and model.query_layers ({params.query_layers}) do not fit: "
+            f"their sum must be the encoder's number of blocks ({blocks}); "
+            f"set model.query_layers: {blocks - layer} or encode.layer: {blocks - params.query_layers}"
+        )
+
+
+def save_model(model: FoveatedModel, config: dict[str, Any], folder: Path) -> None:
+    """Write config and weights, each atomically."""
+    write_json(folder / CONFIG, config)
+    weights = {name: value.contiguous() for name, value in model.state_dict().items()}
+    with atomic_write(folder / WEIGHTS) as file:
+        file.write(save(weights, metadata={"format": "pt"}))
+
+
+def load_model(folder: str | Path = "models/foveated") -> FoveatedModel:
+    """Load a trained model in evaluation mode, float32, on the CPU.
+
+    Raises CheckpointError when the folder holds another format or damaged weights.
+    """
+    folder = Path(folder)
+    config = read_json(folder / CONFIG)
+    if config.get("format") != FORMAT:
+        raise CheckpointError(f"{folder / CONFIG}: format {config.get('format')}, expected {FORMAT}")
+    params = ModelParams.model_validate(config["model"])
+    language = language_from_config(config["language"])
+    tail = (
+        EncoderTail.from_config(config["encoder_tail"], params.query_layers)
+        if config["encoder_tail"]
+        else None
+    )
+    model = _assemble(params, language, tail, config)
+    _load_weights(model, folder / WEIGHTS)
+    return model.eval()
+
+
+def _assemble(
+    params: ModelParams, language: LlamaModel, tail: EncoderTail | None, config: dict[str, Any]
+) -> FoveatedModel:
+    # Without text no token id is ever embedded, and the table is half of a small model.
+    language.embed_tokens = None
+    width = config["token_shape"][1]
+    attention = (
+        DeepAttention(tail)
+        if tail is not None
+        else ShallowAttention(width, temperature=params.temperature)
+    )
+    return FoveatedModel(
+        language=language,
+        attention=attention,
+        latent_shape=tuple(config["latent_shape"]),
+        fine_iterations=params.fine_iterations,
+    )
+
+
+def _load_weights(model: FoveatedModel, path: Path) -> None:
+    try:
+        model.load_state_dict(load_file(path))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: cannot load the weights: {error}") from None

@@ -1,0 +1,157 @@
+"""The foveated model: one visual token per frame, brought back by a query.
+
+Sequence of one pass, causal: [m, v_1 .. v_T] with the mode token m (coarse or fine) and the visual
+token v_t of frame t. The states at m, v_1 .. v_{T-1} predict latents Y_1 .. Y_T: the state that
+predicts frame t has not seen frame t.
+
+    coarse pass   q_t = q_static for every t
+    fine pass     q_1 = q_init,  q_{t+1} = W_q h(v_t) with h from the pass before
+
+`fine_iterations` K runs coarse -> fine_1 -> .. -> fine_K; inside a pass all frames run in parallel.
+
+Axes: B batch, T frames, N tokens, D token width, H hidden width, C h w latent.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import LlamaModel
+
+from fvlm.models.film_head import FilmHead
+from fvlm.models.query_attention import DeepAttention, FrameCache, ShallowAttention
+from fvlm.params import Params
+
+Mode = Literal["coarse", "fine"]
+
+
+class ModelParams(Params):
+    """Section `model` of params.yaml."""
+
+    llm: str
+    llm_layers: int = Field(ge=0)
+    query_layers: int = Field(ge=0)
+    temperature: float = Field(gt=0)
+    fine_iterations: int = Field(ge=1)
+
+
+@dataclass(frozen=True)
+class PassOutput:
+    """One pass over B clips of T frames.
+
+    queries [B,T,D] that read the frames; attention [B,T,N] of each query over its frame's tokens;
+    visual [B,T,H] tokens; predictor [B,T,H] states that predict Y_1 .. Y_T; next_queries [B,T,D]
+    for the following pass, already shifted: q_init, W_q h(v_1) .. W_q h(v_{T-1}).
+    """
+
+    queries: Tensor
+    attention: Tensor
+    visual: Tensor
+    predictor: Tensor
+    next_queries: Tensor
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Predicted latents [B,T,C,h,w] of the coarse pass and of the last fine pass."""
+
+    coarse: Tensor
+    fine: Tensor
+
+
+class FoveatedModel(nn.Module):
+    """Language model, query attention and prediction head.
+
+    `latent_shape` is (C,h,w). The query attention comes with its own frozen encoder blocks; tokens
+    enter as the encode stage stored them.
+    """
+
+    def __init__(
+        self,
+        *,
+        language: LlamaModel,
+        attention: ShallowAttention | DeepAttention,
+        latent_shape: tuple[int, int, int],
+        fine_iterations: int,
+    ) -> None:
+        super().__init__()
+        hidden, width = int(language.config.hidden_size), attention.width
+        self.language, self.attention = language, attention
+        self.fine_iterations = fine_iterations
+        # Standard deviation 1, not 0.02: a small query attends uniformly, and coarse equals fine.
+        self.q_static = nn.Parameter(torch.randn(width))
+        self.q_init = nn.Parameter(torch.randn(width))
+        # No bias: it would drown the query and make all queries act alike.
+        self.to_query = nn.Linear(hidden, width, bias=False)
+        self.to_visual = nn.Linear(width, hidden)
+        # Normalised per token: statistics of a batch would leak future frames and other clips.
+        self.visual_norm = nn.RMSNorm(hidden, eps=1e-6)
+        self.mode_tokens = nn.ParameterDict(
+            {mode: nn.Parameter(torch.randn(hidden) * 0.02) for mode in ("coarse", "fine")}
+        )
+        self.y_init = nn.Parameter(torch.zeros(latent_shape))
+        self.head = FilmHead(hidden, latent_shape[0])
+
+    def forward(self, tokens: Tensor, latents: Tensor) -> Prediction:
+        """Tokens [B,T,N,D] and latents [B,T,C,h,w] -> predictions of the coarse and last fine pass."""
+        cache = self.cache_frames(tokens)
+        passes = self.run_passes(cache, *tokens.shape[:2])
+        features = self.encode_previous(latents)
+        return Prediction(
+            coarse=self.head(passes[0].predictor, features),
+            fine=self.head(passes[-1].predictor, features),
+        )
+
+    def cache_frames(self, tokens: Tensor) -> FrameCache:
+        """Keys and values of all B*T frames of tokens [B,T,N,D]; serves every pass."""
+        return self.attention.cache_frames(tokens.flatten(0, 1))
+
+    def run_passes(self, cache: FrameCache, B: int, T: int) -> list[PassOutput]:
+        """The coarse pass and then the fine passes, each fed with the queries of the one before."""
+        passes = [self.run_pass(cache, self.static_queries(B, T), mode="coarse")]
+        for _ in range(self.fine_iterations):
+            passes.append(self.run_pass(cache, passes[-1].next_queries, mode="fine"))
+        return passes
+
+    def static_queries(self, B: int, T: int) -> Tensor:
+        """q_static for every frame [B,T,D]."""
+        return self.q_static.expand(B, T, -1)
+
+    def run_pass(self, cache: FrameCache, queries: Tensor, *, mode: Mode) -> PassOutput:
+        """Read every frame with its query [B,T,D] and run the language model over the result."""
+        B, T, _ = queries.shape
+        visual, attention = self.read_frames(cache, queries)
+        mode_token = self.mode_tokens[mode].expand(B, 1, -1)
+        sequence = torch.cat([mode_token, visual], dim=1)
+        states: Tensor = self.language(inputs_embeds=sequence, use_cache=False).last_hidden_state
+        q_init = self.q_init.expand(B, 1, -1)
+        return PassOutput(
+            queries=queries,
+            attention=attention,
+            visual=visual,
+            predictor=states[:, :T],
+            next_queries=torch.cat([q_init, self.to_query(states[:, 1:T]).to(q_init.dtype)], dim=1),
+        )
+
+    def read_frames(self, cache: FrameCache, queries: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries [B,T,D] -> visual tokens [B,T,H] and attention [B,T,N]."""
+        B, T, _ = queries.shape
+        found, attention = self.attention(queries.flatten(0, 1), cache)
+        visual = self.visual_norm(self.to_visual(found))
+        return visual.unflatten(0, (B, T)), attention.unflatten(0, (B, T))
+
+    def encode_previous(self, latents: Tensor) -> Tensor:
+        """The head's features of [y_init, Y_1 .. Y_{T-1}]; shared by the passes."""
+        B = latents.shape[0]
+        y_init = self.y_init.expand(B, 1, -1, -1, -1)
+        previous = torch.cat([y_init, latents[:, :-1].to(y_init.dtype)], dim=1)
+        return self.head.encode_previous(previous)
+
+
+def frame_losses(prediction: Tensor, latents: Tensor) -> Tensor:
+    """Mean squared error of each frame, float32 [B,T]; latents [B,T,C,h,w]."""
+    squared = F.mse_loss(prediction.float(), latents.float(), reduction="none")
+    return squared.mean(dim=(2, 3, 4))

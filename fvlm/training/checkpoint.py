@@ -1,0 +1,167 @@
+"""Checkpoints: safetensors and JSON, atomic, the newest two kept.
+
+A checkpoint is a folder `step-00001234/` below the folder of its configuration:
+
+    model.safetensors      trainable weights, float32
+    optimizer.safetensors  AdamW's moments and step counts, `{parameter}.{moment}`
+    state.json             step, history of every step, tracking run, sha256 of the two files
+
+The random state is not stored because nothing depends on it: clips, frames and seeds are pure
+functions of (seed, position).
+"""
+
+import os
+import shutil
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from fvlm.errors import CheckpointError, FvlmError
+from fvlm.io import atomic_write, fsync_folder, hash_json, read_json, sha256_file, write_json
+
+SCHEMA = 1
+KEPT = 2
+STATE, MODEL, OPTIMIZER = "state.json", "model.safetensors", "optimizer.safetensors"
+
+
+@dataclass
+class TrainState:
+    """What a training has done so far, besides weights and optimizer moments."""
+
+    step: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+    run_id: str | None = None
+
+
+class Checkpoints:
+    """Checkpoints of one configuration: `identity` is every parameter and input that matters."""
+
+    def __init__(self, root: Path, identity: dict[str, Any]) -> None:
+        self._root, self._identity = root, identity
+        self.folder = root / hash_json(identity)[:20]
+
+    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainState) -> Path:
+        """Write a checkpoint under its final name only when all of it is on disk."""
+        final = self.folder / f"step-{state.step:08d}"
+        temporary = self.folder / f".{final.name}.{os.getpid()}.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        tensors = {MODEL: _trainable(model), OPTIMIZER: _moments(model, optimizer)}
+        for name, values in tensors.items():
+            with atomic_write(temporary / name) as file:
+                file.write(save(values))
+        write_json(
+            temporary / STATE,
+            {
+                "schema": SCHEMA,
+                "identity": self._identity,
+                "step": state.step,
+                "run_id": state.run_id,
+                "sha256": {name: sha256_file(temporary / name) for name in tensors},
+                "history": state.history,
+            },
+        )
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.replace(final)
+        fsync_folder(self.folder)
+        self._prune()
+        return final
+
+    def resume(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainState:
+        """Load the newest sound checkpoint, or start at step 0 when there is none.
+
+        A damaged one is reported and the one before it is used. Raises CheckpointError when a
+        checkpoint belongs to another configuration, naming the field.
+        """
+        for folder in reversed(self._saved()):
+            try:
+                return self._load(folder, model, optimizer)
+            except _DamagedError as error:
+                print(f"train: {error}; falling back to the one before", file=sys.stderr)
+        return TrainState()
+
+    def remove_finished_others(self) -> None:
+        """Delete the states of other finished trainings: only the latest can be wanted again."""
+        for marker in self._root.glob(f"*/{_FINISHED}"):
+            if marker.parent != self.folder:
+                shutil.rmtree(marker.parent, ignore_errors=True)
+
+    def mark_finished(self) -> None:
+        """Note that this training is complete."""
+        (self.folder / _FINISHED).touch()
+
+    def _saved(self) -> list[Path]:
+        return sorted(self.folder.glob("step-*"))
+
+    def _prune(self) -> None:
+        for old in self._saved()[:-KEPT]:
+            shutil.rmtree(old)
+        for leftover in self.folder.glob(".step-*.tmp"):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    def _load(
+        self, folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer
+    ) -> TrainState:
+        try:
+            saved = read_json(folder / STATE)
+            hashes = {name: sha256_file(folder / name) for name in (MODEL, OPTIMIZER)}
+        except (FvlmError, OSError) as error:
+            raise _DamagedError(f"checkpoint {folder} is damaged ({error})") from None
+        if saved["schema"] != SCHEMA:
+            raise CheckpointError(f"{folder}: schema {saved['schema']}, expected {SCHEMA}")
+        _check_identity(folder, saved["identity"], self._identity)
+        if hashes != saved["sha256"]:
+            raise _DamagedError(f"checkpoint {folder} is damaged (sha256 differs)")
+        model.load_state_dict(load_file(folder / MODEL), strict=False)
+        _load_moments(model, optimizer, load_file(folder / OPTIMIZER))
+        return TrainState(step=saved["step"], history=saved["history"], run_id=saved["run_id"])
+
+
+_FINISHED = "finished"
+
+
+class _DamagedError(Exception):
+    """This checkpoint cannot be used; an older one may."""
+
+
+def _check_identity(folder: Path, saved: dict[str, Any], expected: dict[str, Any]) -> None:
+    for name in sorted(saved.keys() | expected.keys()):
+        if saved.get(name) != expected.get(name):
+            raise CheckpointError(
+                f"{folder} belongs to another training: {name} is {saved.get(name)!r} there and "
+                f"{expected.get(name)!r} here; remove the folder to start anew"
+            )
+
+
+def _trainable(model: nn.Module) -> dict[str, Tensor]:
+    return {
+        name: parameter.detach().contiguous()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    return {
+        f"{name}.{moment}": value.contiguous()
+        for name, parameter in model.named_parameters()
+        for moment, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def _load_moments(
+    model: nn.Module, optimizer: torch.optim.Optimizer, moments: dict[str, Tensor]
+) -> None:
+    for name, parameter in model.named_parameters():
+        found = {
+            moment: value.to(parameter.device)
+            for key, value in moments.items()
+            for stem, _, moment in [key.rpartition(".")]
+            if stem == name
+        }
+        if found:
+            optimizer.state[parameter] = found

@@ -1,0 +1,182 @@
+"""The training loop, from batches to a trained model; reads top to bottom.
+
+Axes: B batch, T frames, N tokens, D token width, C h w latent.
+"""
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fvlm.compute import autocast
+from fvlm.errors import TrainingError
+from fvlm.models.foveated import FoveatedModel, frame_losses
+from fvlm.progress import Progress
+from fvlm.seeding import torch_seed
+from fvlm.training.checkpoint import Checkpoints, TrainState
+from fvlm.training.optim import TrainParams, make_optimizer, make_schedule, set_learning_rate
+
+Row = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Tokens float16 [B,T,N,D], latents float16 [B,T,C,h,w] and the clips they come from."""
+
+    tokens: Tensor
+    latents: Tensor
+    keys: list[str]
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on a device."""
+        tokens = self.tokens.to(device, non_blocking=True)
+        return Batch(tokens, self.latents.to(device, non_blocking=True), self.keys)
+
+
+class OutOfTimeError(Exception):
+    """Training stopped early with its state saved; running it again continues."""
+
+
+def train(
+    model: FoveatedModel,
+    load_batch: Callable[[range], Batch],
+    params: TrainParams,
+    *,
+    checkpoints: Checkpoints,
+    device: torch.device,
+    on_start: Callable[[TrainState], None] = lambda _: None,
+    on_step: Callable[[Row], None] = lambda _: None,
+) -> TrainState:
+    """Train until `params.max_samples` clips were seen, resuming from the newest checkpoint.
+
+    `load_batch` returns the clips at the given positions of the sample stream. Raises OutOfTimeError
+    after `params.max_hours` or a SIGTERM, with the state saved, and TrainingError when a loss or
+    gradient is not finite, with nothing saved from that step.
+    """
+    model.to(device).train()
+    optimizer = make_optimizer(model, params)
+    factor = make_schedule(optimizer, warmup_steps=params.warmup_steps, steps=params.steps)
+    state = checkpoints.resume(model, optimizer)
+    on_start(state)
+    deadline = time.monotonic() + params.max_hours * 3600
+    size = params.samples_per_step
+    every = max(1, params.checkpoint_samples // size)
+    with (
+        _stop_requests() as stop_requested,
+        _prefetched(load_batch, _micro_batches(params, state.step)) as batches,
+        Progress("train", total=params.steps, unit="step", initial=state.step) as progress,
+    ):
+        for step in range(state.step, params.steps):
+            set_learning_rate(optimizer, params.lr * factor(step))
+            row = train_step(model, optimizer, batches, params, step=step, device=device)
+            state.step = step + 1
+            state.history.append(row)
+            on_step(row)
+            ratio = row["loss_coarse"] / row["loss_fine"]
+            progress.advance(loss=f"{row['loss']:.4f}", coarse_fine_ratio=f"{ratio:.4f}")
+            finished = state.step == params.steps
+            stopping = not finished and (stop_requested() or time.monotonic() > deadline)
+            if finished or stopping or state.step % every == 0:
+                checkpoints.save(model, optimizer, state)
+            if stopping:
+                raise OutOfTimeError(
+                    f"stopped after step {state.step} of {params.steps}; the state is saved: "
+                    "run `dvc repro` again to continue"
+                )
+    return state
+
+
+def train_step(
+    model: FoveatedModel,
+    optimizer: torch.optim.Optimizer,
+    batches: Iterator[Batch],
+    params: TrainParams,
+    *,
+    step: int,
+    device: torch.device,
+) -> Row:
+    """One optimizer step over `accumulation_steps` batches; returns its row of the loss curves."""
+    torch.manual_seed(torch_seed(params.seed, "step", step))
+    optimizer.zero_grad(set_to_none=True)
+    sums = {"loss_coarse": 0.0, "loss_fine": 0.0}
+    keys: list[str] = []
+    for _ in range(params.accumulation_steps):
+        batch = next(batches).to(device)
+        keys += batch.keys
+        with autocast(device, params.dtype):
+            prediction = model(batch.tokens.float(), batch.latents.float())
+        coarse = frame_losses(prediction.coarse, batch.latents).mean()
+        fine = frame_losses(prediction.fine, batch.latents).mean()
+        loss = fine + params.lambda_coarse * coarse
+        (loss / params.accumulation_steps).backward()
+        sums["loss_coarse"] += coarse.item() / params.accumulation_steps
+        sums["loss_fine"] += fine.item() / params.accumulation_steps
+    norm = nn.utils.clip_grad_norm_(model.parameters(), params.clip_norm).item()
+    loss_value = sums["loss_fine"] + params.lambda_coarse * sums["loss_coarse"]
+    if not (math.isfinite(loss_value) and math.isfinite(norm)):
+        raise TrainingError(
+            f"step {step}: loss {loss_value}, gradient norm {norm}: not finite. Clips of the step: "
+            f"{', '.join(keys)}. Nothing of this step was saved; lower train.lr or inspect the clips"
+        )
+    optimizer.step()
+    rate = optimizer.param_groups[0]["lr"]
+    samples = (step + 1) * params.samples_per_step
+    return {
+        "step": step,
+        "samples": samples,
+        "loss": loss_value,
+        **sums,
+        "lr": rate,
+        "gradient_norm": norm,
+    }
+
+
+def _micro_batches(params: TrainParams, first_step: int) -> Iterator[range]:
+    """Positions of every forward from `first_step` to the end."""
+    size = params.batch_size
+    for number in range(
+        first_step * params.accumulation_steps, params.steps * params.accumulation_steps
+    ):
+        yield range(number * size, (number + 1) * size)
+
+
+@contextmanager
+def _prefetched(
+    load_batch: Callable[[range], Batch], positions: Iterator[range]
+) -> Iterator[Iterator[Batch]]:
+    """Load the next batch on a thread while the current one is computed; order is kept."""
+
+    def stream(executor: ThreadPoolExecutor) -> Iterator[Batch]:
+        pending = None
+        for wanted in positions:
+            following = executor.submit(load_batch, wanted)
+            if pending is not None:
+                yield pending.result()
+            pending = following
+        if pending is not None:
+            yield pending.result()
+
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader") as executor:
+        yield stream(executor)
+
+
+@contextmanager
+def _stop_requests() -> Iterator[Callable[[], bool]]:
+    """Turn SIGTERM into a request that is honoured after the step in work."""
+    requested = False
+
+    def handler(_signal: int, _frame: object) -> None:
+        nonlocal requested
+        requested = True
+
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        yield lambda: requested
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,97 @@
+"""Optimizer and learning-rate schedule, pure in the step."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from pydantic import Field, model_validator
+from torch import nn
+from transformers import get_scheduler
+
+from fvlm.compute import Dtype
+from fvlm.params import Params
+
+
+class TrainParams(Params):
+    """Section `train` of params.yaml."""
+
+    num_frames: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    accumulation_steps: int = Field(ge=1)
+    max_samples: int = Field(ge=1)
+    max_hours: float = Field(gt=0)
+    lr: float = Field(gt=0)
+    warmup_samples: int = Field(ge=0)
+    weight_decay: float = Field(ge=0)
+    clip_norm: float = Field(gt=0)
+    lambda_coarse: float = Field(ge=0)
+    dtype: Dtype
+    seed: int
+    checkpoint_samples: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _warmup_fits(self) -> "TrainParams":
+        if self.warmup_samples > self.max_samples:
+            raise ValueError(
+                f"warmup_samples must be <= max_samples ({self.max_samples}), "
+                f"got {self.warmup_samples}"
+            )
+        return self
+
+    @property
+    def samples_per_step(self) -> int:
+        """Clips in one optimizer step: the effective batch."""
+        return self.batch_size * self.accumulation_steps
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps in all."""
+        return math.ceil(self.max_samples / self.samples_per_step)
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps of linear warm-up; never all of them."""
+        return min(round(self.warmup_samples / self.samples_per_step), self.steps - 1)
+
+
+def make_optimizer(model: nn.Module, params: TrainParams) -> torch.optim.AdamW:
+    """AdamW on float32 weights.
+
+    Matrices and convolutions decay; norms, biases, embeddings, queries and the initial latent do not.
+    """
+    decayed, kept = [], []
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            if parameter.requires_grad:
+                matrix = isinstance(module, nn.Linear | nn.Conv2d) and parameter.ndim >= 2
+                (decayed if matrix else kept).append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": params.weight_decay},
+        {"params": kept, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=params.lr, fused=True)
+
+
+def make_schedule(
+    optimizer: torch.optim.Optimizer, *, warmup_steps: int, steps: int
+) -> Callable[[int], float]:
+    """Factor of the peak learning rate for optimizer step 0 .. steps - 1: warm-up, then cosine.
+
+    Shifted by one so that neither the first nor the last update has rate zero; past the end it
+    stays at its last value (the cosine itself would climb again).
+    """
+    scheduler = get_scheduler(
+        "cosine", optimizer, num_warmup_steps=warmup_steps + 1, num_training_steps=steps + 1
+    )
+    (factor, *_) = scheduler.lr_lambdas
+
+    def at_step(step: int) -> float:
+        return float(factor(min(step, steps - 1) + 1))
+
+    return at_step
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
+    """Set the rate of every group."""
+    for group in optimizer.param_groups:
+        group["lr"] = value
