@@ -1,0 +1,64 @@
+"""Is a shard the one that the manifest names? Size always, sha256 before its first use.
+
+A verified file is remembered under `.state/shards/verified/` by device, inode, size and
+modification time, so that later runs cost one stat. All hard links of one file share the record.
+"""
+
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from fvlm.errors import FvlmError, ShardError
+from fvlm.io import read_json, sha256_file, state_folder, write_json
+
+# A file changed within one tick of the file system's clock keeps its modification time: what was
+# verified so shortly after a write is verified again.
+RACY_NS = 100_000_000
+
+
+class DamagedShardError(ShardError):
+    """The file is there, but it is not the one that the manifest names; `fault` says how."""
+
+    def __init__(self, path: Path, fault: str) -> None:
+        self.fault = f"{path} is damaged: {fault}"
+        super().__init__(f"{self.fault}; run `rm -r {path.parent}` and then `dvc repro`")
+
+
+def verify_file(path: Path, *, size: int, sha256: str) -> None:
+    """Raise ShardError unless the file has this size (bytes) and this sha256 (hex).
+
+    The content is read only when this very file was not verified before.
+    """
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        raise ShardError(
+            f"{path} is missing; `dvc checkout` restores it, else `dvc repro`"
+        ) from None
+    if status.st_size != size:
+        raise DamagedShardError(path, f"expected {size} bytes, got {status.st_size}")
+    record = state_folder() / "shards" / "verified" / f"{sha256}.json"
+    if _read_record(record) == _stamp(status):
+        return
+    actual = sha256_file(path)
+    if actual != sha256:
+        raise DamagedShardError(path, f"expected sha256 {sha256}, got {actual}")
+    if time.time_ns() - status.st_mtime_ns > RACY_NS:
+        with suppress(OSError):  # a read-only project still works, it only verifies again
+            write_json(record, _stamp(status))
+
+
+def _stamp(status: os.stat_result) -> dict[str, int]:
+    return {
+        "device": status.st_dev,
+        "inode": status.st_ino,
+        "size": status.st_size,
+        "mtime_ns": status.st_mtime_ns,
+    }
+
+
+def _read_record(path: Path) -> object:
+    with suppress(FvlmError, OSError):
+        return read_json(path)
+    return None
