@@ -1,0 +1,109 @@
+"""From a decoded frame to a stored one: displayed geometry, centre square, area resize, RGB.
+
+The stored frame is the centre square of what a player shows: pixels are stretched by the sample
+aspect ratio and the picture is turned by the container's display matrix. Colour follows the
+frame's own matrix and range; a frame without a matrix is read as BT.601, as FFmpeg does. High bit
+depths are rounded to 8 bits; HDR transfer curves are kept as they are (no tone mapping).
+"""
+
+import struct
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+from av.buffer import Buffer
+from av.filter import Graph
+from av.video.format import VideoFormat
+from av.video.frame import VideoFrame
+
+# Exact rounding and no SIMD differences: the same bytes on every machine.
+SCALE_FLAGS = "area+accurate_rnd+full_chroma_int+bitexact"
+
+
+@dataclass(frozen=True)
+class Orientation:
+    """How the coded picture becomes the displayed one: transpose first, then mirror."""
+
+    transpose: bool = False
+    mirror_x: bool = False
+    mirror_y: bool = False
+
+    @property
+    def degrees(self) -> int:
+        """Clockwise turn in degrees, leaving mirroring aside."""
+        if self.transpose:
+            return 90 if self.mirror_x else 270
+        return 180 if self.mirror_y else 0
+
+    def apply(self, picture: np.ndarray) -> np.ndarray:
+        """Orient one picture [H, W, C]."""
+        if self.transpose:
+            picture = picture.transpose(1, 0, 2)
+        if self.mirror_x:
+            picture = picture[:, ::-1]
+        if self.mirror_y:
+            picture = picture[::-1]
+        return picture
+
+
+def orientation_of(frame: VideoFrame) -> Orientation:
+    """Read the display matrix that travels with the frame; nonsense means upright.
+
+    The matrix maps (x, y) to (a x + c y, b x + d y), y downwards, in 16.16 fixed point. Source:
+    ISO/IEC 14496-12, track header box.
+    """
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if not isinstance(matrix, Buffer):
+        return Orientation()
+    a, b, _, c, d = struct.unpack("=5i", bytes(matrix)[:20])
+    if abs(a) + abs(d) >= abs(b) + abs(c):
+        return Orientation(False, a < 0, d < 0)
+    return Orientation(True, c < 0, b < 0)
+
+
+class FrameConverter:
+    """Turns decoded frames into stored ones: uint8 [size, size, 3] RGB."""
+
+    def __init__(self, size: int, sample_aspect_ratio: Fraction | None) -> None:
+        self._size = size
+        self._aspect = sample_aspect_ratio or Fraction(1)
+        self._graph: Graph | None = None
+        self._graph_key: tuple[int, int, str] | None = None
+
+    def convert(self, frame: VideoFrame) -> np.ndarray:
+        """The displayed centre square of the frame, resized, RGB."""
+        key = (frame.width, frame.height, frame.format.name)
+        if self._graph is None or key != self._graph_key:
+            self._graph, self._graph_key = self._build(*key), key
+        self._graph.vpush(frame)
+        picture = self._graph.vpull().to_ndarray()
+        return orientation_of(frame).apply(picture)
+
+    def _build(self, width: int, height: int, pixel_format: str) -> Graph:
+        crop_width, crop_height = centre_square(width, height, self._aspect)
+        graph = Graph()
+        graph.threads = 1
+        graph.link_nodes(
+            graph.add_buffer(
+                width=width,
+                height=height,
+                format=VideoFormat(pixel_format),
+                time_base=Fraction(1, 1000),
+            ),
+            graph.add("crop", f"w={crop_width}:h={crop_height}"),  # centred by default
+            graph.add("scale", f"w={self._size}:h={self._size}:flags={SCALE_FLAGS}"),
+            graph.add("format", "rgb24"),
+            graph.add("buffersink"),
+        ).configure()
+        return graph
+
+
+def centre_square(width: int, height: int, aspect: Fraction) -> tuple[int, int]:
+    """Coded width and height of the largest square of the displayed picture.
+
+    `aspect` is the sample aspect ratio: displayed width of a coded pixel over its height.
+    """
+    displayed = width * aspect
+    if displayed >= height:
+        return max(round(height / aspect), 1), height
+    return width, max(round(displayed), 1)

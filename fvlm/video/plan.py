@@ -1,0 +1,81 @@
+"""Which packets have to be decoded to get some frames: pure arithmetic on packet facts.
+
+A random access point is a packet where decoding may start. A *leading* packet follows it in
+decoding order but is shown before it, and may refer to what came before (an open group of
+pictures).
+"""
+
+from bisect import bisect_right
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from fvlm.video.container import PacketFacts
+
+# Codecs whose skipping of unreferenced frames leaves all other frames bit-identical.
+SKIPS_UNREFERENCED = frozenset(
+    {"h264", "hevc", "vp8", "vp9", "mpeg1video", "mpeg2video", "mpeg4", "mjpeg"}
+)
+# AV1's decoder takes the wish to skip only when it is opened: only whole spans are left out.
+FAST_CODECS = SKIPS_UNREFERENCED | {"av1"}
+# Containers that mark random access points and give every packet its own timestamp.
+FAST_CONTAINERS = frozenset({"mp4", "mkv", "webm", "avi"})
+
+
+@dataclass(frozen=True)
+class Span:
+    """Decode from packet `start` until the target packets' frames have come out."""
+
+    start: int
+    targets: tuple[int, ...]
+    dropped: frozenset[int]  # leading packets that must not be decoded
+
+
+def plan_spans(
+    packets: Sequence[PacketFacts], times: Collection[int], *, codec: str
+) -> list[Span] | None:
+    """Spans that hold the frames shown at `times`, in decoding order.
+
+    None when the packets do not prove that decoding from inside is exact: start of the stream is
+    not a random access point, a time is given to two packets, or has no pts.
+    """
+    shown = [packet.time for packet in packets if packet.is_shown]
+    if len(set(shown)) != len(shown) or not all(packet.has_pts for packet in packets):
+        return None
+    if not packets[0].is_keyframe or _leading(packets, 0):
+        return None
+    starts = _random_access_points(packets, codec)
+    wanted = set(times)
+    groups: list[tuple[int, list[int]]] = []
+    for index, packet in enumerate(packets):
+        if not (packet.is_shown and packet.time in wanted):
+            continue
+        place = bisect_right(starts, index) - 1
+        if packet.time < packets[starts[place]].time:
+            place -= 1  # a leading frame needs the group before
+        if groups and starts[max(place, 0)] <= groups[-1][1][-1]:
+            groups[-1][1].append(index)
+        else:
+            groups.append((starts[max(place, 0)], [index]))
+    return [
+        Span(start, tuple(targets), _leading(packets, start) - set(targets))
+        for start, targets in groups
+    ]
+
+
+def _random_access_points(packets: Sequence[PacketFacts], codec: str) -> list[int]:
+    """Keyframes. In H.264 only those of closed groups: later frames may refer to leading ones."""
+    keys = [index for index, packet in enumerate(packets) if packet.is_keyframe]
+    if codec != "h264":
+        return keys
+    return [index for index in keys if not _leading(packets, index)]
+
+
+def _leading(packets: Sequence[PacketFacts], key: int) -> frozenset[int]:
+    """Packets between this keyframe and the next that are shown before it."""
+    leading = []
+    for index in range(key + 1, len(packets)):
+        if packets[index].is_keyframe:
+            break
+        if packets[index].time < packets[key].time:
+            leading.append(index)
+    return frozenset(leading)

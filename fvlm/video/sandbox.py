@@ -1,0 +1,124 @@
+"""The worker's side of `fvlm.video.worker`: limits, the message format, and the serving loop.
+
+A message is two big-endian lengths (JSON, raw bytes), then the JSON, then the bytes of its arrays
+one after the other. Imports as little as possible: one runs in every worker.
+"""
+
+import ctypes
+import importlib
+import json
+import os
+import resource
+import signal
+import struct
+from collections.abc import Callable
+from typing import IO, Any
+
+import numpy as np
+
+from fvlm.errors import VideoError
+from fvlm.video.reasons import Reason
+
+PREFIX = struct.Struct(">QQ")  # bytes of JSON, bytes of arrays
+STDERR_BYTES = 2**20  # what decoders may print for one item
+OPEN_FILES = 64
+MESSAGE_CHARACTERS = 2000
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def encode_header(header: dict[str, Any], payload_bytes: int = 0) -> bytes:
+    """The first part of a message; `payload_bytes` of raw array bytes follow it."""
+    text = json.dumps(header).encode()
+    return PREFIX.pack(len(text), payload_bytes) + text
+
+
+def read_message(stream: IO[bytes]) -> dict[str, Any] | None:
+    """The next request from the parent; None when the parent has closed the pipe."""
+    prefix = stream.read(PREFIX.size)
+    if len(prefix) < PREFIX.size:
+        return None
+    length, _ = PREFIX.unpack(prefix)
+    message: dict[str, Any] = json.loads(stream.read(length))
+    return message
+
+
+def serve(parent: int, function: str, deadline_seconds: float, memory_bytes: int) -> None:
+    """Answer requests until the parent closes the pipe. Runs in a fresh interpreter."""
+    _die_with_parent(parent)
+    requests, replies = _claim_pipes()
+    _limit(memory_bytes)
+    call = _load(function)
+    while (request := read_message(requests)) is not None:
+        os.truncate(2, 0)  # stderr holds what concerns this item only
+        _limit_processor(deadline_seconds)
+        header, arrays = _answer(call, request)
+        replies.write(encode_header(header, sum(array.nbytes for array in arrays)))
+        for array in arrays:
+            replies.write(array.data)
+        replies.flush()
+
+
+def _answer(
+    call: Callable[[dict[str, Any]], Any], request: dict[str, Any]
+) -> tuple[dict[str, Any], list[Any]]:
+    """Header and contiguous arrays of the reply; every failure becomes a typed one."""
+    try:
+        result = call(request)
+        values, arrays = result if isinstance(result, tuple) else (result, {})
+        described = [
+            {"name": name, "dtype": array.dtype.str, "shape": array.shape}
+            for name, array in arrays.items()
+        ]
+        contiguous = [np.ascontiguousarray(array) for array in arrays.values()]
+        header = {"values": values, "arrays": described}
+        json.dumps(header)  # a result that is not JSON is this item's failure
+    except VideoError as error:
+        return _failure(error.reason, str(error)), []
+    except MemoryError as error:
+        return _failure(Reason.OUT_OF_MEMORY, f"memory limit reached {error}".strip()), []
+    except BaseException as error:
+        return _failure(Reason.CRASHED, f"{type(error).__name__}: {error}"), []
+    return header, contiguous
+
+
+def _failure(reason: str, message: str) -> dict[str, Any]:
+    return {"reason": str(reason), "message": message[:MESSAGE_CHARACTERS]}
+
+
+def _load(function: str) -> Callable[[dict[str, Any]], Any]:
+    """The function named `module:name`."""
+    module, _, name = function.partition(":")
+    call: Callable[[dict[str, Any]], Any] = getattr(importlib.import_module(module), name)
+    return call
+
+
+def _claim_pipes() -> tuple[IO[bytes], IO[bytes]]:
+    """Move the protocol off stdin and stdout, so that no library's print can disturb it."""
+    requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    os.dup2(null, 1)
+    os.close(null)
+    return requests, replies
+
+
+def _die_with_parent(parent: int) -> None:
+    """Ask the kernel for SIGKILL when the parent ends; leave at once if it already has."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _limit(memory_bytes: int) -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (STDERR_BYTES, STDERR_BYTES))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, OPEN_FILES))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _limit_processor(seconds: float) -> None:
+    """Allow this item `seconds` of processor time on top of what was used before."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    soft = int(usage.ru_utime + usage.ru_stime + seconds) + 2
+    resource.setrlimit(resource.RLIMIT_CPU, (soft, resource.RLIM_INFINITY))
