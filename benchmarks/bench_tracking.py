@@ -1,0 +1,84 @@
+"""What tracking costs a training: the time of a log call, and of steps with and without it.
+
+    python -m benchmarks.bench_tracking [--steps 300]
+
+The steps are real work on all cores. Blocks of steps with a tracker that is up and sends, and
+blocks without one, take turns. Last line: one JSON object.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from fvlm.tracking import Tracker
+
+BLOCK_STEPS = 50
+
+
+def step_seconds(weights: torch.Tensor, tracker: Tracker | None, step: int) -> float:
+    """Time of one step of matrix products with five logged values."""
+    begin = time.perf_counter()
+    x = weights
+    for _ in range(4):
+        x = torch.tanh(weights @ x)
+    values = dict.fromkeys(("loss", "ratio", "lr", "gradient_norm", "rate"), float(x.mean()))
+    if tracker is not None:
+        tracker.log(step, values)
+    return time.perf_counter() - begin
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--width", type=int, default=640)
+    arguments = parser.parse_args()
+    torch.manual_seed(0)
+    weights = torch.randn(arguments.width, arguments.width) / arguments.width**0.5
+    for step in range(BLOCK_STEPS):
+        step_seconds(weights, None, step)
+    plain: list[float] = []
+    tracked: list[float] = []
+    logs: list[float] = []
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["DVC_ROOT"] = folder
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
+        begin = time.perf_counter()
+        tracker = Tracker(run_name="bench", run_id=None, params={}, spool=Path(folder, "spool"))
+        start_seconds = time.perf_counter() - begin
+        starting = []
+        while tracker.run_id is None:
+            starting.append(step_seconds(weights, None, 0))
+        ready_seconds = time.perf_counter() - begin
+        for step in range(arguments.steps):
+            with_tracker = step // BLOCK_STEPS % 2 == 0
+            seconds = step_seconds(weights, tracker if with_tracker else None, step)
+            (tracked if with_tracker else plain).append(seconds)
+        for step in range(arguments.steps, arguments.steps + 2000):
+            begin = time.perf_counter()
+            tracker.log(step, {"loss": 1.0, "ratio": 1.0, "lr": 1.0, "norm": 1.0, "rate": 1.0})
+            logs.append(time.perf_counter() - begin)
+        begin = time.perf_counter()
+        tracker.close(status="FINISHED")
+        close_seconds = time.perf_counter() - begin
+    result = {
+        "start_ms": start_seconds * 1e3,
+        "ready_seconds": ready_seconds,
+        "log_us": statistics.median(logs) * 1e6,
+        "log_us_p99": statistics.quantiles(logs, n=100)[98] * 1e6,
+        "step_ms": statistics.median(plain) * 1e3,
+        "step_ms_tracked": statistics.median(tracked) * 1e3,
+        "step_ms_while_starting": statistics.mean(starting) * 1e3,
+        "slowdown": sum(tracked) / len(tracked) / (sum(plain) / len(plain)) - 1,
+        "close_seconds": close_seconds,
+    }
+    print(json.dumps({name: round(value, 4) for name, value in result.items()}))
+
+
+if __name__ == "__main__":
+    main()
