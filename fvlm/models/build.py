@@ -10,6 +10,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
+from torch import nn
 from transformers import LlamaModel
 
 from fvlm.errors import CheckpointError, ShardError
@@ -23,7 +24,9 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 FORMAT = 1
 
 
-def build_model(params: ModelParams, manifest: dict[str, Any]) -> tuple[FoveatedModel, dict[str, Any]]:
+def build_model(
+    params: ModelParams, manifest: dict[str, Any]
+) -> tuple[FoveatedModel, dict[str, Any]]:
     """A model for the shards of this encode manifest, and the config that describes it.
 
     Raises ShardError when the stored layer does not fit `model.query_layers`, WeightsError when a
@@ -65,7 +68,8 @@ def check_layer(params: ModelParams, manifest: dict[str, Any]) -> None:
         raise ShardError(
             f"encode.layer ({layer}) and model.query_layers ({params.query_layers}) do not fit: "
             f"their sum must be the encoder's number of blocks ({blocks}); "
-            f"set model.query_layers: {blocks - layer} or encode.layer: {blocks - params.query_layers}"
+            f"set model.query_layers: {blocks - layer} or "
+            f"encode.layer: {blocks - params.query_layers}"
         )
 
 
@@ -85,7 +89,9 @@ def load_model(folder: str | Path = "models/foveated") -> FoveatedModel:
     folder = Path(folder)
     config = read_json(folder / CONFIG)
     if config.get("format") != FORMAT:
-        raise CheckpointError(f"{folder / CONFIG}: format {config.get('format')}, expected {FORMAT}")
+        raise CheckpointError(
+            f"{folder / CONFIG}: format {config.get('format')}, expected {FORMAT}"
+        )
     params = ModelParams.model_validate(config["model"])
     language = language_from_config(config["language"])
     tail = (
@@ -102,7 +108,7 @@ def _assemble(
     params: ModelParams, language: LlamaModel, tail: EncoderTail | None, config: dict[str, Any]
 ) -> FoveatedModel:
     # Without text no token id is ever embedded, and the table is half of a small model.
-    language.embed_tokens = None
+    language.set_input_embeddings(nn.Identity())
     width = config["token_shape"][1]
     attention = (
         DeepAttention(tail)

@@ -45,7 +45,7 @@ class FilmHead(nn.Module):
         B, T, _ = hidden.shape
         gamma, beta = self.film(hidden).flatten(0, 1)[:, :, None, None].chunk(2, dim=1)
         prediction: Tensor = self.after(gamma * features + beta)
-        return prediction.unflatten(0, (B, T))
+        return prediction.reshape(B, T, *prediction.shape[1:])
 
 
 def _convolutions(channels: tuple[int, ...]) -> nn.Sequential:

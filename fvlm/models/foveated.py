@@ -96,7 +96,7 @@ class FoveatedModel(nn.Module):
         self.head = FilmHead(hidden, latent_shape[0])
 
     def forward(self, tokens: Tensor, latents: Tensor) -> Prediction:
-        """Tokens [B,T,N,D] and latents [B,T,C,h,w] -> predictions of the coarse and last fine pass."""
+        """Tokens [B,T,N,D] and latents [B,T,C,h,w] -> predictions of coarse and last fine pass."""
         cache = self.cache_frames(tokens)
         passes = self.run_passes(cache, *tokens.shape[:2])
         features = self.encode_previous(latents)

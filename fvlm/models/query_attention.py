@@ -75,6 +75,7 @@ class DeepAttention(nn.Module):
         """
         x = queries
         for block, (keys, values) in zip(self.tail.blocks, cache.blocks, strict=True):
+            assert isinstance(block, EncoderBlock)
             x, weights = _query_block(block, x, keys, values)
         return self.tail.final_norm(x), weights.mean(dim=1)
 

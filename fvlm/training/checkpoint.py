@@ -4,7 +4,7 @@ A checkpoint is a folder `step-00001234/` below the folder of its configuration:
 
     model.safetensors      trainable weights, float32
     optimizer.safetensors  AdamW's moments and step counts, `{parameter}.{moment}`
-    state.json             step, history of every step, tracking run, sha256 of the two files
+    state.json             step, history of every step, sha256 of the two files
 
 The random state is not stored because nothing depends on it: clips, frames and seeds are pure
 functions of (seed, position).
@@ -35,7 +35,6 @@ class TrainState:
 
     step: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
-    run_id: str | None = None
 
 
 class Checkpoints:
@@ -60,7 +59,6 @@ class Checkpoints:
                 "schema": SCHEMA,
                 "identity": self._identity,
                 "step": state.step,
-                "run_id": state.run_id,
                 "sha256": {name: sha256_file(temporary / name) for name in tensors},
                 "history": state.history,
             },
@@ -84,15 +82,17 @@ class Checkpoints:
                 print(f"train: {error}; falling back to the one before", file=sys.stderr)
         return TrainState()
 
-    def remove_finished_others(self) -> None:
-        """Delete the states of other finished trainings: only the latest can be wanted again."""
+    def finish(self) -> None:
+        """This training is complete: keep its last state, delete those of other complete ones.
+
+        The last one serves a stage that is run again; states of unfinished trainings stay.
+        """
+        (self.folder / _FINISHED).touch()
         for marker in self._root.glob(f"*/{_FINISHED}"):
             if marker.parent != self.folder:
                 shutil.rmtree(marker.parent, ignore_errors=True)
-
-    def mark_finished(self) -> None:
-        """Note that this training is complete."""
-        (self.folder / _FINISHED).touch()
+        for old in self._saved()[:-1]:
+            shutil.rmtree(old, ignore_errors=True)
 
     def _saved(self) -> list[Path]:
         return sorted(self.folder.glob("step-*"))
@@ -103,9 +103,7 @@ class Checkpoints:
         for leftover in self.folder.glob(".step-*.tmp"):
             shutil.rmtree(leftover, ignore_errors=True)
 
-    def _load(
-        self, folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer
-    ) -> TrainState:
+    def _load(self, folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainState:
         try:
             saved = read_json(folder / STATE)
             hashes = {name: sha256_file(folder / name) for name in (MODEL, OPTIMIZER)}
@@ -118,7 +116,7 @@ class Checkpoints:
             raise _DamagedError(f"checkpoint {folder} is damaged (sha256 differs)")
         model.load_state_dict(load_file(folder / MODEL), strict=False)
         _load_moments(model, optimizer, load_file(folder / OPTIMIZER))
-        return TrainState(step=saved["step"], history=saved["history"], run_id=saved["run_id"])
+        return TrainState(step=saved["step"], history=saved["history"])
 
 
 _FINISHED = "finished"

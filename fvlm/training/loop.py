@@ -50,20 +50,18 @@ def train(
     *,
     checkpoints: Checkpoints,
     device: torch.device,
-    on_start: Callable[[TrainState], None] = lambda _: None,
     on_step: Callable[[Row], None] = lambda _: None,
 ) -> TrainState:
     """Train until `params.max_samples` clips were seen, resuming from the newest checkpoint.
 
-    `load_batch` returns the clips at the given positions of the sample stream. Raises OutOfTimeError
-    after `params.max_hours` or a SIGTERM, with the state saved, and TrainingError when a loss or
+    `load_batch` returns the clips at the given positions of the sample stream.
+    Raises OutOfTimeError after `params.max_hours` or a SIGTERM, with the state saved, and TrainingError when a loss or
     gradient is not finite, with nothing saved from that step.
     """
     model.to(device).train()
     optimizer = make_optimizer(model, params)
     factor = make_schedule(optimizer, warmup_steps=params.warmup_steps, steps=params.steps)
     state = checkpoints.resume(model, optimizer)
-    on_start(state)
     deadline = time.monotonic() + params.max_hours * 3600
     size = params.samples_per_step
     every = max(1, params.checkpoint_samples // size)
@@ -121,8 +119,8 @@ def train_step(
     loss_value = sums["loss_fine"] + params.lambda_coarse * sums["loss_coarse"]
     if not (math.isfinite(loss_value) and math.isfinite(norm)):
         raise TrainingError(
-            f"step {step}: loss {loss_value}, gradient norm {norm}: not finite. Clips of the step: "
-            f"{', '.join(keys)}. Nothing of this step was saved; lower train.lr or inspect the clips"
+            f"step {step}: loss {loss_value}, gradient norm {norm}: not finite; nothing of this "
+            f"step was saved. Lower train.lr or inspect its clips: {', '.join(keys)}"
         )
     optimizer.step()
     rate = optimizer.param_groups[0]["lr"]

@@ -57,9 +57,10 @@ class TrainParams(Params):
 def make_optimizer(model: nn.Module, params: TrainParams) -> torch.optim.AdamW:
     """AdamW on float32 weights.
 
-    Matrices and convolutions decay; norms, biases, embeddings, queries and the initial latent do not.
+    Matrices and convolutions decay; norms, biases, embeddings, queries, the first latent do not.
     """
-    decayed, kept = [], []
+    decayed: list[nn.Parameter] = []
+    kept: list[nn.Parameter] = []
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
             if parameter.requires_grad:
