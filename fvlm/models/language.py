@@ -1,0 +1,69 @@
+"""The language model's trunk: Llama blocks and the final norm, without the output head."""
+
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, LlamaConfig, LlamaModel, PreTrainedTokenizerBase
+
+from fvlm.errors import ParamsError
+from fvlm.io import read_json
+from fvlm.models.quiet import quiet
+from fvlm.models.sources import CONFIG, Provenance, resolve, unusable
+
+
+def load_language(source: str, *, layers: int = 0) -> tuple[LlamaModel, Provenance]:
+    """The first `layers` blocks (0 = all) of a Llama model, float32, in evaluation mode.
+
+    `model(inputs_embeds=[B,S,H], attention_mask=..., use_cache=False).last_hidden_state` is [B,S,H]
+    after the final norm; H is `model.config.hidden_size`. Blocks that are left out are not read.
+    Raises WeightsError when the source cannot be loaded, ParamsError when it has fewer blocks.
+    """
+    resolved = resolve(source, kind="language")
+    document = read_json(resolved.folder / CONFIG)
+    if document.get("model_type") != "llama":
+        found = document.get("model_type")
+        raise unusable(source, "language", f"model type {found!r} is not supported, only 'llama'")
+    config = LlamaConfig.from_pretrained(resolved.folder, local_files_only=True)
+    config.num_hidden_layers = _count_layers(layers, config.num_hidden_layers, source)
+    pretrained: Any = LlamaModel
+    with quiet():
+        model, report = pretrained.from_pretrained(
+            resolved.folder,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    if report["missing_keys"]:
+        # transformers would leave them at random values.
+        missing = ", ".join(sorted(report["missing_keys"])[:3])
+        raise unusable(source, "language", f"weights are missing: {missing}, ...")
+    trunk: LlamaModel = model.eval()
+    return trunk, resolved.provenance
+
+
+def _count_layers(wanted: int, available: int, source: str) -> int:
+    if not 0 <= wanted <= available:
+        raise ParamsError(
+            f"model.llm_layers: must be 0 (all) to {available}, the number of blocks of {source}, "
+            f"got {wanted}"
+        )
+    return wanted or available
+
+
+def language_from_config(config: dict[str, Any]) -> LlamaModel:
+    """The architecture of a trunk with random weights, from its `config.to_diff_dict()`."""
+    model: LlamaModel = LlamaModel(LlamaConfig.from_dict(config)).eval()
+    return model
+
+
+def load_tokenizer(source: str) -> tuple[PreTrainedTokenizerBase, Provenance]:
+    """The tokenizer that lies beside the language model's weights."""
+    resolved = resolve(source, kind="language")
+    try:
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(resolved.folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise unusable(source, "language", f"no tokenizer: {error}") from None
+    return tokenizer, resolved.provenance
