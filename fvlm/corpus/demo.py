@@ -1,0 +1,165 @@
+"""The demo corpus: an animated film, fetched once from a package and cut into clips.
+
+Big Buck Bunny, (c) copyright 2008, Blender Foundation / www.bigbuckbunny.org, CC-BY-3.0; from the
+source distribution of moviepy 2.2.1. It is fetched with pip, so that the user's package index and
+proxy hold; pip checks the archive's hash before it runs anything of it.
+"""
+
+import hashlib
+import io
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from pathlib import Path
+
+from fvlm.corpus.demo_clips import CLIPS
+from fvlm.errors import FvlmError, SourceError
+from fvlm.io import (
+    atomic_write,
+    cache_folder,
+    hash_json,
+    read_jsonl,
+    sha256_file,
+    write_jsonl,
+)
+
+PACKAGE = "moviepy==2.2.1"
+SDIST = "moviepy-2.2.1.tar.gz"
+SDIST_SHA256 = "c80cb56815ece94e5e3e2d361aa40070eeb30a09d23a24c4e684d03e16deacb1"
+ARCHIVE = (
+    "moviepy-2.2.1/docs/_static/medias/getting_started/moviepy_10_minutes/moviepy_10_minutes.zip"
+)
+FILM = "moviepy_10_minutes/resources/bbb.mp4"
+FILM_SHA256 = "475fbbf34c4c367998f80c29ea03b15a743941179b12da3373fc6706e68621d0"
+
+FETCH_SECONDS = 1200.0  # 58 MB at 50 KB/s
+CLIP_TIME_NS = 1_211_500_800 * 10**9  # one mtime everywhere: the film was released in May 2008
+MARKER = "complete.jsonl"
+
+
+def demo_folder() -> Path:
+    """The folder of the clips; fetches and cuts the film when they are missing or damaged.
+
+    Raises SourceError, which names `collect.source`, when the film cannot be fetched.
+    """
+    folder = cache_folder() / "demo" / _version()
+    if is_complete(folder):
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".building-") as temporary:
+        print(f"demo: fetching Big Buck Bunny from {PACKAGE} (58 MB, once)", file=sys.stderr)
+        film = extract_film(fetch_sdist(Path(temporary)), Path(temporary))
+        built = Path(temporary) / "clips"
+        build_clips(film, built)
+        _publish(built, folder)
+    return folder
+
+
+def clip_names() -> list[str]:
+    """File names of the clips, in the film's order."""
+    return [f"big-buck-bunny-{number:02d}.mp4" for number in range(1, len(CLIPS) + 1)]
+
+
+def demo_captions() -> dict[str, str]:
+    """The caption of each clip, by file name."""
+    return {name: clip.caption for name, clip in zip(clip_names(), CLIPS, strict=True)}
+
+
+def fetch_sdist(folder: Path, *, pip: tuple[str, ...] = (sys.executable, "-m", "pip")) -> Path:
+    """Download the source distribution that carries the film; pip verifies its sha256."""
+    requirements = folder / "requirements.txt"
+    requirements.write_text(f"{PACKAGE} --hash=sha256:{SDIST_SHA256}\n", encoding="utf-8")
+    command = [*pip, "download", "--quiet", "--no-deps", "--no-binary", "moviepy", "--retries", "2"]
+    command += ["--require-hashes", "--dest", str(folder), "--requirement", str(requirements)]
+    try:
+        result = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="backslashreplace",
+            timeout=FETCH_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        raise _fetch_error(f"pip took longer than {FETCH_SECONDS:.0f} s") from None
+    if result.returncode != 0 or not (folder / SDIST).is_file():
+        raise _fetch_error("\n".join(result.stdout.splitlines()[-5:]))
+    return folder / SDIST
+
+
+def extract_film(sdist: Path, folder: Path) -> Path:
+    """Take the film out of the zip inside the source distribution, and check its sha256."""
+    try:
+        with tarfile.open(sdist) as outer:
+            member = outer.extractfile(ARCHIVE)
+            assert member is not None
+            with zipfile.ZipFile(io.BytesIO(member.read())) as inner:
+                content = inner.read(FILM)
+    except (tarfile.TarError, zipfile.BadZipFile, KeyError, EOFError, OSError) as error:
+        raise _fetch_error(f"{sdist.name} does not hold the film: {error}") from None
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != FILM_SHA256:
+        raise _fetch_error(f"{FILM} has sha256 {digest}, expected {FILM_SHA256}")
+    film = folder / "film.mp4"
+    with atomic_write(film) as file:
+        file.write(content)
+    return film
+
+
+def build_clips(film: Path, folder: Path) -> None:
+    """Cut the film into `folder` and record the size and sha256 of every clip."""
+    # PyAV is only needed here, and costs more time to import than all of `collect` takes.
+    from fvlm.corpus.cut import cut_film
+
+    folder.mkdir()
+    clips = [folder / name for name in clip_names()]
+    cut_film(film, starts=[clip.start for clip in CLIPS], targets=clips)
+    for clip in clips:
+        os.utime(clip, ns=(CLIP_TIME_NS, CLIP_TIME_NS))
+    rows = [
+        {"name": clip.name, "size": clip.stat().st_size, "sha256": sha256_file(clip)}
+        for clip in clips
+    ]
+    write_jsonl(folder / MARKER, rows)
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether every clip is there with its size and time: a changed clip has another time."""
+    try:
+        sizes = {row["name"]: row["size"] for row in read_jsonl(folder / MARKER)}
+        stats = {name: (folder / name).stat() for name in clip_names()}
+    except (FvlmError, OSError, KeyError):
+        return False
+    return all(
+        stat.st_size == sizes.get(name) and stat.st_mtime_ns == CLIP_TIME_NS
+        for name, stat in stats.items()
+    )
+
+
+def _version() -> str:
+    """Another film or other cuts live in another folder; new captions do not."""
+    return hash_json([FILM_SHA256, [clip.start for clip in CLIPS]])[:12]
+
+
+def _publish(built: Path, folder: Path) -> None:
+    """Rename the clips into place, in the stead of a damaged folder."""
+    if folder.exists() and not is_complete(folder):
+        shutil.rmtree(folder)
+    try:
+        built.rename(folder)
+    except OSError:
+        if not is_complete(folder):  # else another process was faster
+            raise
+
+
+def _fetch_error(cause: str) -> SourceError:
+    return SourceError(
+        f"the demo film cannot be fetched from the package {PACKAGE}:\n{cause}\n"
+        "Check the network or pip's index settings, or set collect.source in params.yaml to a "
+        "folder of your own videos or a .csv or .jsonl list of them."
+    )

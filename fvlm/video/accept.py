@@ -1,0 +1,109 @@
+"""Which videos are used, and for what: pure rules on probe facts, no files are opened."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from fvlm.errors import VideoError
+from fvlm.params import Params
+from fvlm.seeding import unit_hash
+from fvlm.video.facts import Facts
+
+Status = Literal["accepted", "filtered", "quarantined"]
+Split = Literal["train", "val"]
+
+
+class FilterParams(Params):
+    """min_seconds, max_seconds: bounds of the duration, both included.
+
+    val_fraction: expected share of accepted videos that evaluation holds out.
+    """
+
+    min_seconds: float = Field(ge=0)
+    max_seconds: float = Field(gt=0)
+    val_fraction: float = Field(gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "FilterParams":
+        if self.min_seconds > self.max_seconds:
+            raise ValueError(
+                f"min_seconds ({self.min_seconds:g}) must be <= max_seconds ({self.max_seconds:g})"
+            )
+        return self
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """reason and message are empty for an accepted video."""
+
+    status: Status
+    reason: str = ""
+    message: str = ""
+
+
+ACCEPTED = Verdict("accepted")
+
+
+def classify(outcome: Facts | VideoError, params: FilterParams) -> Verdict:
+    """Accept a video by its duration; a failed probe keeps its typed reason."""
+    if isinstance(outcome, VideoError):
+        return Verdict("quarantined", str(outcome.reason), str(outcome))
+    seconds = outcome.duration_seconds
+    if seconds < params.min_seconds:
+        return Verdict("filtered", "too_short", f"{seconds:.3f} s < {params.min_seconds:g} s")
+    if seconds > params.max_seconds:
+        return Verdict("filtered", "too_long", f"{seconds:.3f} s > {params.max_seconds:g} s")
+    return ACCEPTED
+
+
+def classify_all(
+    outcomes: Mapping[str, Facts | VideoError], params: FilterParams
+) -> dict[str, Verdict]:
+    """Verdicts by video_id; of accepted videos with equal content the first id is kept."""
+    first: dict[str, str] = {}
+    verdicts = {}
+    for video_id in sorted(outcomes):
+        outcome = outcomes[video_id]
+        verdict = classify(outcome, params)
+        if verdict == ACCEPTED and isinstance(outcome, Facts):
+            original = first.setdefault(outcome.sha256, video_id)
+            if original != video_id:
+                verdict = Verdict("filtered", "duplicate_content", f"same content as {original}")
+        verdicts[video_id] = verdict
+    return verdicts
+
+
+def assign_splits(video_ids: Sequence[str], val_fraction: float) -> dict[str, Split]:
+    """Split by hash of the video id, so that other videos do not move this one.
+
+    When all of them fall on one side, the video whose hash is nearest to the border changes sides,
+    as it would with a slightly different `val_fraction`. Fewer than two videos have no split.
+    """
+    if len(video_ids) < 2:
+        return {}
+    hashes = {video_id: unit_hash(video_id, "split") for video_id in video_ids}
+    in_order = sorted(video_ids, key=lambda video_id: (hashes[video_id], video_id))
+    num_val = sum(value < val_fraction for value in hashes.values())
+    num_val = min(max(num_val, 1), len(video_ids) - 1)
+    held_out = set(in_order[:num_val])
+    return {video_id: "val" if video_id in held_out else "train" for video_id in video_ids}
+
+
+def count_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """The stage's metrics; inputs = accepted + filtered + quarantined."""
+    statuses = Counter(row["status"] for row in rows)
+    splits = Counter(row["split"] for row in rows)
+    reasons = Counter(row["reason"] for row in rows if row["reason"])
+    counts = {
+        "inputs": len(rows),
+        "accepted": statuses["accepted"],
+        "accepted_train": splits["train"],
+        "accepted_val": splits["val"],
+        "filtered": statuses["filtered"],
+        "quarantined": statuses["quarantined"],
+    }
+    assert counts["inputs"] == sum(counts[name] for name in ("accepted", "filtered", "quarantined"))
+    return counts | {f"reason_{reason}": reasons[reason] for reason in sorted(reasons)}

@@ -1,0 +1,92 @@
+"""Probe every listed video, keep those of a fitting duration, and split them.
+
+Reads   data/collect/videos.jsonl, the videos, params.yaml:filter
+Writes  data/filter/manifest.jsonl, metrics/filter.json
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from fvlm.errors import FvlmError, VideoError
+from fvlm.io import read_jsonl, state_folder, write_json, write_jsonl
+from fvlm.params import Params, load_params
+from fvlm.progress import Progress
+from fvlm.shards.write import sample_key
+from fvlm.video.accept import FilterParams, Split, Verdict, assign_splits, classify_all, count_rows
+from fvlm.video.facts import FACTS, FactRecord, Facts, probe_all, probe_version
+from pipeline.stage import run
+
+VIDEOS = Path("data/collect/videos.jsonl")
+MANIFEST, METRICS = Path("data/filter/manifest.jsonl"), Path("metrics/filter.json")
+
+
+class Sections(Params):
+    """What this stage reads of params.yaml."""
+
+    filter: FilterParams
+
+
+def main() -> None:
+    """Write a row for every video; stop when there is nothing to train or evaluate on."""
+    params = load_params(Sections).filter
+    videos = read_jsonl(VIDEOS)
+    outcomes = _probe(videos)
+    verdicts = classify_all(outcomes, params)
+    accepted = [video_id for video_id, verdict in verdicts.items() if not verdict.reason]
+    splits = assign_splits(accepted, params.val_fraction)
+    rows = [_row(video, outcomes, verdicts, splits) for video in videos]
+    counts = count_rows(rows)
+    write_jsonl(MANIFEST, rows)
+    write_json(METRICS, counts)
+    summary = ", ".join(f"{count} {name}" for name, count in counts.items())
+    print(f"filter: {summary}")
+    if not splits:
+        raise FvlmError(
+            f"{len(accepted)} of {len(rows)} videos accepted, but training and evaluation need one "
+            f"each ({summary}); {MANIFEST} has the reason of every video. Set collect.source to "
+            "more videos, or widen filter.min_seconds and filter.max_seconds in params.yaml"
+        )
+
+
+def _probe(videos: Sequence[Mapping[str, Any]]) -> dict[str, Facts | VideoError]:
+    """Outcomes by video_id; untouched files are not opened again."""
+    video_ids = {video["path"]: video["video_id"] for video in videos}
+    record = FactRecord(state_folder() / "probe" / f"{probe_version()}.jsonl")
+    outcomes: dict[str, Facts | VideoError] = {}
+    failed: Counter[str] = Counter()
+    with Progress("filter", total=len(videos), unit="video") as progress:
+        for path, outcome in probe_all(video_ids, record):
+            outcomes[video_ids[path]] = outcome
+            if isinstance(outcome, VideoError):
+                failed[str(outcome.reason)] += 1
+            progress.advance(**failed)
+    return outcomes
+
+
+def _row(
+    video: Mapping[str, Any],
+    outcomes: Mapping[str, Facts | VideoError],
+    verdicts: Mapping[str, Verdict],
+    splits: Mapping[str, Split],
+) -> dict[str, Any]:
+    """One line of the manifest; without times, so that touching a file changes nothing."""
+    video_id = video["video_id"]
+    outcome, verdict = outcomes[video_id], verdicts[video_id]
+    facts = {name: getattr(outcome, name, None) for name in FACTS}
+    if verdict.status != "accepted":
+        facts["sha256"] = None
+    return {
+        "video_id": video_id,
+        "key": sample_key(video_id),
+        **{name: video[name] for name in ("path", "size", "caption")},
+        **asdict(verdict),
+        **facts,
+        "split": splits.get(video_id),
+    }
+
+
+if __name__ == "__main__":
+    run(main)
