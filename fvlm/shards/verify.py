@@ -38,15 +38,21 @@ def verify_file(path: Path, *, size: int, sha256: str) -> None:
         ) from None
     if status.st_size != size:
         raise DamagedShardError(path, f"expected {size} bytes, got {status.st_size}")
-    record = state_folder() / "shards" / "verified" / f"{sha256}.json"
-    if _read_record(record) == _stamp(status):
+    if is_verified(path, sha256):
         return
     actual = sha256_file(path)
     if actual != sha256:
         raise DamagedShardError(path, f"expected sha256 {sha256}, got {actual}")
     if time.time_ns() - status.st_mtime_ns > RACY_NS:
         with suppress(OSError):  # a read-only project still works, it only verifies again
-            write_json(record, _stamp(status))
+            write_json(_record(sha256), _stamp(status))
+
+
+def is_verified(path: Path, sha256: str) -> bool:
+    """Whether this very file, unchanged since, was found to have this sha256."""
+    with suppress(FvlmError, OSError):
+        return bool(read_json(_record(sha256)) == _stamp(path.stat()))
+    return False
 
 
 def _stamp(status: os.stat_result) -> dict[str, int]:
@@ -58,7 +64,5 @@ def _stamp(status: os.stat_result) -> dict[str, int]:
     }
 
 
-def _read_record(path: Path) -> object:
-    with suppress(FvlmError, OSError):
-        return read_json(path)
-    return None
+def _record(sha256: str) -> Path:
+    return state_folder() / "shards" / "verified" / f"{sha256}.json"

@@ -1,0 +1,170 @@
+"""Where each sample's fields lie inside a shard: byte offsets from one walk over the tar headers.
+
+The index is remembered under `.state/shards/offsets/` by the shard's sha256, so that it can never
+belong to another content.
+"""
+
+import io
+import math
+import os
+import tarfile
+import zlib
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fvlm.errors import FvlmError, ShardError
+from fvlm.io import read_json, state_folder, write_json
+from fvlm.shards.verify import DamagedShardError, verify_file
+from fvlm.shards.write import BLOCK
+
+NPY_HEADER = 4096  # bytes; more than the header of any plain array
+CHUNK = 1 << 20  # bytes read at once
+
+
+@dataclass(frozen=True)
+class Field:
+    """What one sample holds under a name: `frames`, `tokens`, `latents`."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """A shard's samples in stored order. Offsets and sizes are bytes from the tar's start."""
+
+    keys: list[str]
+    fields: dict[str, Field]  # the same for all samples
+    offsets: dict[str, list[int]]  # by field: where the C-contiguous data of each sample starts
+    metadata: list[tuple[int, int]]  # offset and size of each sample's JSON
+
+
+@dataclass(frozen=True)
+class _Member:
+    key: str
+    name: str
+    start: int  # of the header
+    data: int
+    size: int
+
+    @property
+    def end(self) -> int:
+        return self.data + -(-self.size // BLOCK) * BLOCK
+
+
+def index_shard(path: Path, entry: dict[str, Any]) -> ShardIndex:
+    """Verify a shard against its manifest entry and say where its samples lie.
+
+    Raises ShardError that names the shard and, as far as it can be told, the sample.
+    """
+    try:
+        verify_file(path, size=entry["bytes"], sha256=entry["sha256"])
+    except DamagedShardError as damage:
+        place = locate_damage(path, entry["sample_crc32"])
+        raise DamagedShardError(path, f"{damage.fault} {place}") from None
+    record = state_folder() / "shards" / "offsets" / f"{entry['sha256']}.json"
+    with suppress(FvlmError, OSError, TypeError, ValueError, KeyError):
+        return _parse(read_json(record))
+    index = _index(path)
+    if len(index.keys) != entry["samples"]:
+        raise ShardError(f"{path}: expected {entry['samples']} samples, got {len(index.keys)}")
+    with suppress(OSError):  # a read-only project still works, it only walks again
+        write_json(record, asdict(index))
+    return index
+
+
+def locate_damage(path: Path, sample_crc32: str) -> str:
+    """Which part of a damaged shard differs from what was written: `in sample KEY`."""
+    seen = None
+    with path.open("rb", buffering=0) as file:
+        try:
+            for number, members in enumerate(_samples(file.fileno())):
+                seen = members[0].key
+                expected = int(sample_crc32[8 * number : 8 * number + 8] or "0", 16)
+                if _crc32(file.fileno(), members[0].start, members[-1].end) != expected:
+                    return f"in sample {seen}"
+        except tarfile.HeaderError:
+            return f"behind sample {seen}" if seen else "in the first sample"
+    return f"behind the last sample {seen}"
+
+
+def _index(path: Path) -> ShardIndex:
+    index = ShardIndex([], {}, {}, [])
+    with path.open("rb", buffering=0) as file:
+        for members in _samples(file.fileno()):
+            key = members[0].key
+            fields = {}
+            for member in members:
+                if member.name == "json":
+                    index.metadata.append((member.data, member.size))
+                    continue
+                name = member.name.removesuffix(".npy")
+                fields[name], offset = _array_header(path, file.fileno(), member)
+                index.offsets.setdefault(name, []).append(offset)
+            index.keys.append(key)
+            if len(index.keys) == 1:
+                index.fields.update(fields)
+            if fields != index.fields or len(index.metadata) != len(index.keys):
+                raise ShardError(f"{path}: sample {key}: expected {index.fields} and json, "
+                                 f"got {fields}")  # fmt: skip
+    return index
+
+
+def _samples(descriptor: int) -> Iterator[list[_Member]]:
+    """Groups of members with the same key; raises tarfile.HeaderError at a damaged header."""
+    group: list[_Member] = []
+    for member in _members(descriptor):
+        if group and member.key != group[0].key:
+            yield group
+            group = []
+        group.append(member)
+    if group:
+        yield group
+
+
+def _members(descriptor: int) -> Iterator[_Member]:
+    offset = 0
+    while True:
+        block = os.pread(descriptor, BLOCK, offset)
+        if block == bytes(BLOCK):
+            return
+        header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+        key, _, name = header.name.partition(".")
+        member = _Member(key, name, offset, offset + BLOCK, header.size)
+        yield member
+        offset = member.end
+
+
+def _array_header(path: Path, descriptor: int, member: _Member) -> tuple[Field, int]:
+    """Dtype and shape of a stored array, and where its data starts."""
+    header = io.BytesIO(os.pread(descriptor, min(member.size, NPY_HEADER), member.data))
+    try:
+        np.lib.format.read_magic(header)
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(header)
+    except ValueError as error:
+        raise ShardError(f"{path}: sample {member.key}: {member.name}: {error}") from None
+    if fortran or header.tell() + math.prod(shape) * dtype.itemsize != member.size:
+        raise ShardError(f"{path}: sample {member.key}: {member.name} is not a plain C array")
+    return Field(dtype.str, tuple(shape)), member.data + header.tell()
+
+
+def _parse(stored: dict[str, Any]) -> ShardIndex:
+    fields = {name: Field(f["dtype"], tuple(f["shape"])) for name, f in stored["fields"].items()}
+    metadata = [(offset, size) for offset, size in stored["metadata"]]
+    return ShardIndex(stored["keys"], fields, stored["offsets"], metadata)
+
+
+def _crc32(descriptor: int, start: int, end: int) -> int:
+    checksum = 0
+    while start < end:
+        data = os.pread(descriptor, min(CHUNK, end - start), start)
+        if not data:
+            return -1  # the file ends inside the sample
+        checksum = zlib.crc32(data, checksum)
+        start += len(data)
+    return checksum
