@@ -22,7 +22,7 @@ from transformers.models.dinov3_vit.modeling_dinov3_vit import DINOv3ViTLayer
 
 from fvlm.errors import ParamsError, WeightsError
 from fvlm.io import read_json
-from fvlm.models.quiet import quiet
+from fvlm.models.pretrained import load_pretrained
 from fvlm.models.sources import CONFIG, Provenance, resolve, unusable
 
 Config = Dinov2Config | DINOv3ViTConfig
@@ -228,22 +228,8 @@ def load_dino(source: str) -> tuple[DinoEncoder, Provenance]:
     if found not in _MODELS:
         problem = f"model type {found!r} is not supported, only {' and '.join(_MODELS)}"
         raise unusable(source, "dino", problem)
-    try:
-        with quiet():
-            model, report = _MODELS[found].from_pretrained(
-                resolved.folder,
-                dtype=torch.float32,
-                use_safetensors=True,
-                local_files_only=True,
-                output_loading_info=True,
-            )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise unusable(source, "dino", f"cannot be loaded: {error}") from None
-    if report["missing_keys"]:
-        # transformers would leave them at random values.
-        missing = ", ".join(sorted(report["missing_keys"])[:3])
-        raise unusable(source, "dino", f"weights are missing: {missing}, ...")
-    return DinoEncoder(model).eval(), resolved.provenance
+    encoder = DinoEncoder(load_pretrained(_MODELS[found], resolved, kind="dino"))
+    return encoder.eval(), resolved.provenance
 
 
 def rotary_phases(config: Config, height: int, width: int, *, device: torch.device) -> Positions:

@@ -2,12 +2,11 @@
 
 from typing import Any
 
-import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaModel, PreTrainedTokenizerBase
 
 from fvlm.errors import ParamsError
 from fvlm.io import read_json
-from fvlm.models.quiet import quiet
+from fvlm.models.pretrained import LOAD_ERRORS, load_pretrained, quiet
 from fvlm.models.sources import CONFIG, Provenance, resolve, unusable
 
 
@@ -25,21 +24,7 @@ def load_language(source: str, *, layers: int = 0) -> tuple[LlamaModel, Provenan
         raise unusable(source, "language", f"model type {found!r} is not supported, only 'llama'")
     config = LlamaConfig.from_pretrained(resolved.folder, local_files_only=True)
     config.num_hidden_layers = _count_layers(layers, config.num_hidden_layers, source)
-    pretrained: Any = LlamaModel
-    with quiet():
-        model, report = pretrained.from_pretrained(
-            resolved.folder,
-            config=config,
-            dtype=torch.float32,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    if report["missing_keys"]:
-        # transformers would leave them at random values.
-        missing = ", ".join(sorted(report["missing_keys"])[:3])
-        raise unusable(source, "language", f"weights are missing: {missing}, ...")
-    trunk: LlamaModel = model.eval()
+    trunk: LlamaModel = load_pretrained(LlamaModel, resolved, kind="language", config=config)
     return trunk, resolved.provenance
 
 
@@ -64,6 +49,6 @@ def load_tokenizer(source: str) -> tuple[PreTrainedTokenizerBase, Provenance]:
     try:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(resolved.folder, local_files_only=True)
-    except (OSError, ValueError) as error:
+    except LOAD_ERRORS as error:
         raise unusable(source, "language", f"no tokenizer: {error}") from None
     return tokenizer, resolved.provenance

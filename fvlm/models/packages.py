@@ -24,7 +24,7 @@ from transformers import AutoTokenizer, Dinov2Config, Dinov2Model, LlamaConfig, 
 
 from fvlm.errors import WeightsError
 from fvlm.io import cache_folder, fsync_folder, sha256_file
-from fvlm.models.quiet import quiet
+from fvlm.models.pretrained import quiet
 from fvlm.models.sources import Kind
 
 # Part of the converted folder's name; raise it when a conversion writes something else.

@@ -17,7 +17,7 @@ from fvlm.io import hash_json, project_root, sha256_file
 Kind = Literal["dino", "vae", "language"]
 
 CONFIG = "config.json"
-_HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+_HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w./-]+))?")
 _WEIGHTS = (
     "model.safetensors",
     "model-*.safetensors",

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fvlm.errors import ParamsError
 from fvlm.io import read_json
+from fvlm.models.pretrained import LOAD_ERRORS, check_complete
 from fvlm.models.sources import CONFIG, Provenance, resolve, unusable
 
 _CLASSES = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
@@ -80,9 +81,7 @@ def load_vae(source: str) -> tuple[VaeCodec, Provenance]:
             output_loading_info=True,
             low_cpu_mem_usage=False,  # the other way leaves missing weights on the meta device
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except LOAD_ERRORS as error:
         raise unusable(source, "vae", f"cannot be loaded: {error}") from None
-    if report["missing_keys"]:
-        missing = ", ".join(sorted(report["missing_keys"])[:3])
-        raise unusable(source, "vae", f"weights are missing: {missing}, ...")
-    return VaeCodec(vae.eval().requires_grad_(False)), resolved.provenance
+    check_complete(report, source, "vae")
+    return VaeCodec(vae).eval().requires_grad_(False), resolved.provenance
