@@ -1,0 +1,53 @@
+"""Autoregressive inference: the queries come from the same pass, frame by frame.
+
+    h(m) -> Y_1;  q_1 = q_init -> v_1 -> h(v_1) -> Y_2;  q_2 = W_q h(v_1) -> v_2 -> ..
+
+Training runs coarse and fine passes over all frames in parallel instead; the difference of the two
+losses is the gap between training and inference. After T - 1 fine passes there is none.
+
+Axes: B batch, T frames, N tokens, D token width, H hidden width.
+"""
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from fvlm.models.foveated import FoveatedModel, PassOutput
+from fvlm.models.query_attention import FrameCache
+
+
+def run_autoregressive(model: FoveatedModel, cache: FrameCache, B: int, T: int) -> PassOutput:
+    """One fine pass over the B*T cached frames in which every query is the pass's own.
+
+    The language model keeps its keys and values, so that T frames cost T + 1 short steps.
+    `queries` and `next_queries` of the result are the same: the pass is its own successor.
+    """
+    past = DynamicCache(config=model.language.config)
+    first_frames = torch.arange(B, device=model.q_init.device) * T
+    state = _step(model, model.mode_tokens["fine"].expand(B, 1, -1), past)
+    query = model.q_init.expand(B, 1, -1)
+    predictor, queries, attention, visual = [state], [query], [], []
+    for t in range(T):
+        token, weights = model.read_frames(cache.take(first_frames + t), query)
+        visual.append(token)
+        attention.append(weights)
+        if t < T - 1:
+            state = _step(model, token, past)
+            query = model.to_query(state)
+            predictor.append(state)
+            queries.append(query)
+    found = torch.cat(queries, dim=1)
+    return PassOutput(
+        queries=found,
+        attention=torch.cat(attention, dim=1),
+        visual=torch.cat(visual, dim=1),
+        predictor=torch.cat(predictor, dim=1),
+        next_queries=found,
+    )
+
+
+def _step(model: FoveatedModel, token: Tensor, past: DynamicCache) -> Tensor:
+    """Feed one token [B,1,H], remembered in `past`; its state [B,1,H]."""
+    output = model.language(inputs_embeds=token, past_key_values=past, use_cache=True)
+    state: Tensor = output.last_hidden_state
+    return state

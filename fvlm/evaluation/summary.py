@@ -1,0 +1,124 @@
+"""From losses [clips,T] by arm to the figures of an evaluation: flat metrics and rows of tables.
+
+Names: `loss_X` mean loss of arm X over all its frames; `ratio_X` coarse / X, as
+`coarse_fine_ratio` is coarse / fine (above 1: better than coarse); `X_fine_ratio` X / fine (above
+1: the fine pass beats X); `_dynamic` over frames t >= 3; `_low`, `_high` the ends of the 95%
+interval. None: undefined.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fvlm.evaluation.arms import ARMS, CONTROLS
+from fvlm.evaluation.controls import ClipName, Losses
+from fvlm.evaluation.ratio import (
+    ALL,
+    DYNAMIC,
+    Bootstrap,
+    Estimate,
+    mean_loss,
+    motion_quartiles,
+)
+from fvlm.evaluation.verdict import decide, describe
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Flat metrics, and rows per clip, per frame index and per motion quartile."""
+
+    metrics: Row
+    clips: list[Row]
+    frames: list[Row]
+    motion: list[Row]
+
+
+def summarize(losses: Losses, clips: Sequence[ClipName], *, samples: int, seed: int) -> Summary:
+    """All figures of an evaluation; `samples` resamples of the videos for each interval."""
+    bootstrap = Bootstrap([clip.video_id for clip in clips], samples, seed)
+    return Summary(
+        metrics=_metrics(losses, bootstrap),
+        clips=_clip_rows(losses, clips),
+        frames=_frame_rows(losses, bootstrap),
+        motion=_motion_rows(losses, bootstrap),
+    )
+
+
+def _metrics(losses: Losses, bootstrap: Bootstrap) -> Row:
+    coarse, fine = losses["coarse"], losses["fine"]
+    videos = len(set(bootstrap.video_ids))
+    overall = bootstrap.ratio(coarse, fine)
+    dynamic = bootstrap.ratio(coarse, fine, DYNAMIC)
+    against = {name: bootstrap.ratio(losses[name], fine, DYNAMIC) for name in CONTROLS}
+    persistence = bootstrap.ratio(losses["persistence"], fine).value
+    metrics: Row = {
+        "verdict": decide(dynamic, against, videos=videos),
+        "statement": describe(dynamic, against, videos=videos, persistence=persistence),
+        "videos": videos,
+        "clips": len(coarse),
+        **_named("coarse_fine_ratio", overall),
+        **_named("coarse_fine_ratio_dynamic", dynamic),
+        "improvement_pct": None if overall.value is None else (overall.value - 1) * 100,
+    }
+    for name, values in losses.items():
+        metrics[f"loss_{name}"] = mean_loss(values)
+    for name in ARMS:
+        if name not in ("coarse", "fine"):
+            metrics[f"ratio_{name}"] = bootstrap.ratio(coarse, losses[name]).value
+            metrics[f"ratio_{name}_dynamic"] = bootstrap.ratio(coarse, losses[name], DYNAMIC).value
+    for name, estimate in against.items():
+        metrics |= _named(f"{name}_fine_ratio_dynamic", estimate)
+    return metrics
+
+
+def _clip_rows(losses: Losses, clips: Sequence[ClipName]) -> list[Row]:
+    rows = []
+    for number, clip in enumerate(clips):
+        one = {name: values[number : number + 1] for name, values in losses.items()}
+        rows.append({"video_id": clip.video_id, "key": clip.key, **_plain_figures(one)})
+    return rows
+
+
+def _plain_figures(losses: Losses) -> Row:
+    """Losses and ratios of a single clip, which has no interval."""
+    alone = Bootstrap(["one video"], samples=0, seed=0)
+    figures: Row = {f"loss_{name}": mean_loss(values) for name, values in losses.items()}
+    for suffix, frames in (("", ALL), ("_dynamic", DYNAMIC)):
+        estimate = alone.ratio(losses["coarse"], losses["fine"], frames)
+        figures[f"coarse_fine_ratio{suffix}"] = estimate.value
+    return figures
+
+
+def _frame_rows(losses: Losses, bootstrap: Bootstrap) -> list[Row]:
+    rows = []
+    for index in range(losses["fine"].shape[1]):
+        frame = slice(index, index + 1)
+        row: Row = {"frame": index + 1}
+        row |= {f"loss_{name}": mean_loss(values, frame) for name, values in losses.items()}
+        estimate = bootstrap.ratio(losses["coarse"], losses["fine"], frame)
+        rows.append(row | _named("coarse_fine_ratio", estimate))
+    return rows
+
+
+def _motion_rows(losses: Losses, bootstrap: Bootstrap) -> list[Row]:
+    rows = []
+    for number, chosen in enumerate(motion_quartiles(losses["persistence"]), start=1):
+        video_ids = [bootstrap.video_ids[clip] for clip in chosen]
+        within = Bootstrap(video_ids, bootstrap.samples, bootstrap.seed)
+        estimate = within.ratio(losses["coarse"][chosen], losses["fine"][chosen], DYNAMIC)
+        rows.append(
+            {
+                "quartile": number,
+                "clips": len(chosen),
+                "videos": len(set(video_ids)),
+                "loss_persistence": mean_loss(losses["persistence"][chosen]),
+                **_named("coarse_fine_ratio_dynamic", estimate),
+            }
+        )
+    return rows
+
+
+def _named(name: str, estimate: Estimate) -> Row:
+    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
