@@ -5,6 +5,7 @@ in the sandboxed worker (`fvlm.video.worker`), because FFmpeg itself may crash o
 """
 
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,11 +20,18 @@ from av.video.stream import VideoStream
 
 from fvlm.errors import VideoError
 from fvlm.video.reasons import Reason
+from fvlm.video.structure import check_structure
 
 MAX_PIXELS = 8192 * 4320  # per picture; 8K video passes, a decompression bomb does not
 HELD_BYTES = 2**28  # packets of a file up to this size are kept; a larger file is read twice
 # Report damage instead of guessing a picture. Source: FFmpeg's `-err_detect`.
-STRICT = {"err_detect": "crccheck+bitstream+buffer+explode", "threads": "1"}
+STRICT = {
+    "err_detect": "crccheck+bitstream+buffer+explode",
+    "max_pixels": str(MAX_PIXELS),
+    "threads": "1",
+}
+# Find damage, but do not refuse what decoders forgive.
+TOLERANT = {**STRICT, "err_detect": "crccheck+bitstream+buffer"}
 
 
 def codec_name(stream: VideoStream) -> str:
@@ -42,22 +50,22 @@ def container_name(container: InputContainer) -> str:
 
 
 @contextmanager
-def open_stream(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
+def open_stream(path: str, options: dict[str, str]) -> Iterator[tuple[InputContainer, VideoStream]]:
     """Open `path` and choose its video stream; other streams are not even read.
 
-    Raises VideoError for everything that is not a readable video; errors of the demuxer inside
-    the block are translated too.
+    `options` is STRICT or TOLERANT. Raises VideoError for everything that is not a readable video;
+    errors of the demuxer inside the block are translated too.
     """
     check_file(path)
     try:
         # `file:` keeps FFmpeg from taking a name such as `concat:a|b` for a protocol.
-        with av.open(f"file:{path}", options=STRICT, metadata_errors="replace") as container:
+        with av.open(f"file:{path}", options=options, metadata_errors="replace") as container:
             stream = _video_stream(container)
             for other in container.streams:
                 if other.index != stream.index:
                     other.discard = Discard.all
             stream.codec_context.thread_count = 1
-            stream.codec_context.options = STRICT
+            stream.codec_context.options = options
             yield container, stream
     except VideoError:
         raise
@@ -116,14 +124,17 @@ class Timeline:
     facts: list[PacketFacts]
     time_base: Fraction
     held: "list[Packet[VideoStream]] | None"  # None: too large to keep, read the file again
+    orphans: frozenset[int]  # packets that refer to what is not there, left out everywhere
 
     def read(self) -> "Iterator[Packet[VideoStream]]":
         """The packets themselves, in the order of `facts`."""
         if self.held is not None:
             yield from self.held
             return
-        with open_stream(self.path) as (container, stream):
-            yield from video_packets(container, stream)
+        with open_stream(self.path, TOLERANT) as (container, stream):
+            for index, packet in enumerate(video_packets(container, stream)):
+                if index not in self.orphans:
+                    yield packet
 
     @property
     def shown(self) -> list[int]:
@@ -142,8 +153,10 @@ class Timeline:
 def read_timeline(path: str, container: InputContainer, stream: VideoStream) -> Timeline:
     """Read every packet of the stream without decoding; checks it against what is declared.
 
-    Raises VideoError: no_frames, no_timestamps, missing_frames.
+    Packets that nothing can decode because they refer to what was cut away are left out.
+    Raises VideoError: no_frames, no_timestamps, missing_frames, wrong_frames.
     """
+    check_structure(path, container_name(container))
     facts: list[PacketFacts] = []
     held: list[Packet[VideoStream]] | None = []
     held_bytes = 0
@@ -158,11 +171,32 @@ def read_timeline(path: str, container: InputContainer, stream: VideoStream) -> 
                 held = None
     if not any(packet.is_shown for packet in facts):
         raise VideoError(Reason.NO_FRAMES, f"{container.name}: no frame to show")
-    if stream.time_base is None:
+    if not stream.time_base:
         raise VideoError(Reason.NO_TIMESTAMPS, f"{container.name}: no time base")
-    timeline = Timeline(path, facts, stream.time_base, held)
-    _check_declared(container, stream, timeline)
-    return timeline
+    check_declared(container, stream, facts)
+    orphans = _orphans(facts, codec_name(stream))
+    kept = [packet for index, packet in enumerate(facts) if index not in orphans]
+    if not any(packet.is_shown for packet in kept):
+        raise VideoError(Reason.NO_FRAMES, f"{container.name}: no frame after the first keyframe")
+    if held is not None:
+        held = [packet for index, packet in enumerate(held) if index not in orphans]
+    return Timeline(path, kept, stream.time_base, held, orphans)
+
+
+def _orphans(facts: list[PacketFacts], codec: str) -> frozenset[int]:
+    """Packets at the start of a recording that was cut out of a longer one.
+
+    Those before the first keyframe; in H.264 also those that follow it but are shown before it.
+    (Decoders of other codecs drop these themselves, or can decode some of them.)
+    """
+    keys = [index for index, packet in enumerate(facts) if packet.is_keyframe]
+    if not keys:
+        return frozenset()
+    orphans = set(range(keys[0]))
+    if codec == "h264":
+        second = keys[1] if len(keys) > 1 else len(facts)
+        orphans |= {i for i in range(keys[0], second) if facts[i].time < facts[keys[0]].time}
+    return frozenset(orphans)
 
 
 def video_packets(
@@ -186,9 +220,36 @@ def _packet_facts(packet: "Packet[VideoStream]", stream: VideoStream) -> PacketF
     )
 
 
-def _check_declared(container: InputContainer, stream: VideoStream, timeline: Timeline) -> None:
-    """A container that declares more than it delivers is truncated."""
-    declared, found = len(stream.index_entries), len(timeline.facts)
-    if "mp4" in container.format.name and found < declared:
-        message = f"{container.name}: {declared} frames declared, {found} found"
+def check_declared(
+    container: InputContainer, stream: VideoStream, facts: list[PacketFacts]
+) -> None:
+    """A container that declares more than it delivers is truncated, otherwise damaged."""
+    kind, indexed = container_name(container), len(stream.index_entries)
+    if kind == "mp4" and len(facts) < indexed:
+        message = f"{container.name}: {indexed} frames declared, {len(facts)} found"
         raise VideoError(Reason.MISSING_FRAMES, message)
+    tick = float(stream.time_base or 0)
+    shown = [p for p in facts if p.is_shown]
+    spans = [_span(facts) * tick, _span(shown) * tick]  # with and without what an edit list hides
+    declared = 0.0
+    if kind in ("mp4", "avi"):
+        declared = (stream.duration or 0) * tick
+    elif kind in ("mkv", "webm"):
+        declared = _tagged_seconds(stream.metadata.get("DURATION", ""))
+        spans.append(max(p.time + p.duration for p in facts) * tick)  # counted from zero
+    slack = max(0.3, 0.05 * declared, 3 * spans[0] / len(facts))
+    if declared and all(abs(declared - span) > slack for span in spans):
+        reason = Reason.MISSING_FRAMES if spans[0] < declared else Reason.WRONG_FRAMES
+        message = f"{container.name}: {declared:.2f} s declared, {spans[0]:.2f} s found"
+        raise VideoError(reason, message)
+
+
+def _span(facts: list[PacketFacts]) -> int:
+    """From the first appearance to the last disappearance, in ticks."""
+    return max(p.time + p.duration for p in facts) - min(p.time for p in facts)
+
+
+def _tagged_seconds(tag: str) -> float:
+    """Matroska's DURATION tag, `HH:MM:SS.fraction`; 0 when there is none."""
+    match = re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)", tag.strip("\0 "))
+    return int(match[1]) * 3600 + int(match[2]) * 60 + float(match[3]) if match else 0.0

@@ -6,6 +6,7 @@ frame's timestamp is verified; whatever the fast way cannot prove is decoded fro
 to the last, with identical results.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,8 @@ from fvlm.errors import VideoError
 from fvlm.params import Params
 from fvlm.video.codec import decode_packet, decode_packets, frame_time
 from fvlm.video.container import (
+    STRICT,
+    TOLERANT,
     Timeline,
     codec_name,
     container_name,
@@ -27,6 +30,8 @@ from fvlm.video.container import (
     read_timeline,
 )
 from fvlm.video.geometry import FrameConverter
+from fvlm.video.h264 import has_predicted_idr
+from fvlm.video.messages import Messages
 from fvlm.video.plan import FAST_CODECS, FAST_CONTAINERS, SKIPS_UNREFERENCED, Span, plan_spans
 from fvlm.video.probe import content_sha256
 from fvlm.video.reasons import Reason
@@ -50,13 +55,29 @@ class DecodedClip:
     pts_seconds: list[float]
 
 
-def decode_video(path: str, *, num_frames: int, size: int) -> DecodedClip:
+def decode_video(
+    path: str, *, num_frames: int, size: int, hears_decoder: bool = False
+) -> DecodedClip:
     """Decode `num_frames` frames spread over the whole video, each the displayed centre square.
 
-    Raises VideoError with one of the reasons in `fvlm.video.reasons`. Run it in the sandboxed
-    worker on files of unknown origin.
+    `hears_decoder` takes what FFmpeg prints as evidence of damage, where stderr is a file: in the
+    worker. Raises VideoError with one of the reasons in `fvlm.video.reasons`. Run it in the
+    sandboxed worker on files of unknown origin.
     """
-    with open_stream(path) as (container, stream):
+    arguments = (path, num_frames, size, hears_decoder)
+    try:
+        return _decode(*arguments, STRICT)
+    except VideoError as error:
+        if error.reason != Reason.DECODE_ERROR or not _is_forgivable(path):
+            raise
+    return _decode(*arguments, TOLERANT)
+
+
+def _decode(
+    path: str, num_frames: int, size: int, hears_decoder: bool, options: dict[str, str]
+) -> DecodedClip:
+    messages = Messages() if hears_decoder else None
+    with open_stream(path, options) as (container, stream):
         timeline = read_timeline(path, container, stream)
         shown = timeline.shown
         chosen = choose_frames(shown, timeline.end, num_frames=num_frames)
@@ -65,9 +86,34 @@ def decode_video(path: str, *, num_frames: int, size: int) -> DecodedClip:
         pictures = None
         if codec_name(stream) in FAST_CODECS and container_name(container) in FAST_CONTAINERS:
             pictures = decode_fast(timeline, stream, times, converter)
-        if pictures is None:
-            return decode_all(timeline, stream, converter, num_frames=num_frames)
-        return _clip(pictures, times, shown[0], timeline)
+        if pictures is not None:
+            clip = _clip(pictures, times, shown[0], timeline)
+        else:
+            messages = Messages() if hears_decoder else None  # forget what the fast way provoked
+            clip = decode_all(timeline, stream, converter, num_frames=num_frames)
+        # A decoder that gets packets without their references complains: no sign of damage.
+        if messages is not None and not timeline.orphans:
+            damage = messages.damage(stream.codec_context.name)
+            if damage:
+                raise VideoError(Reason.DECODE_ERROR, f"{path}: {damage}")
+    return clip
+
+
+def _is_forgivable(path: str) -> bool:
+    """Whether errors are to be expected although nothing is damaged.
+
+    In H.264: a recording cut out of a longer one, whose first frames name references that are
+    gone, and a keyframe with predicted slices. Every decoder forgives both.
+    """
+    with open_stream(path, TOLERANT) as (container, stream):
+        if codec_name(stream) != "h264":
+            return False
+        timeline = read_timeline(path, container, stream)
+        extradata = stream.codec_context.extradata
+        return bool(timeline.orphans) or any(
+            packet.is_keyframe and has_predicted_idr(bytes(packet), extradata)
+            for packet in timeline.read()
+        )
 
 
 def decode_request(request: dict[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -80,7 +126,9 @@ def decode_request(request: dict[str, Any]) -> tuple[dict[str, Any], dict[str, n
     if found != request["sha256"]:
         message = f"{path}: sha256 {found}, the filter saw {request['sha256']}"
         raise VideoError(Reason.CHANGED_SINCE_FILTER, message)
-    clip = decode_video(path, num_frames=request["num_frames"], size=request["size"])
+    clip = decode_video(
+        path, num_frames=request["num_frames"], size=request["size"], hears_decoder=True
+    )
     return {"pts_seconds": clip.pts_seconds}, {"frames": clip.frames}
 
 
@@ -134,18 +182,25 @@ def _decode_span(
 def decode_all(
     timeline: Timeline, stream: VideoStream, converter: FrameConverter, *, num_frames: int
 ) -> DecodedClip:
-    """Decode from the first packet to the last and check each frame against the timeline."""
+    """Decode from the first packet to the last and check each frame against the timeline.
+
+    Frames are known by their times: some H.264 streams do not say how far frames are reordered,
+    and then the first few come out in another order.
+    """
     shown, end = timeline.shown, timeline.end
     for _ in range(2):
-        chosen = choose_frames(shown, end, num_frames=num_frames)
+        chosen = [shown[i] for i in choose_frames(shown, end, num_frames=num_frames)]
+        waiting = Counter(chosen)
+        pictures: list[tuple[int, np.ndarray]] = []
         times: list[int] = []
-        pictures = []
         for frame in decode_packets(stream.codec_context, timeline.read()):
-            if len(times) in chosen:
-                pictures.append(converter.convert(frame))
             times.append(frame_time(frame))
-        if times == shown:
-            return _clip(pictures, [times[index] for index in chosen], times[0], timeline)
+            if waiting[times[-1]] > 0:
+                waiting[times[-1]] -= 1
+                pictures.append((times[-1], converter.convert(frame)))
+        if sorted(times) == shown:
+            pictures.sort(key=lambda pair: pair[0])
+            return _clip([picture for _, picture in pictures], chosen, shown[0], timeline)
         check_delivered(timeline, times)
         shown, end = times, max(end, times[-1] + 1)
         stream.codec_context.flush_buffers()

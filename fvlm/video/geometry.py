@@ -13,7 +13,6 @@ from fractions import Fraction
 import numpy as np
 from av.buffer import Buffer
 from av.filter import Graph
-from av.video.format import VideoFormat
 from av.video.frame import VideoFrame
 
 # Exact rounding and no SIMD differences: the same bytes on every machine.
@@ -68,28 +67,38 @@ class FrameConverter:
         self._size = size
         self._aspect = sample_aspect_ratio or Fraction(1)
         self._graph: Graph | None = None
-        self._graph_key: tuple[int, int, str] | None = None
+        self._graph_key: tuple[int, int, str, int, int] | None = None
 
     def convert(self, frame: VideoFrame) -> np.ndarray:
         """The displayed centre square of the frame, resized, RGB."""
-        key = (frame.width, frame.height, frame.format.name)
+        key = (
+            frame.width,
+            frame.height,
+            frame.format.name,
+            frame.colorspace,
+            frame.color_range,
+        )
         if self._graph is None or key != self._graph_key:
             self._graph, self._graph_key = self._build(*key), key
         self._graph.vpush(frame)
         picture = self._graph.vpull().to_ndarray()
         return orientation_of(frame).apply(picture)
 
-    def _build(self, width: int, height: int, pixel_format: str) -> Graph:
+    def _build(
+        self, width: int, height: int, pixel_format: str, colorspace: int, color_range: int
+    ) -> Graph:
         crop_width, crop_height = centre_square(width, height, self._aspect)
+        source = {
+            "video_size": f"{width}x{height}",
+            "pix_fmt": pixel_format,
+            "time_base": "1/1000",  # nothing reads it
+            "colorspace": str(colorspace),
+            "range": str(color_range),
+        }
         graph = Graph()
         graph.threads = 1
         graph.link_nodes(
-            graph.add_buffer(
-                width=width,
-                height=height,
-                format=VideoFormat(pixel_format),
-                time_base=Fraction(1, 1000),
-            ),
+            graph.add("buffer", **source),
             graph.add("crop", f"w={crop_width}:h={crop_height}"),  # centred by default
             graph.add("scale", f"w={self._size}:h={self._size}:flags={SCALE_FLAGS}"),
             graph.add("format", "rgb24"),

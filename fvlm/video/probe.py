@@ -10,6 +10,7 @@ from av.video.stream import VideoStream
 from fvlm.errors import VideoError
 from fvlm.video.codec import decode_packets
 from fvlm.video.container import (
+    TOLERANT,
     Timeline,
     codec_name,
     container_name,
@@ -46,7 +47,7 @@ def probe_video(path: str) -> VideoFacts:
     Raises VideoError with one of the reasons in `fvlm.video.reasons`. Run it in the sandboxed
     worker on files of unknown origin.
     """
-    with open_stream(path) as (container, stream):
+    with open_stream(path, TOLERANT) as (container, stream):
         timeline = read_timeline(path, container, stream)
         orientation = _first_orientation(stream, timeline, container)
         return _facts(container, stream, timeline, orientation)

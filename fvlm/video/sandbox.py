@@ -51,6 +51,7 @@ def serve(parent: int, function: str, deadline_seconds: float, memory_bytes: int
     call = _load(function)
     while (request := read_message(requests)) is not None:
         os.truncate(2, 0)  # stderr holds what concerns this item only
+        os.lseek(2, 0, os.SEEK_SET)
         _limit_processor(deadline_seconds)
         header, arrays = _answer(call, request)
         replies.write(encode_header(header, sum(array.nbytes for array in arrays)))
