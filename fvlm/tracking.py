@@ -1,6 +1,6 @@
 """MLflow tracking that can never stop, slow down or change a training.
 
-The training process only appends rows to a file in a folder, the spool. A child process of lowest
+The training process only appends rows to a file in a folder, the spool. A child process of low
 priority reads that file and sends it to MLflow. So neither the import of mlflow, nor a database
 migration, nor a server that hangs is ever felt by a training step, and nothing is lost when the
 server or the training dies: the next start of the training goes on where the sending stopped.
