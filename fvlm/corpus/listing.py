@@ -129,15 +129,22 @@ def _walk(root: str) -> Iterator[tuple[str, list[os.DirEntry[str]]]]:
                 continue
             visited.add((status.st_dev, status.st_ino))
             with os.scandir(folder) as scan:
-                entries = sorted(
-                    (entry for entry in scan if not entry.name.startswith(".")),
-                    key=lambda entry: entry.name,
-                )
-            real += [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
-            linked += [entry.path for entry in entries if entry.is_symlink() and entry.is_dir()]
-            yield folder, [entry for entry in entries if entry.is_file()]
+                entries = sorted(scan, key=lambda entry: entry.name)
         except OSError as error:
             raise SourceError(f"{folder}: {error.strerror}") from None
+        modes = {entry: _mode(entry) for entry in entries if not entry.name.startswith(".")}
+        for entry, mode in modes.items():
+            if stat.S_ISDIR(mode):
+                (linked if entry.is_symlink() else real).append(entry.path)
+        yield folder, [entry for entry, mode in modes.items() if stat.S_ISREG(mode)]
+
+
+def _mode(entry: os.DirEntry[str]) -> int:
+    """Kind of what an entry leads to; 0 for a link that leads nowhere or in a circle."""
+    try:
+        return entry.stat().st_mode
+    except OSError:
+        return 0
 
 
 def _list_rows(path: Path) -> list[ListedVideo]:

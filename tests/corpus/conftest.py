@@ -1,0 +1,24 @@
+"""A small film with known keyframes, rendered once."""
+
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+FRAMES, RATE, GOP = 96, 24, 24
+
+
+@pytest.fixture(scope="session")
+def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """96 frames at 24 frames/s with B-frames, a keyframe every 24, brightness rising by frame."""
+    path = tmp_path_factory.mktemp("film") / "film.mp4"
+    options = {"g": str(GOP), "keyint_min": str(GOP), "sc_threshold": "0", "bf": "2"}
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=RATE, options=options)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for number in range(FRAMES):
+            picture = np.full((48, 64, 3), 2 * number + 20, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    return path

@@ -1,0 +1,229 @@
+"""Every regular video file is listed once, whatever its name; faults are named together."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fvlm.corpus.listing import MAX_CAPTION_BYTES, CollectParams, ListedVideo, list_videos
+from fvlm.errors import ParamsError, SourceError
+from fvlm.params import Params, validate_params
+
+
+def touch(path: Path, content: bytes = b"video") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def ids(source: Path | str) -> list[str]:
+    return [video.video_id for video in list_videos(str(source))]
+
+
+def test_a_row(tmp_path: Path) -> None:
+    path = touch(tmp_path / "a" / "cat.mp4")
+    touch(tmp_path / "a" / "cat.txt", "\ufeffA cät sleeping.\n".encode())
+    os.utime(path, ns=(5, 7))
+    expected = ListedVideo("a/cat.mp4", str(path), 5, 7, "A cät sleeping.")
+    assert list_videos(str(tmp_path)) == [expected]
+
+
+def test_a_folder_is_walked_and_sorted(tmp_path: Path) -> None:
+    for name in ("b.mkv", "a/z.MP4", "a/b/c.webm", "A.mp4", "a.mp4"):
+        touch(tmp_path / name)
+    for name in (".hidden.mp4", ".git/x.mp4", "notes.txt", "video", "mp4", ".mp4", "x.json"):
+        touch(tmp_path / name)
+    assert ids(tmp_path) == ["A.mp4", "a.mp4", "a/b/c.webm", "a/z.MP4", "b.mkv"]
+
+
+def test_awkward_names(tmp_path: Path) -> None:
+    names = [
+        "new\nline.mp4",
+        "ünï 🎬.mp4",
+        "a" * 251 + ".mp4",
+        os.fsdecode(b"\xff\xfe.mp4"),
+        "'\".avi",
+    ]
+    for name in names:
+        touch(tmp_path / name)
+    videos = list_videos(str(tmp_path))
+    assert [video.video_id for video in videos] == sorted(names)
+    for video in videos:
+        assert Path(json.loads(json.dumps(video.path))).read_bytes() == b"video"
+
+
+def test_only_regular_files(tmp_path: Path) -> None:
+    touch(tmp_path / "a.mp4")
+    os.mkfifo(tmp_path / "fifo.mp4")
+    os.mkfifo(tmp_path / "a.txt")  # reading it would wait for ever
+    (tmp_path / "folder.mp4").mkdir()
+    (tmp_path / "dangling.mp4").symlink_to("nowhere")
+    (tmp_path / "loop.mp4").symlink_to("loop.mp4")
+    assert ids(tmp_path) == ["a.mp4"]
+
+
+def test_links_are_followed_once(tmp_path: Path) -> None:
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    touch(root / "real" / "a.mp4")
+    touch(outside / "b.mp4")
+    (root / "0-earlier").symlink_to("real")
+    (root / "linked").symlink_to(outside)
+    (root / "real" / "up").symlink_to("..")
+    (outside / "self").symlink_to(outside)
+    (root / "file.mp4").symlink_to(outside / "b.mp4")
+    assert ids(root) == ["file.mp4", "linked/b.mp4", "real/a.mp4"]
+
+
+def test_captions_beside_a_video(tmp_path: Path) -> None:
+    for name in ("both", "json", "none", "null"):
+        touch(tmp_path / f"{name}.mp4")
+    touch(tmp_path / "both.txt", b" text \n")
+    touch(tmp_path / "both.json", b'{"caption": "json"}')
+    touch(tmp_path / "json.json", b'{"caption": "two\\nlines", "other": 1}')
+    touch(tmp_path / "null.json", b'{"caption": null}')
+    captions = {video.video_id: video.caption for video in list_videos(str(tmp_path))}
+    assert captions == {
+        "both.mp4": "text",
+        "json.mp4": "two\nlines",
+        "none.mp4": "",
+        "null.mp4": "",
+    }
+
+
+def test_faulty_captions_are_named_together(tmp_path: Path) -> None:
+    faults = {
+        "latin.txt": b"caf\xe9",
+        "list.json": b"[1]",
+        "number.json": b'{"caption": 3}',
+        "broken.json": b"{",
+        "deep.json": b"[" * 50000,
+        "long.txt": b"x" * (MAX_CAPTION_BYTES + 1),
+    }
+    for name, content in faults.items():
+        touch(tmp_path / name, content)
+        touch(tmp_path / name.replace(".txt", ".mp4").replace(".json", ".mp4"))
+    with pytest.raises(SourceError) as error:
+        list_videos(str(tmp_path))
+    assert all(f"{tmp_path / name}: " in str(error.value) for name in faults)
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_a_list(tmp_path: Path, kind: str) -> None:
+    touch(tmp_path / "videos" / "b.bin")
+    absolute = touch(tmp_path / "elsewhere" / "a.mp4")
+    touch(tmp_path / "videos" / "b.txt", b"beside")
+    rows = [
+        {"path": "videos/b.bin", "caption": "", "extra": "x"},
+        {"path": str(absolute), "caption": 'Says "hi",\nthen leaves.', "extra": "y"},
+    ]
+    lists = tmp_path / f"list.{kind}"
+    if kind == "jsonl":
+        lists.write_text("\n\n".join(map(json.dumps, rows)))
+    else:
+        quoted = str(rows[1]["caption"]).replace('"', '""')
+        lists.write_text(
+            f'\ufeffextra,path,caption\r\nx,videos/b.bin,\r\ny,{absolute},"{quoted}"\r\n',
+            newline="",
+        )
+    first, second = list_videos(str(lists))
+    assert (first.video_id, first.caption) == (str(absolute), rows[1]["caption"])
+    assert (second.video_id, second.caption) == ("videos/b.bin", "beside")
+    assert second.path == str(tmp_path / "videos" / "b.bin")
+
+
+def test_faulty_rows_are_named_together(tmp_path: Path) -> None:
+    touch(tmp_path / "a.mp4")
+    rows: list[object] = [
+        {"path": "a.mp4"},
+        {"path": "./a.mp4"},
+        {"path": "missing.mp4"},
+        {"path": 3},
+        {"caption": "no path"},
+        {"path": "a.mp4", "caption": 5},
+        {"path": "."},
+        {"path": "nul\0.mp4"},
+        {"path": "\ud800.mp4"},
+    ]
+    lists = tmp_path / "list.jsonl"
+    lists.write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(SourceError) as error:
+        list_videos(str(lists))
+    message = str(error.value)
+    assert f"{lists}:1:" not in message
+    assert all(f"{lists}:{line}: " in message for line in range(2, 10))
+    assert "'./a.mp4' stands in line 1 already" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("l.csv", b"", "l.csv:1: expected a header with `path`"),
+        ("l.csv", b"file,caption\na.mp4,x\n", "l.csv:1: expected a header with `path`"),
+        ("l.csv", b"path\n\xff.mp4\n", "l.csv is not CSV in UTF-8"),
+        ("l.csv", b"path\n", "no videos in"),
+        ("l.jsonl", b"[]\n", "l.jsonl:1: expected an object"),
+        ("l.jsonl", b"\n{\n", "l.jsonl:2: not valid JSON"),
+        ("l.jsonl", b"\xff\n", "l.jsonl:1: not valid JSON"),
+        ("l.mp4", b"video", "neither a folder nor a .csv or .jsonl list"),
+    ],
+)
+def test_faulty_sources(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    with pytest.raises(SourceError) as error:
+        list_videos(str(touch(tmp_path / name, content)))
+    assert message in str(error.value)
+
+
+def test_missing_and_empty_folders(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SourceError, match=r"no videos in .*empty; collect\.source must be"):
+        list_videos(str(tmp_path / "empty"))
+    with pytest.raises(SourceError, match=r"nothere does not exist; collect\.source must be"):
+        list_videos(str(tmp_path / "nothere"))
+
+
+def test_relative_to_the_users_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path / "checkout" / "clips" / "a.mp4")
+    (tmp_path / "experiment").mkdir()
+    monkeypatch.chdir(tmp_path / "experiment")
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path / "checkout"))
+    assert list_videos("clips")[0].path == str(tmp_path / "checkout" / "clips" / "a.mp4")
+
+
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.sets(st.binary(min_size=1, max_size=40), min_size=1, max_size=5))
+def test_any_file_name_survives(
+    tmp_path_factory: pytest.TempPathFactory, names: set[bytes]
+) -> None:
+    folder = tmp_path_factory.mktemp("names")
+    expected = set()
+    for name in names:
+        name = name.replace(b"/", b"_").replace(b"\0", b"_").lstrip(b".") + b"v.mp4"
+        touch(folder / os.fsdecode(name))
+        expected.add(os.fsdecode(name))
+    assert ids(folder) == sorted(expected)
+
+
+class Sections(Params):
+    collect: CollectParams
+
+
+@pytest.mark.parametrize("source", ["", "  ", "a\0b", 3, None])
+def test_bad_parameters(source: object) -> None:
+    with pytest.raises(ParamsError, match=r"collect\.source: "):
+        validate_params(Sections, {"collect": {"source": source}}, Path("params.yaml"))
+
+
+def test_starts_light() -> None:
+    """Listing needs no decoder and no tensors."""
+    code = "import sys, pipeline.collect; print({'av', 'torch', 'numpy'} & set(sys.modules))"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "set()"

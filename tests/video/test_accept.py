@@ -1,0 +1,137 @@
+"""Acceptance and splits are pure rules: bounds included, duplicates by content, stable splits."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fvlm.errors import ParamsError, VideoError
+from fvlm.params import Params, validate_params
+from fvlm.video.accept import (
+    FilterParams,
+    Verdict,
+    assign_splits,
+    classify,
+    classify_all,
+    count_rows,
+)
+from fvlm.video.facts import Facts
+
+PARAMS = FilterParams(min_seconds=20.0, max_seconds=60.0, val_fraction=0.3)
+video_ids = st.lists(st.text(max_size=8), unique=True, min_size=2, max_size=20)
+few = settings(max_examples=50, deadline=None)  # the machine may be busy
+
+
+def facts(seconds: float, sha256: str = "0") -> Facts:
+    return Facts(seconds, 24.0, int(24 * seconds), 640, 360, "h264", "mp4", 0, sha256)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "verdict"),
+    [
+        (19.999, Verdict("filtered", "too_short", "19.999 s < 20 s")),
+        (20.0, Verdict("accepted")),
+        (60.0, Verdict("accepted")),
+        (60.042, Verdict("filtered", "too_long", "60.042 s > 60 s")),
+        (0.0, Verdict("filtered", "too_short", "0.000 s < 20 s")),
+    ],
+)
+def test_bounds_are_included(seconds: float, verdict: Verdict) -> None:
+    assert classify(facts(seconds), PARAMS) == verdict
+
+
+def test_a_failed_probe_keeps_its_reason() -> None:
+    verdict = classify(VideoError("no_frames", "nothing to show"), PARAMS)
+    assert verdict == Verdict("quarantined", "no_frames", "nothing to show")
+
+
+def test_the_first_of_equal_contents_is_kept() -> None:
+    outcomes: dict[str, Facts | VideoError] = {
+        "c": facts(30, "x"),
+        "b": facts(30, "x"),
+        "a": facts(70, "y"),  # not accepted, so it is nobody's original
+        "d": facts(30, "y"),
+    }
+    verdicts = classify_all(outcomes, PARAMS)
+    assert {name: verdict.reason for name, verdict in verdicts.items()} == {
+        "a": "too_long",
+        "b": "",
+        "c": "duplicate_content",
+        "d": "",
+    }
+    assert verdicts["c"].message == "same content as b"
+
+
+@few
+@given(video_ids, st.floats(0.001, 0.999))
+def test_both_splits_have_videos(names: list[str], val_fraction: float) -> None:
+    splits = assign_splits(names, val_fraction)
+    assert set(splits) == set(names)
+    assert set(splits.values()) == {"train", "val"}
+
+
+@few
+@given(video_ids, st.floats(0.01, 0.9), st.floats(0.0, 0.09))
+def test_more_validation_never_moves_a_video_back(
+    names: list[str], val_fraction: float, more: float
+) -> None:
+    before, after = assign_splits(names, val_fraction), assign_splits(names, val_fraction + more)
+    assert all(after[name] == "val" for name in names if before[name] == "val")
+
+
+def test_other_videos_do_not_move_a_video() -> None:
+    names = [f"{number}.mp4" for number in range(1000)]
+    some, many = assign_splits(names[:500], 0.3), assign_splits(names, 0.3)
+    assert all(some[name] == many[name] for name in some)
+    assert 250 < sum(split == "val" for split in many.values()) < 350
+
+
+def test_names_that_are_not_utf8_have_a_split() -> None:
+    assert set(assign_splits(["\udcff.mp4", "a.mp4"], 0.5).values()) == {"train", "val"}
+
+
+@pytest.mark.parametrize("names", [[], ["a.mp4"]])
+def test_fewer_than_two_videos_have_no_split(names: list[str]) -> None:
+    assert assign_splits(names, 0.3) == {}
+
+
+def test_counts_add_up() -> None:
+    rows: list[dict[str, Any]] = [
+        {"status": "accepted", "reason": "", "split": "val"},
+        {"status": "accepted", "reason": "", "split": "train"},
+        {"status": "filtered", "reason": "too_short", "split": None},
+        {"status": "quarantined", "reason": "no_frames", "split": None},
+    ]
+    assert count_rows(rows) == {
+        "inputs": 4,
+        "accepted": 2,
+        "accepted_train": 1,
+        "accepted_val": 1,
+        "filtered": 1,
+        "quarantined": 1,
+        "reason_no_frames": 1,
+        "reason_too_short": 1,
+    }
+
+
+class Sections(Params):
+    filter: FilterParams
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"min_seconds": 61.0}, r"min_seconds \(61\) must be <= max_seconds \(60\)"),
+        ({"min_seconds": -1.0}, r"filter\.min_seconds: must be greater than or equal to 0"),
+        ({"max_seconds": "60"}, r"filter\.max_seconds: expected number, got '60'"),
+        ({"val_fraction": 0.0}, r"filter\.val_fraction: must be greater than 0"),
+        ({"val_fraction": 1.0}, r"filter\.val_fraction: must be less than 1"),
+        ({"min_second": 1.0}, r"filter\.min_second: unknown key; did you mean `min_seconds`"),
+    ],
+)
+def test_bad_parameters(change: dict[str, Any], message: str) -> None:
+    section = PARAMS.model_dump() | change
+    with pytest.raises(ParamsError, match=message):
+        validate_params(Sections, {"filter": section}, Path("params.yaml"))

@@ -1,0 +1,103 @@
+"""Facts are remembered for untouched files only, and a damaged record costs probes, not facts."""
+
+import os
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from fvlm.errors import VideoError
+from fvlm.video.facts import FactRecord, Facts, probe_all
+from fvlm.video.reasons import Reason
+
+
+def render(path: Path, seconds: int = 1) -> Path:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for number in range(10 * seconds):
+            picture = np.full((48, 64, 3), number, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    return path
+
+
+def probe(folder: Path, *paths: Path) -> dict[str, Facts | VideoError]:
+    return dict(probe_all(map(str, paths), FactRecord(folder / "record.jsonl")))
+
+
+@pytest.fixture
+def no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here on a probe is an error."""
+
+    def refuse(_function: str, items: list[object]) -> list[object]:
+        assert not items
+        return []
+
+    monkeypatch.setattr("fvlm.video.worker.map_isolated", refuse)
+
+
+@pytest.fixture
+def probed(tmp_path: Path) -> tuple[Path, Path]:
+    """A video and a broken file, both on record."""
+    video, broken = render(tmp_path / "v.mp4"), tmp_path / "broken.mp4"
+    broken.write_bytes(b"no video at all" * 100)
+    outcomes = probe(tmp_path, video, broken)
+    facts, error = outcomes[str(video)], outcomes[str(broken)]
+    assert isinstance(facts, Facts)
+    assert facts.duration_seconds == pytest.approx(1.0)
+    assert (facts.frames, facts.width) == (10, 64)
+    assert isinstance(error, VideoError)
+    assert error.reason == Reason.UNREADABLE
+    return video, broken
+
+
+@pytest.mark.usefixtures("probed", "no_worker")
+def test_untouched_files_are_not_opened(tmp_path: Path) -> None:
+    outcomes = probe(tmp_path, tmp_path / "v.mp4", tmp_path / "broken.mp4")
+    assert isinstance(outcomes[str(tmp_path / "v.mp4")], Facts)
+    error = outcomes[str(tmp_path / "broken.mp4")]
+    assert isinstance(error, VideoError)
+    assert error.reason == Reason.UNREADABLE
+
+
+def test_changed_content_is_noticed_under_the_same_time(
+    tmp_path: Path, probed: tuple[Path, Path]
+) -> None:
+    video, _ = probed
+    status = video.stat()
+    content = bytearray(video.read_bytes())
+    content[-1] ^= 1
+    video.write_bytes(content)
+    os.utime(video, ns=(status.st_atime_ns, status.st_mtime_ns))
+    before = FactRecord(tmp_path / "record.jsonl")
+    after = probe(tmp_path, video)[str(video)]
+    assert not isinstance(after, Facts) or after.sha256 not in str(before.__dict__)
+
+
+@pytest.mark.parametrize("damage", [b"", b"\xff\x00garbage", b'{"path"', b"[1]\nnull\n3\n"])
+def test_a_damaged_record_is_rebuilt(
+    tmp_path: Path, probed: tuple[Path, Path], damage: bytes, request: pytest.FixtureRequest
+) -> None:
+    (tmp_path / "record.jsonl").write_bytes(damage)
+    assert isinstance(probe(tmp_path, *probed)[str(probed[0])], Facts)
+    request.getfixturevalue("no_worker")
+    assert isinstance(probe(tmp_path, *probed)[str(probed[0])], Facts)
+
+
+def test_missing_files_and_passing_failures_are_not_remembered(tmp_path: Path) -> None:
+    record = FactRecord(tmp_path / "record.jsonl")
+    for reason in (Reason.TIMEOUT, Reason.CRASHED, Reason.OUT_OF_MEMORY):
+        record.put("v.mp4", [1], VideoError(reason, "busy machine"))
+    assert not (tmp_path / "record.jsonl").exists()
+    [(_, outcome)] = probe_all([str(tmp_path / "missing.mp4")], record)
+    assert isinstance(outcome, VideoError)
+    assert outcome.reason == Reason.NOT_A_FILE
+
+
+def test_fifos_are_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo.mp4")
+    [(_, outcome)] = probe_all([str(tmp_path / "fifo.mp4")], FactRecord(tmp_path / "record.jsonl"))
+    assert isinstance(outcome, VideoError)
+    assert outcome.reason == Reason.NOT_A_FILE
