@@ -106,8 +106,11 @@ class FoveatedModel(nn.Module):
         )
 
     def cache_frames(self, tokens: Tensor) -> FrameCache:
-        """Keys and values of all B*T frames of tokens [B,T,N,D]; serves every pass."""
-        return self.attention.cache_frames(tokens.flatten(0, 1))
+        """Keys and values of all B*T frames of tokens [B,T,N,D], float16 as stored or float32.
+
+        Serves every pass.
+        """
+        return self.attention.cache_frames(tokens.flatten(0, 1).to(self.q_static.dtype))
 
     def run_passes(self, cache: FrameCache, B: int, T: int) -> list[PassOutput]:
         """The coarse pass and then the fine passes, each fed with the queries of the one before."""
@@ -140,7 +143,8 @@ class FoveatedModel(nn.Module):
         """Queries [B,T,D] -> visual tokens [B,T,H] and attention [B,T,N]."""
         B, T, _ = queries.shape
         found, attention = self.attention(queries.flatten(0, 1), cache)
-        visual = self.visual_norm(self.to_visual(found))
+        # In float32: under autocast the projection is bfloat16, the norm's weight is not.
+        visual = self.visual_norm(self.to_visual(found).float())
         return visual.unflatten(0, (B, T)), attention.unflatten(0, (B, T))
 
     def encode_previous(self, latents: Tensor) -> Tensor:

@@ -55,8 +55,8 @@ def train(
     """Train until `params.max_samples` clips were seen, resuming from the newest checkpoint.
 
     `load_batch` returns the clips at the given positions of the sample stream.
-    Raises OutOfTimeError after `params.max_hours` or a SIGTERM, with the state saved, and TrainingError when a loss or
-    gradient is not finite, with nothing saved from that step.
+    Raises OutOfTimeError after `params.max_hours` or a SIGTERM, with the state saved, and
+    TrainingError when a loss or gradient is not finite, with nothing saved from that step.
     """
     model.to(device).train()
     optimizer = make_optimizer(model, params)
@@ -108,7 +108,7 @@ def train_step(
         batch = next(batches).to(device)
         keys += batch.keys
         with autocast(device, params.dtype):
-            prediction = model(batch.tokens.float(), batch.latents.float())
+            prediction = model(batch.tokens, batch.latents)
         coarse = frame_losses(prediction.coarse, batch.latents).mean()
         fine = frame_losses(prediction.fine, batch.latents).mean()
         loss = fine + params.lambda_coarse * coarse
