@@ -14,7 +14,7 @@ from torch import nn
 from transformers import LlamaModel
 
 from fvlm.errors import CheckpointError, ShardError
-from fvlm.io import atomic_write, read_json, write_json
+from fvlm.io import atomic_write, read_json, sha256_file, write_json
 from fvlm.models.dino import EncoderTail, load_dino
 from fvlm.models.foveated import FoveatedModel, ModelParams
 from fvlm.models.language import language_from_config, load_language
@@ -65,20 +65,21 @@ def check_layer(params: ModelParams, manifest: dict[str, Any]) -> None:
     """The stored hidden state must be the one that enters the last `query_layers` blocks."""
     blocks, layer = manifest["dino"]["blocks"], manifest["dino"]["layer"]
     if layer + params.query_layers != blocks:
+        fitting = blocks - params.query_layers
         raise ShardError(
             f"encode.layer ({layer}) and model.query_layers ({params.query_layers}) do not fit: "
             f"their sum must be the encoder's number of blocks ({blocks}); "
-            f"set model.query_layers: {blocks - layer} or "
-            f"encode.layer: {blocks - params.query_layers}"
+            f"set model.query_layers: {blocks - layer}"
+            + (f" or encode.layer: {fitting}" if fitting >= 0 else "")
         )
 
 
 def save_model(model: FoveatedModel, config: dict[str, Any], folder: Path) -> None:
-    """Write config and weights, each atomically."""
-    write_json(folder / CONFIG, config)
+    """Write weights and config, each atomically; the config holds the hash of the weights."""
     weights = {name: value.contiguous() for name, value in model.state_dict().items()}
     with atomic_write(folder / WEIGHTS) as file:
         file.write(save(weights, metadata={"format": "pt"}))
+    write_json(folder / CONFIG, {**config, "weights_sha256": sha256_file(folder / WEIGHTS)})
 
 
 def load_model(folder: str | Path = "models/foveated") -> FoveatedModel:
@@ -100,7 +101,7 @@ def load_model(folder: str | Path = "models/foveated") -> FoveatedModel:
         else None
     )
     model = _assemble(params, language, tail, config)
-    _load_weights(model, folder / WEIGHTS)
+    _load_weights(model, folder / WEIGHTS, sha256=config.get("weights_sha256"))
     return model.eval()
 
 
@@ -123,8 +124,13 @@ def _assemble(
     )
 
 
-def _load_weights(model: FoveatedModel, path: Path) -> None:
+def _load_weights(model: FoveatedModel, path: Path, *, sha256: str | None) -> None:
     try:
+        # safetensors notices a file that was cut short, but no changed byte.
+        if sha256_file(path) != sha256:
+            raise CheckpointError(
+                f"{path} is damaged, or not the file that {CONFIG} was saved with"
+            )
         model.load_state_dict(load_file(path))
     except (OSError, SafetensorError, RuntimeError) as error:
         raise CheckpointError(f"{path}: cannot load the weights: {error}") from None
