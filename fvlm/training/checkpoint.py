@@ -4,12 +4,13 @@ A checkpoint is a folder `step-00001234/` below the folder of its configuration:
 
     model.safetensors      trainable weights, float32
     optimizer.safetensors  AdamW's moments and step counts, `{parameter}.{moment}`
-    state.json             step, history of every step, sha256 of the two files
+    state.json             step, history of every step, sha256 of the two files and of itself
 
 The random state is not stored because nothing depends on it: clips, frames and seeds are pure
 functions of (seed, position).
 """
 
+import json
 import os
 import shutil
 import sys
@@ -41,7 +42,8 @@ class Checkpoints:
     """Checkpoints of one configuration: `identity` is every parameter and input that matters."""
 
     def __init__(self, root: Path, identity: dict[str, Any]) -> None:
-        self._root, self._identity = root, identity
+        # As JSON gives it back: a tuple would differ from the list that was saved.
+        self._root, self._identity = root, json.loads(json.dumps(identity))
         self.folder = root / hash_json(identity)[:20]
 
     def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainState) -> Path:
@@ -53,20 +55,18 @@ class Checkpoints:
         for name, values in tensors.items():
             with atomic_write(temporary / name) as file:
                 file.write(save(values))
-        write_json(
-            temporary / STATE,
-            {
-                "schema": SCHEMA,
-                "identity": self._identity,
-                "step": state.step,
-                "sha256": {name: sha256_file(temporary / name) for name in tensors},
-                "history": state.history,
-            },
-        )
+        content = {
+            "schema": SCHEMA,
+            "identity": self._identity,
+            "step": state.step,
+            "sha256": {name: sha256_file(temporary / name) for name in tensors},
+            "history": state.history,
+        }
+        write_json(temporary / STATE, {"digest": hash_json(content), **content})
         shutil.rmtree(final, ignore_errors=True)
         temporary.replace(final)
         fsync_folder(self.folder)
-        self._prune()
+        self._prune(final)
         return final
 
     def resume(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainState:
@@ -97,24 +97,25 @@ class Checkpoints:
     def _saved(self) -> list[Path]:
         return sorted(self.folder.glob("step-*"))
 
-    def _prune(self) -> None:
-        for old in self._saved()[:-KEPT]:
-            shutil.rmtree(old)
+    def _prune(self, newest: Path) -> None:
+        """Keep the newest two. Later ones are damaged: training resumed from before them."""
+        saved = self._saved()
+        last = saved.index(newest) + 1
+        for unwanted in saved[: max(0, last - KEPT)] + saved[last:]:
+            shutil.rmtree(unwanted)
         for leftover in self.folder.glob(".step-*.tmp"):
             shutil.rmtree(leftover, ignore_errors=True)
 
     def _load(self, folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainState:
-        try:
-            saved = read_json(folder / STATE)
-            hashes = {name: sha256_file(folder / name) for name in (MODEL, OPTIMIZER)}
-        except (FvlmError, OSError) as error:
-            raise _DamagedError(f"checkpoint {folder} is damaged ({error})") from None
+        saved = _read_sound(folder)
         if saved["schema"] != SCHEMA:
             raise CheckpointError(f"{folder}: schema {saved['schema']}, expected {SCHEMA}")
         _check_identity(folder, saved["identity"], self._identity)
-        if hashes != saved["sha256"]:
-            raise _DamagedError(f"checkpoint {folder} is damaged (sha256 differs)")
-        model.load_state_dict(load_file(folder / MODEL), strict=False)
+        weights = load_file(folder / MODEL)
+        if different := weights.keys() ^ _trainable(model).keys():
+            # Otherwise they would keep their random values in silence.
+            raise CheckpointError(f"{folder}: other weights than this model's: {sorted(different)}")
+        model.load_state_dict(weights, strict=False)
         _load_moments(model, optimizer, load_file(folder / OPTIMIZER))
         return TrainState(step=saved["step"], history=saved["history"])
 
@@ -124,6 +125,20 @@ _FINISHED = "finished"
 
 class _DamagedError(Exception):
     """This checkpoint cannot be used; an older one may."""
+
+
+def _read_sound(folder: Path) -> dict[str, Any]:
+    """The content of state.json, once it and the two files beside it match their hashes."""
+    try:
+        saved: dict[str, Any] = read_json(folder / STATE)
+        sound = saved.pop("digest") == hash_json(saved) and saved["sha256"] == {
+            name: sha256_file(folder / name) for name in (MODEL, OPTIMIZER)
+        }
+    except (FvlmError, OSError, LookupError, TypeError, AttributeError, ValueError) as error:
+        raise _DamagedError(f"checkpoint {folder} is damaged ({error!r})") from None
+    if not sound:
+        raise _DamagedError(f"checkpoint {folder} is damaged (sha256 differs)")
+    return saved
 
 
 def _check_identity(folder: Path, saved: dict[str, Any], expected: dict[str, Any]) -> None:
