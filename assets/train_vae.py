@@ -133,7 +133,7 @@ def random_crop(image: Image.Image, rng: np.random.Generator) -> np.ndarray:
 
 
 def build_crops(footage: Path, seed: int) -> np.ndarray:
-    """uint8 (N, 128, 128, 3): ~10 crops a second of film, and 250 a photograph."""
+    """uint8 (N, 128, 128, 3): 15 crops a second of film, and 250 a photograph."""
     rng = np.random.default_rng(seed)
     crops = []
     for path in media_files(footage, VIDEO_SUFFIXES):
