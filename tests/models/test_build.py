@@ -1,0 +1,197 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import (
+    Dinov2Config,
+    Dinov2Model,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
+    LlamaConfig,
+    LlamaModel,
+)
+
+from fvlm.errors import CheckpointError, FvlmError, ShardError
+from fvlm.io import read_json, write_json
+from fvlm.models.build import build_model, check_layer, load_model, save_model
+from fvlm.models.dino import load_dino
+from fvlm.models.foveated import FoveatedModel, ModelParams, Prediction
+
+D, H, L, SIZE = 16, 24, 3, 42
+SIZES: dict[str, Any] = {
+    "hidden_size": D,
+    "num_hidden_layers": L,
+    "num_attention_heads": 2,
+    "patch_size": 14,
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pretrained parts as the model hub has them: `llama`, `dinov2`, `dinov3`."""
+    root = tmp_path_factory.mktemp("parts")
+    sizes: dict[str, Any] = {"vocab_size": 8, "hidden_size": H, "intermediate_size": 32}
+    llama = LlamaConfig(**sizes, num_hidden_layers=2, num_attention_heads=2)
+    LlamaModel(llama).save_pretrained(root / "llama")
+    dinov2 = Dinov2Config(**SIZES, mlp_ratio=2, image_size=SIZE)
+    Dinov2Model(dinov2).save_pretrained(root / "dinov2")
+    dinov3 = DINOv3ViTConfig(**SIZES, intermediate_size=32, num_register_tokens=4)
+    DINOv3ViTModel(dinov3).save_pretrained(root / "dinov3")
+    return root
+
+
+def make_params(folder: Path, **changes: object) -> ModelParams:
+    values: dict[str, object] = {
+        "llm": str(folder / "llama"),
+        "llm_layers": 0,
+        "query_layers": 0,
+        "temperature": 1.0,
+        "fine_iterations": 1,
+    }
+    return ModelParams.model_validate(values | changes)
+
+
+def make_manifest(folder: Path, family: str, *, layer: int) -> dict[str, Any]:
+    source = str(folder / family)
+    encoder, found = load_dino(source)
+    return {
+        "stage": "encode",
+        "tokens": {"dtype": "float16", "shape": [4, encoder.num_tokens(SIZE), D]},
+        "latents": {"dtype": "float16", "shape": [4, 4, 5, 5]},
+        "dino": {"source": source, "sha256": found.sha256, "blocks": L, "layer": layer},
+        "vae": {"source": "assets/vae"},
+    }
+
+
+def build(
+    folder: Path, *, family: str = "dinov2", k: int = 0, **changes: object
+) -> tuple[FoveatedModel, dict[str, Any]]:
+    manifest = make_manifest(folder, family, layer=L - k)
+    return build_model(make_params(folder, query_layers=k, **changes), manifest)
+
+
+def predict(model: FoveatedModel, *, tokens: int) -> torch.Tensor:
+    torch.manual_seed(3)
+    with torch.no_grad():
+        prediction: Prediction = model(torch.randn(2, 3, tokens, D), torch.randn(2, 3, 4, 5, 5))
+    return prediction.fine
+
+
+@pytest.mark.parametrize(
+    ("family", "k"), [("dinov2", 0), ("dinov2", 2), ("dinov3", 1), ("dinov3", L)]
+)
+def test_a_saved_model_comes_back_bit_for_bit_without_its_parts(
+    folder: Path, tmp_path: Path, family: str, k: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, config = build(folder, family=family, k=k, temperature=0.5, fine_iterations=2)
+    save_model(model, config, tmp_path / "saved")
+    monkeypatch.setattr("fvlm.models.build.load_language", None)
+    monkeypatch.setattr("fvlm.models.build.load_dino", None)
+    loaded = load_model(tmp_path / "saved")
+    assert not loaded.training
+    weights = model.state_dict()
+    assert loaded.state_dict().keys() == weights.keys()
+    assert all(torch.equal(value, weights[name]) for name, value in loaded.state_dict().items())
+    count = config["token_shape"][0]
+    assert torch.equal(predict(model.eval(), tokens=count), predict(loaded, tokens=count))
+    again, other = tmp_path / "again", tmp_path / "saved"
+    save_model(loaded, read_json(other / "config.json"), again)
+    for name in ("config.json", "model.safetensors"):
+        assert (again / name).read_bytes() == (other / name).read_bytes()
+
+
+def test_the_embedding_table_is_not_saved(folder: Path, tmp_path: Path) -> None:
+    model, config = build(folder)
+    save_model(model, config, tmp_path)
+    assert not [name for name in load_file(tmp_path / "model.safetensors") if "embed" in name]
+
+
+def test_the_encoder_blocks_in_the_model_are_frozen(folder: Path) -> None:
+    model, _ = build(folder, k=2)
+    frozen = {name for name, value in model.named_parameters() if not value.requires_grad}
+    assert frozen == {n for n, _ in model.named_parameters() if n.startswith("attention.tail.")}
+    assert frozen
+
+
+def test_llm_layers_change_the_computation(folder: Path) -> None:
+    short, _ = build(folder, llm_layers=1)
+    whole, _ = build(folder, llm_layers=0)
+    assert len(short.language.layers) == 1
+    assert len(whole.language.layers) == 2
+    short.load_state_dict(whole.state_dict(), strict=False)
+    assert not torch.allclose(predict(short, tokens=10), predict(whole, tokens=10))
+
+
+def test_the_language_model_is_the_pretrained_one(folder: Path) -> None:
+    model, _ = build(folder)
+    pretrained = LlamaModel.from_pretrained(folder / "llama")
+    for name, value in pretrained.state_dict().items():
+        if name != "embed_tokens.weight":
+            assert torch.equal(model.language.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("layer", [0, L - 2, L])
+def test_a_stored_layer_that_does_not_fit_names_both_parameters(folder: Path, layer: int) -> None:
+    params = make_params(folder, query_layers=1)
+    with pytest.raises(ShardError) as error:
+        build_model(params, make_manifest(folder, "dinov2", layer=layer))
+    assert f"encode.layer ({layer}) and model.query_layers (1) do not fit" in str(error.value)
+    assert f"set model.query_layers: {L - layer} or encode.layer: {L - 1}" in str(error.value)
+
+
+def test_more_query_layers_than_blocks_are_not_offered_a_negative_layer(folder: Path) -> None:
+    with pytest.raises(ShardError) as error:
+        check_layer(
+            make_params(folder, query_layers=L + 2), {"dino": {"blocks": L, "layer": L - 1}}
+        )
+    assert str(error.value).endswith("set model.query_layers: 1")
+
+
+def test_other_encoder_weights_than_those_of_the_shards_are_refused(folder: Path) -> None:
+    manifest = make_manifest(folder, "dinov2", layer=L - 1)
+    manifest["dino"]["sha256"] = "0" * 64
+    with pytest.raises(ShardError, match="other weights"):
+        build_model(make_params(folder, query_layers=1), manifest)
+
+
+def test_damaged_weights_are_refused(folder: Path, tmp_path: Path) -> None:
+    model, config = build(folder)
+    save_model(model, config, tmp_path)
+    path = tmp_path / "model.safetensors"
+    sound = path.read_bytes()
+    flipped = bytearray(sound)
+    flipped[len(sound) // 2] ^= 1
+    for damaged in (sound[:-1], sound[: len(sound) // 2], b"", bytes(flipped)):
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+            load_model(tmp_path)
+    path.unlink()
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+        load_model(tmp_path)
+    path.write_bytes(sound)
+    load_model(tmp_path)
+
+
+def test_weights_of_another_model_are_refused(folder: Path, tmp_path: Path) -> None:
+    for name, layers in (("one", 1), ("two", 2)):
+        model, config = build(folder, llm_layers=layers)
+        save_model(model, config, tmp_path / name)
+    (tmp_path / "one" / "model.safetensors").write_bytes(
+        (tmp_path / "two" / "model.safetensors").read_bytes()
+    )
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+        load_model(tmp_path / "one")
+
+
+def test_another_format_and_a_missing_folder_are_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(FvlmError, match=r"config\.json not found"):
+        load_model(tmp_path / "nowhere")
+    model, config = build(folder)
+    save_model(model, {**config, "format": 99}, tmp_path)
+    with pytest.raises(CheckpointError, match="format 99, expected 1"):
+        load_model(tmp_path)
+    write_json(tmp_path / "config.json", {})
+    with pytest.raises(CheckpointError, match="format None"):
+        load_model(tmp_path)

@@ -1,0 +1,110 @@
+"""A tiny foveated model, a corpus in memory, and a training over both."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaModel
+
+from fvlm.models.foveated import FoveatedModel
+from fvlm.models.query_attention import ShallowAttention
+from fvlm.training.checkpoint import Checkpoints, TrainState
+from fvlm.training.loop import Batch, Row, train
+from fvlm.training.optim import TrainParams
+from fvlm.training.order import random_frames, rows_at
+
+CLIPS, STORED, D, LATENT = 7, 4, 6, (2, 2, 2)
+
+
+class Trial:
+    """One training that can be run again and again; records what it saw."""
+
+    params = TrainParams(
+        num_frames=3,
+        batch_size=3,
+        accumulation_steps=2,
+        max_samples=36,
+        max_hours=1.0,
+        lr=1e-2,
+        warmup_samples=12,
+        weight_decay=0.01,
+        clip_norm=1.0,
+        lambda_coarse=1.0,
+        dtype="float32",
+        seed=0,
+        checkpoint_samples=12,
+    )
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        drawn = torch.Generator().manual_seed(11)
+        self.tokens = torch.randn(CLIPS, STORED, 5, D, generator=drawn).half()
+        # Not centred on zero, so that there is something to learn.
+        self.latents = (torch.randn(CLIPS, STORED, *LATENT, generator=drawn) + 1).half()
+        self.seen: list[str] = []
+        self.on_step: Callable[[Row], None] = lambda _: None
+        self.model = self.make_model()
+
+    @staticmethod
+    def make_model() -> FoveatedModel:
+        torch.manual_seed(4)
+        sizes: dict[str, Any] = {"vocab_size": 2, "hidden_size": 8, "intermediate_size": 8}
+        language = LlamaModel(LlamaConfig(**sizes, num_hidden_layers=1, num_attention_heads=2))
+        language.set_input_embeddings(torch.nn.Identity())
+        attention = ShallowAttention(D, temperature=1.0)
+        return FoveatedModel(
+            language=language, attention=attention, latent_shape=LATENT, fine_iterations=1
+        )
+
+    def change(self, **changes: object) -> "Trial":
+        self.params = self.params.model_copy(update=changes)
+        return self
+
+    def load_batch(self, positions: range) -> Batch:
+        seed, count = self.params.seed, self.params.num_frames
+        rows = rows_at(positions, clips=CLIPS, seed=seed)
+        frames = random_frames(positions, stored=STORED, count=count, seed=seed)
+        keys = [f"clip{row}" for row in rows]
+        self.seen += keys
+        return Batch(self.tokens[rows[:, None], frames], self.latents[rows[:, None], frames], keys)
+
+    def checkpoints(self) -> Checkpoints:
+        identity = {"train": self.params.model_dump(exclude={"max_hours", "checkpoint_samples"})}
+        return Checkpoints(self.root, {**identity, "data": "abc"})
+
+    def run(self) -> TrainState:
+        """Train a new model from whatever state is saved, as a new process would."""
+        self.model = self.make_model()
+        torch.manual_seed(torch.seed())
+        return train(
+            self.model,
+            self.load_batch,
+            self.params,
+            checkpoints=self.checkpoints(),
+            device=torch.device("cpu"),
+            on_step=lambda row: self.on_step(row),
+        )
+
+    def last_checkpoint(self) -> dict[str, bytes]:
+        """The bytes of the newest checkpoint: weights, moments, step and history."""
+        folder = max(self.checkpoints().folder.glob("step-*"))
+        return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture(autouse=True)
+def small_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The head's million parameters would spend the time of these tests on saving them."""
+    monkeypatch.setattr("fvlm.models.film_head.CHANNELS", (4, 6, 8))
+    monkeypatch.setattr("fvlm.models.film_head.FILM_HIDDEN", 8)
+
+
+@pytest.fixture
+def trial(tmp_path: Path) -> Trial:
+    return Trial(tmp_path / "trial")
+
+
+@pytest.fixture
+def make_trial(tmp_path: Path) -> Callable[[str], Trial]:
+    return lambda name: Trial(tmp_path / name)

@@ -1,0 +1,247 @@
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from fvlm.errors import TrainingError
+from fvlm.training.loop import Batch, OutOfTimeError, Row, _prefetched
+from fvlm.training.order import rows_at
+
+MakeTrial = Callable[[str], Any]  # Trial of conftest.py, which tests cannot import
+
+
+def stop_after(trial: Any, step: int) -> None:
+    """Ask for a stop by SIGTERM while the given step is in work."""
+
+    def on_step(row: Row) -> None:
+        if row["step"] == step - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    trial.on_step = on_step
+
+
+@pytest.fixture(scope="module")
+def whole() -> dict[tuple[str, int], dict[str, bytes]]:
+    """Last checkpoints of uninterrupted trainings, by compute type and accumulation."""
+    return {}
+
+
+@pytest.mark.parametrize(("dtype", "accumulation"), [("float32", 2), ("bfloat16", 1)])
+@pytest.mark.parametrize("step", [1, 2, 3, 4, 5])
+def test_resumed_equals_uninterrupted_bit_for_bit(
+    make_trial: MakeTrial,
+    whole: dict[tuple[str, int], dict[str, bytes]],
+    dtype: str,
+    accumulation: int,
+    step: int,
+) -> None:
+    """Weights, moments, step and history; a step of 6 clips of 7 ends in the midst of an epoch."""
+    changes = {"dtype": dtype, "accumulation_steps": accumulation, "batch_size": 6 // accumulation}
+    if (dtype, accumulation) not in whole:
+        uninterrupted = make_trial("whole").change(**changes)
+        assert uninterrupted.run().step == 6
+        whole[dtype, accumulation] = uninterrupted.last_checkpoint()
+    stopped = make_trial("stopped").change(**changes)
+    stop_after(stopped, step)
+    with pytest.raises(OutOfTimeError, match=f"after step {step} of 6; the state is saved"):
+        stopped.run()
+    assert stopped.run().step == 6
+    assert stopped.last_checkpoint() == whole[dtype, accumulation]
+
+
+def test_ten_stops_in_one_run(make_trial: MakeTrial) -> None:
+    uninterrupted, stopped = make_trial("whole"), make_trial("stopped")
+    for one in (uninterrupted, stopped):
+        one.change(max_samples=66)
+    uninterrupted.run()
+    for step in range(1, 11):
+        stop_after(stopped, step)
+        with pytest.raises(OutOfTimeError):
+            stopped.run()
+    assert stopped.run().history == uninterrupted.run().history
+    assert stopped.last_checkpoint() == uninterrupted.last_checkpoint()
+
+
+def test_out_of_time_stops_after_a_step_and_continues(make_trial: MakeTrial) -> None:
+    uninterrupted, stopped = make_trial("whole"), make_trial("stopped").change(max_hours=1e-9)
+    uninterrupted.run()
+    for step in range(1, 6):
+        with pytest.raises(OutOfTimeError, match=f"after step {step} of 6"):
+            stopped.run()
+    assert stopped.run().step == 6
+    assert stopped.last_checkpoint() == uninterrupted.last_checkpoint()
+
+
+def test_a_crash_costs_the_steps_since_the_last_checkpoint_and_nothing_else(
+    make_trial: MakeTrial,
+) -> None:
+    uninterrupted, crashed = make_trial("whole"), make_trial("crashed")
+    uninterrupted.run()
+
+    def crash(row: Row) -> None:
+        if row["step"] == 2:
+            raise KeyboardInterrupt
+
+    crashed.on_step = crash
+    with pytest.raises(KeyboardInterrupt):
+        crashed.run()
+    assert [path.name for path in crashed.checkpoints().folder.iterdir()] == ["step-00000002"]
+    crashed.on_step = lambda _: None
+    crashed.run()
+    assert crashed.last_checkpoint() == uninterrupted.last_checkpoint()
+
+
+def test_a_finished_training_is_not_trained_again(trial: Any) -> None:
+    first, weights = trial.run(), trial.model.state_dict()
+    trial.seen.clear()
+    assert trial.run() == first
+    assert trial.seen == []
+    assert all(
+        torch.equal(weights[name], value) for name, value in trial.model.state_dict().items()
+    )
+
+
+def test_the_handler_of_sigterm_is_put_back(trial: Any) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    trial.run()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_training_learns_and_records_every_step(trial: Any) -> None:
+    trial.change(max_samples=60 * 6, lr=3e-2, checkpoint_samples=360)
+    history = trial.run().history
+    assert [row["step"] for row in history] == list(range(60))
+    assert history[-1]["samples"] == 360
+    assert history[-1]["loss"] < 0.95 * history[0]["loss"]
+    for row in history:
+        assert row["loss"] == pytest.approx(row["loss_fine"] + row["loss_coarse"])
+    assert max(row["lr"] for row in history) == 3e-2
+    assert history[-1]["lr"] < 1e-3
+
+
+def test_every_clip_once_an_epoch_also_for_a_batch_larger_than_the_corpus(trial: Any) -> None:
+    trial.change(batch_size=28, accumulation_steps=1, max_samples=56)
+    trial.run()
+    assert set(Counter(trial.seen).values()) == {8}
+    for epoch in range(8):
+        assert len(set(trial.seen[epoch * 7 : epoch * 7 + 7])) == 7
+
+
+@pytest.mark.parametrize(("batch", "accumulation"), [(1, 12), (3, 4), (12, 1)])
+def test_accumulation_equals_a_larger_batch(
+    make_trial: MakeTrial, batch: int, accumulation: int
+) -> None:
+    one, other = make_trial("one"), make_trial("other")
+    one.change(batch_size=6, accumulation_steps=2).run()
+    other.change(batch_size=batch, accumulation_steps=accumulation).run()
+    assert one.seen == other.seen
+    weights = one.model.state_dict()
+    for name, value in other.model.state_dict().items():
+        torch.testing.assert_close(value, weights[name], rtol=1e-4, atol=1e-4)
+
+
+def test_the_gradient_is_clipped(make_trial: MakeTrial) -> None:
+    free, clipped = make_trial("free"), make_trial("clipped")
+    free.change(clip_norm=1e9, max_samples=6, warmup_samples=0).run()
+    clipped.change(clip_norm=1e-12, max_samples=6, warmup_samples=0).run()
+    # Far below AdamW's epsilon a gradient moves nothing.
+    start = clipped.make_model().state_dict()
+    moved = [(value - start[name]).abs().max() for name, value in free.model.state_dict().items()]
+    held = [(value - start[name]).abs().max() for name, value in clipped.model.state_dict().items()]
+    assert max(held) < 0.01 * max(moved) + 1e-3
+
+
+@pytest.mark.parametrize(
+    "change", [{"lambda_coarse": 0.5}, {"dtype": "bfloat16"}, {"seed": 1}, {"weight_decay": 0.5}]
+)
+def test_training_parameters_change_the_result(
+    make_trial: MakeTrial, change: dict[str, Any]
+) -> None:
+    one, other = make_trial("one"), make_trial("other").change(**change)
+    one.run()
+    other.run()
+    assert not torch.equal(one.model.to_visual.weight, other.model.to_visual.weight)
+
+
+def test_weights_and_moments_stay_float32_under_bfloat16(trial: Any) -> None:
+    """Pure bfloat16 weights lose the updates of a small learning rate."""
+    trial.change(dtype="bfloat16", lr=1e-6, max_samples=12, warmup_samples=0).run()
+    start = trial.make_model().state_dict()
+    moved = [not torch.equal(value, start[n]) for n, value in trial.model.state_dict().items()]
+    assert {value.dtype for value in trial.model.parameters()} == {torch.float32}
+    assert all(moved)
+
+
+@pytest.mark.parametrize("field", ["tokens", "latents"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_before_the_update(
+    trial: Any, field: str, value: float
+) -> None:
+    """The clip that is not in the first step of 6 of 7 clips is in the second one."""
+    absent = set(range(7)) - set(rows_at(range(6), clips=7, seed=0).tolist())
+    (row,) = absent
+    trial.change(checkpoint_samples=6)
+    getattr(trial, field)[row] = value
+    with pytest.raises(TrainingError, match=rf"step 1: .*not finite.*\bclip{row}\b"):
+        trial.run()
+    assert [path.name for path in trial.checkpoints().folder.glob("*")] == ["step-00000001"]
+    assert all(torch.isfinite(parameter).all() for parameter in trial.model.parameters())
+
+
+def test_a_gradient_that_is_not_finite_stops_too(trial: Any) -> None:
+    def explode(gradient: torch.Tensor) -> torch.Tensor:
+        return gradient * float("inf")
+
+    make = trial.make_model
+
+    def exploding() -> Any:
+        model = make()
+        model.q_static.register_hook(explode)
+        return model
+
+    trial.make_model = exploding
+    with pytest.raises(TrainingError, match=r"step 0: .*gradient norm (nan|inf): not finite"):
+        trial.run()
+    assert not trial.checkpoints().folder.exists()
+
+
+def make_batch(name: object) -> Batch:
+    return Batch(torch.zeros(1), torch.zeros(1), [str(name)])
+
+
+def test_prefetch_keeps_the_order_and_stays_one_batch_ahead() -> None:
+    loaded: list[int] = []
+
+    def load(positions: range) -> Batch:
+        time.sleep(0.002 * (positions.start % 3))
+        loaded.append(positions.start)
+        return make_batch(positions.start)
+
+    positions = iter([range(start, start + 1) for start in range(12)])
+    with _prefetched(load, positions) as batches:
+        for number, batch in enumerate(batches):
+            assert batch.keys == [str(number)]
+            assert len(loaded) <= number + 2
+    assert loaded == list(range(12))
+
+
+def test_an_error_of_the_loader_arrives_at_its_step(trial: Any) -> None:
+    load = trial.load_batch
+
+    def failing(positions: range) -> Batch:
+        if positions.start >= 12:
+            raise OSError("disk on fire")
+        batch: Batch = load(positions)
+        return batch
+
+    trial.load_batch = failing
+    steps: list[float] = []
+    trial.on_step = lambda row: steps.append(row["step"])
+    with pytest.raises(OSError, match="disk on fire"):
+        trial.run()
+    assert steps == [0, 1]

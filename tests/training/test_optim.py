@@ -1,0 +1,129 @@
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+from transformers import LlamaConfig, LlamaModel
+
+from fvlm.models.foveated import FoveatedModel
+from fvlm.models.query_attention import ShallowAttention
+from fvlm.training.optim import TrainParams, make_optimizer, make_schedule, set_learning_rate
+
+
+def make_params(**changes: object) -> TrainParams:
+    values: dict[str, object] = {
+        "num_frames": 3,
+        "batch_size": 4,
+        "accumulation_steps": 1,
+        "max_samples": 100,
+        "max_hours": 1.0,
+        "lr": 1e-3,
+        "warmup_samples": 20,
+        "weight_decay": 0.1,
+        "clip_norm": 1.0,
+        "lambda_coarse": 1.0,
+        "dtype": "float32",
+        "seed": 0,
+        "checkpoint_samples": 8,
+    }
+    return TrainParams.model_validate(values | changes)
+
+
+def factors(*, warmup_steps: int, steps: int, count: int) -> list[float]:
+    optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = make_schedule(optimizer, warmup_steps=warmup_steps, steps=steps)
+    return [schedule(step) for step in range(count)]
+
+
+def test_warmup_rises_to_the_peak_and_the_cosine_falls() -> None:
+    values = factors(warmup_steps=4, steps=20, count=20)
+    assert values[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert all(later < earlier for earlier, later in pairwise(values[4:]))
+    assert 0 < values[-1] < 0.02
+
+
+def test_the_schedule_never_climbs_after_its_end() -> None:
+    values = factors(warmup_steps=2, steps=10, count=60)
+    assert values[9:] == [values[9]] * 51
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_the_shortest_trainings_have_positive_rates(steps: int) -> None:
+    assert all(0 < value <= 1 for value in factors(warmup_steps=0, steps=steps, count=steps))
+
+
+def test_the_schedule_is_a_pure_function_of_the_step() -> None:
+    forward = factors(warmup_steps=3, steps=12, count=12)
+    optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = make_schedule(optimizer, warmup_steps=3, steps=12)
+    assert [schedule(step) for step in reversed(range(12))] == forward[::-1]
+
+
+def test_weight_decay_by_name() -> None:
+    language = LlamaModel(
+        LlamaConfig(
+            vocab_size=4,
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+        )
+    )
+    model = FoveatedModel(
+        language=language,
+        attention=ShallowAttention(8, temperature=1.0),
+        latent_shape=(4, 2, 2),
+        fine_iterations=1,
+    )
+    language.layers[0].mlp.requires_grad_(False)
+    params = make_params()
+    optimizer = make_optimizer(model, params)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    decayed, kept = (
+        {names[parameter] for parameter in group["params"]} for group in optimizer.param_groups
+    )
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
+    assert decayed == {
+        *(f"language.layers.0.self_attn.{name}_proj.weight" for name in "qkvo"),
+        "to_query.weight",
+        "to_visual.weight",
+        *(f"head.film.{number}.weight" for number in (0, 2)),
+        *(f"head.{part}.{number}.weight" for part in ("before", "after") for number in (0, 2, 4)),
+    }
+    assert {
+        "q_static",
+        "q_init",
+        "y_init",
+        "mode_tokens.coarse",
+        "mode_tokens.fine",
+        "visual_norm.weight",
+        "to_visual.bias",
+        "language.embed_tokens.weight",
+        "language.norm.weight",
+        "language.layers.0.input_layernorm.weight",
+        "head.before.0.bias",
+    } <= kept
+    trainable = {name for name, value in model.named_parameters() if value.requires_grad}
+    assert decayed | kept == trainable
+    assert len(optimizer.param_groups[0]["params"]) == len(decayed), "no weight twice"
+
+
+def test_the_rate_is_set_in_every_group() -> None:
+    optimizer = make_optimizer(nn.Linear(2, 2), make_params())
+    set_learning_rate(optimizer, 0.5)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.5]
+
+
+def test_steps_follow_from_clips() -> None:
+    params = make_params(batch_size=4, accumulation_steps=2, max_samples=100, warmup_samples=16)
+    assert params.samples_per_step == 8
+    assert params.steps == math.ceil(100 / 8)
+    assert params.warmup_steps == 2
+    assert make_params(batch_size=64, max_samples=10, warmup_samples=10).warmup_steps == 0
+    assert make_params(max_samples=20, warmup_samples=20).warmup_steps == 4
+
+
+def test_a_warmup_longer_than_the_training_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"warmup_samples must be <= max_samples \(100\), got 101"):
+        make_params(warmup_samples=101)
