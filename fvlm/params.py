@@ -80,7 +80,12 @@ def _describe(fault: ErrorDetails, sections: type[Params]) -> str:
     return f"{key}: must be {message}, got {got!r}"
 
 
-_TYPES = {"float_type": "number", "string_type": "text", "bool_type": "true or false"}
+_TYPES = {
+    "float_type": "number",
+    "string_type": "text",
+    "bool_type": "true or false",
+    "model_type": "a section of key: value",
+}
 
 
 def _siblings(model: type[BaseModel], fault: ErrorDetails) -> list[str]:
