@@ -1,0 +1,146 @@
+"""Incremental builds: what is known is linked, what is new is computed, nothing is left behind."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fvlm.errors import ShardError
+from fvlm.shards.build import ShardContent, ShardPlan, build_shards
+from fvlm.shards.plan import Member
+
+
+def manifest(project: Any) -> Any:
+    return json.loads(project.out["manifest.json"])
+
+
+def test_manifest_describes_the_files(project: Any) -> None:
+    shards = project.run()
+    document = manifest(project)
+    assert list(document) == ["stage", "params", "shards", "quarantined"]
+    assert len(document["shards"]) == shards
+    assert {entry["name"] for entry in document["shards"]} == set(project.out) - {"manifest.json"}
+    for entry in document["shards"]:
+        assert entry["bytes"] == len(project.out[entry["name"]])
+        assert entry["name"].startswith(entry["split"] + "-000")
+    assert sum(entry["samples"] for entry in document["shards"]) == 14
+    assert [row["video_id"] for row in document["quarantined"]] == ["broken.mp4"]
+
+
+def test_nothing_changed_computes_nothing_and_repeats_the_notes(project: Any) -> None:
+    project.run()
+    first = project.out
+    shutil.rmtree("data/toy")  # as DVC does before a run
+    assert project.run() == 0
+    assert project.out == first
+
+
+def test_without_dvc_the_output_in_place_is_replaced(project: Any) -> None:
+    project.run()
+    project.fill(videos=["a.mp4"])
+    assert project.run() == 1
+    assert set(project.out) == {"train-000000.tar", "manifest.json"}
+    assert not project.leftovers
+
+
+def test_one_more_video_computes_few_shards(project: Any) -> None:
+    total = project.run()
+    videos = Path("videos.txt").read_text().splitlines()
+    project.fill(videos=[*videos, "clip 99.mp4"])
+    assert project.run() <= 3 < total
+    incremental = project.out
+    shutil.rmtree(".state")
+    project.run()
+    assert project.out == incremental
+
+
+def test_order_of_the_listing_does_not_matter(project: Any) -> None:
+    project.run()
+    first = project.out
+    videos = Path("videos.txt").read_text().splitlines()
+    shutil.rmtree(".state")
+    project.fill(videos=videos[::-1])
+    project.run()
+    assert project.out == first
+
+
+def test_kept_shards_cost_no_disk_and_follow_the_last_run(project: Any) -> None:
+    project.run()
+    files = {path.stat().st_ino for path in Path("data/toy").glob("*.tar")}
+    assert {path.stat().st_ino for path in project.kept} == files
+    project.fill(scale=2)
+    project.run()
+    files = {path.stat().st_ino for path in Path("data/toy").glob("*.tar")}
+    assert {path.stat().st_ino for path in project.kept} == files
+
+
+def test_without_hard_links_shards_are_copied_and_not_kept(
+    project: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.run()
+    first = project.out
+    shutil.rmtree(".state")
+
+    def refuse(*_: object) -> None:
+        raise PermissionError("no hard links here")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    project.run()
+    assert project.out == first
+    assert not project.kept
+    assert not project.leftovers
+
+
+def test_a_damaged_kept_shard_is_computed_again(
+    project: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    project.run()
+    first = project.out
+    shutil.rmtree("data/toy")
+    damaged = project.kept[1]
+    data = bytearray(damaged.read_bytes())
+    data[5000] ^= 1
+    damaged.write_bytes(data)
+    assert project.run() == 1
+    assert project.out == first
+    assert damaged.name in capfd.readouterr().err
+
+
+@pytest.mark.usefixtures("project")
+def test_an_error_of_the_producer_keeps_what_is_finished() -> None:
+    def produce(missing: Any) -> Any:
+        yield missing[0], ShardContent([("a", {"json": 1})], [])
+        raise RuntimeError("decoder on fire")
+
+    plans = [ShardPlan.of("train", [Member(key, key)], {}) for key in ("a", "b")]
+    arguments: Any = {"stage": "s", "plans": plans, "out": Path("data/s"), "manifest": {}}
+    with pytest.raises(RuntimeError, match="on fire"):
+        build_shards(**arguments, produce=produce)
+    assert not Path("data/s").exists()
+    seen: list[str] = []
+
+    def produce_rest(missing: Any) -> Any:
+        seen.extend(plan.members[0].key for plan in missing)
+        yield missing[0], ShardContent([], [{"video_id": "b", "reason": "r"}])
+
+    events: list[tuple[str, bool]] = []
+    document = build_shards(
+        **arguments,
+        produce=produce_rest,
+        on_shard=lambda plan, _, reused: events.append((plan.members[0].key, reused)),
+    )
+    assert seen == ["b"]
+    assert events == [("a", True), ("b", False)]
+    assert [entry["name"] for entry in document["shards"]] == ["train-000000.tar"]
+    assert document["quarantined"] == [{"video_id": "b", "reason": "r"}]
+
+
+def test_plans_without_content_and_repeated_plans_are_errors(project: Any) -> None:
+    plan = ShardPlan.of("train", [Member("a", "a")], {})
+    arguments: Any = {"stage": "s", "out": project.folder / "s", "manifest": {}}
+    with pytest.raises(ShardError, match="1 planned shards were not produced"):
+        build_shards(**arguments, plans=[plan], produce=lambda _: [])
+    with pytest.raises(ShardError, match="two planned shards"):
+        build_shards(**arguments, plans=[plan, plan], produce=lambda _: [])

@@ -1,0 +1,61 @@
+"""A small stage for the tests: reads `videos.txt` and `params.yaml`, writes `data/toy`.
+
+Videos with `broken` in their name are quarantined. Appends one line to `computed.log` (in the
+project's root) for each shard that it starts to compute.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from fvlm.io import project_root
+from fvlm.shards.build import ShardContent, ShardPlan, build_shards
+from fvlm.shards.plan import Member, plan_shards
+from fvlm.shards.write import Sample, sample_key
+
+FRAMES = (6, 3, 8, 8)
+
+
+def samples_of(
+    members: Sequence[Member], scale: int, notes: list[dict[str, str]]
+) -> Iterator[Sample]:
+    for member in members:
+        if "broken" in member.content:
+            notes.append({"video_id": member.content, "reason": "broken", "message": "as named"})
+            continue
+        seed = sum(member.key.encode()) * scale
+        frames = np.random.default_rng(seed).integers(0, 256, FRAMES, np.uint8)
+        metadata = {"video_id": member.content, "caption": f"caption of {member.content}"}
+        latents = (frames[:, :, ::4, ::4] / 128 - 1).astype(np.float16)
+        yield member.key, {"frames.npy": frames, "latents.npy": latents, "json": metadata}
+
+
+def produce(missing: Sequence[ShardPlan], scale: int) -> Iterator[tuple[ShardPlan, ShardContent]]:
+    for plan in missing:
+        with (project_root() / "computed.log").open("a") as log:
+            log.write(f"{plan.fingerprint}\n")
+        notes: list[dict[str, str]] = []
+        yield plan, ShardContent(samples_of(plan.members, scale, notes), notes)
+
+
+def main() -> None:
+    videos = Path("videos.txt").read_text().splitlines()
+    scale = int(Path("params.yaml").read_text().split(":")[1])
+    plans = []
+    for split in ("train", "val"):
+        chosen = [video for video in videos if video.startswith("val") == (split == "val")]
+        members = [Member(sample_key(video), video) for video in chosen]
+        recipe = {"stage": "toy", "scale": scale}
+        plans += [ShardPlan.of(split, shard, recipe) for shard in plan_shards(members, 3)]
+    build_shards(
+        stage="toy",
+        plans=plans,
+        produce=lambda missing: produce(missing, scale),
+        out=Path("data/toy"),
+        manifest={"stage": "toy", "params": {"scale": scale}},
+    )
+
+
+if __name__ == "__main__":
+    main()
