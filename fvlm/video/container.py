@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 
 import av
 from av.container import InputContainer
@@ -24,6 +25,7 @@ from fvlm.video.structure import check_structure
 
 MAX_PIXELS = 8192 * 4320  # per picture; 8K video passes, a decompression bomb does not
 HELD_BYTES = 2**28  # packets of a file up to this size are kept; a larger file is read twice
+IN_ORDER = frozenset({"vp8", "vp9", "av1", "mjpeg"})  # codecs that never reorder frames
 # Report damage instead of guessing a picture. Source: FFmpeg's `-err_detect`.
 STRICT = {
     "err_detect": "crccheck+bitstream+buffer+explode",
@@ -228,6 +230,11 @@ def check_declared(
     if kind == "mp4" and len(facts) < indexed:
         message = f"{container.name}: {indexed} frames declared, {len(facts)} found"
         raise VideoError(Reason.MISSING_FRAMES, message)
+    if indexed and stream.index_entries[0].is_keyframe and not facts[0].is_keyframe:
+        message = f"{container.name}: the first frame is declared as a keyframe and is none"
+        raise VideoError(Reason.DECODE_ERROR, message)
+    if codec_name(stream) in IN_ORDER and any(a.time > b.time for a, b in pairwise(facts)):
+        raise VideoError(Reason.WRONG_FRAMES, f"{container.name}: timestamps run backwards")
     tick = float(stream.time_base or 0)
     shown = [p for p in facts if p.is_shown]
     spans = [_span(facts) * tick, _span(shown) * tick]  # with and without what an edit list hides

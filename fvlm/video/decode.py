@@ -92,10 +92,10 @@ def _decode(
             messages = Messages() if hears_decoder else None  # forget what the fast way provoked
             clip = decode_all(timeline, stream, converter, num_frames=num_frames)
         # A decoder that gets packets without their references complains: no sign of damage.
-        if messages is not None and not timeline.orphans:
-            damage = messages.damage(stream.codec_context.name)
-            if damage:
-                raise VideoError(Reason.DECODE_ERROR, f"{path}: {damage}")
+        decoder = None if timeline.orphans else stream.codec_context.name
+        damage = messages.damage(decoder) if messages is not None else None
+    if damage:
+        raise VideoError(Reason.DECODE_ERROR, f"{path}: {damage}")
     return clip
 
 

@@ -4,36 +4,36 @@ Some encoders (older phones) mark a picture as IDR, so a place where decoding ma
 one of its slices is predicted. FFmpeg decodes it, but refuses it when asked to report every error.
 """
 
-from collections.abc import Iterator
-
 IDR_SLICE = 5  # nal_unit_type, ITU-T H.264 table 7-1
 INTRA_SLICES = {2, 4, 7, 9}  # slice_type, table 7-6
 
 
 def has_predicted_idr(packet: bytes, extradata: bytes | None) -> bool:
-    """Whether the packet holds an IDR slice that is not intra coded."""
+    """Whether the packet's IDR slices are of both kinds, intra coded and predicted.
+
+    A packet whose units do not add up to its length is damaged, not irregular.
+    """
+    kinds = set()
     for unit in _units(packet, extradata):
         if len(unit) > 8 and unit[0] & 31 == IDR_SLICE:
             bits = int.from_bytes(unit[1:9], "big")
-            _, used = _exp_golomb(bits, 64)  # first_mb_in_slice
-            slice_type, _ = _exp_golomb(bits, used)
-            if slice_type not in INTRA_SLICES:
-                return True
-    return False
+            _, left = _exp_golomb(bits, 64)  # first_mb_in_slice
+            slice_type, _ = _exp_golomb(bits, left)
+            kinds.add(slice_type in INTRA_SLICES)
+    return len(kinds) == 2
 
 
-def _units(packet: bytes, extradata: bytes | None) -> Iterator[bytes]:
+def _units(packet: bytes, extradata: bytes | None) -> list[bytes]:
     """The first bytes of each NAL unit, length-prefixed (avcC) or after start codes (Annex B)."""
     if not extradata or extradata[0] != 1 or len(extradata) < 5:
-        for unit in packet.split(b"\0\0\1")[1:]:
-            yield unit[:16]
-        return
+        return [unit[:16] for unit in packet.split(b"\0\0\1")[1:]]
     prefix = (extradata[4] & 3) + 1
-    position = 0
+    units, position = [], 0
     while position + prefix < len(packet):
         length = int.from_bytes(packet[position : position + prefix], "big")
-        yield packet[position + prefix : position + prefix + min(length, 16)]
+        units.append(packet[position + prefix : position + prefix + min(length, 16)])
         position += prefix + length
+    return units if position == len(packet) else []
 
 
 def _exp_golomb(bits: int, left: int) -> tuple[int, int]:

@@ -35,8 +35,11 @@ class Messages:
         if self._is_file:
             av.logging.restore_default_callback()
 
-    def damage(self, decoder: str) -> str | None:
-        """The first message that means damage; `decoder` is the name of the decoder in use."""
+    def damage(self, decoder: str | None) -> str | None:
+        """The first message that means damage.
+
+        `decoder` is the name of the decoder whose remarks count; None counts the demuxer's only.
+        """
         if not self._is_file:
             return None
         with open("/proc/self/fd/2", "rb") as file:  # noqa: PTH123 - a second, readable handle

@@ -51,11 +51,12 @@ def plan_spans(
             continue
         place = bisect_right(starts, index) - 1
         if packet.time < packets[starts[place]].time:
-            place -= 1  # a leading frame needs the group before
-        if groups and starts[max(place, 0)] <= groups[-1][1][-1]:
-            groups[-1][1].append(index)
-        else:
-            groups.append((starts[max(place, 0)], [index]))
+            place = max(place - 1, 0)  # a leading frame needs the group before
+        start, targets = starts[place], [index]
+        while groups and start <= groups[-1][1][-1]:  # overlaps: one span for both
+            earlier_start, earlier_targets = groups.pop()
+            start, targets = min(start, earlier_start), earlier_targets + targets
+        groups.append((start, targets))
     return [
         Span(start, tuple(targets), _leading(packets, start) - set(targets))
         for start, targets in groups

@@ -26,7 +26,7 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO, Any, TypeVar
@@ -41,6 +41,7 @@ DEADLINE_SECONDS = 60.0  # wall clock, per item
 START_SECONDS = 60.0  # allowed on top for a worker's first item: a busy disk at start-up
 MEMORY_BYTES = 2 * 2**30  # address space of one worker
 ITEMS_PER_WORKER = 500  # then it is replaced, so that no leak adds up
+EXIT_SECONDS = 1.0  # from the end of a worker's output to the end of its process
 READ_BYTES = 2**20
 HEADER_BYTES = 2**24  # largest JSON of a result
 
@@ -70,7 +71,7 @@ def map_isolated(
     workers: int | None = None,
     deadline_seconds: float = DEADLINE_SECONDS,
     memory_bytes: int = MEMORY_BYTES,
-) -> Iterator[tuple[Item, Outcome | VideoError]]:
+) -> Generator[tuple[Item, Outcome | VideoError], None, None]:
     """Yield (item, outcome) for every item, in the order in which they finish.
 
     `workers` defaults to the processor cores at hand. At most one result per worker is in flight,
@@ -216,6 +217,7 @@ class _Worker:
 
     def kill(self) -> None:
         """End the process group and collect the process; safe to call twice."""
+        self._is_alive = False
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
@@ -232,7 +234,10 @@ class _Worker:
 
     def _death(self) -> VideoError:
         """Why the worker closed its pipe without a result."""
-        code = self._process.wait()
+        try:
+            code = self._process.wait(EXIT_SECONDS)
+        except subprocess.TimeoutExpired:  # closed its pipe, but goes on
+            return VideoError(Reason.CRASHED, "the worker stopped answering")
         self._stderr.seek(0)
         lines = self._stderr.read().decode(errors="replace").strip().splitlines()
         said = f": {lines[-1][:200]}" if lines else ""
@@ -240,7 +245,7 @@ class _Worker:
             return VideoError(Reason.TIMEOUT, f"used up its processor time{said}")
         if any("MemoryError" in line or "bad_alloc" in line for line in lines[-3:]):
             return VideoError(Reason.OUT_OF_MEMORY, f"the worker ran out of memory{said}")
-        ended = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        ended = signal.strsignal(-code) if code < 0 else f"exit code {code}"
         return VideoError(Reason.CRASHED, f"the worker died: {ended}{said}")
 
 
@@ -265,8 +270,9 @@ class _Reply:
             self._header += chunk
             if len(self._header) == PREFIX.size:
                 self._sizes = PREFIX.unpack(self._header)
-                if self._sizes[0] > HEADER_BYTES or self._sizes[1] > limit_bytes:
-                    raise ValueError(f"{sum(self._sizes)} bytes are announced")
+                header_bytes, payload_bytes = self._sizes
+                if not 0 < header_bytes <= HEADER_BYTES or payload_bytes > limit_bytes:
+                    raise ValueError(f"{header_bytes} + {payload_bytes} bytes are announced")
                 self._header.clear()
             return False
         rest = self._sizes[0] - len(self._header)

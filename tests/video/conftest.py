@@ -1,0 +1,178 @@
+"""Real videos of many kinds, rendered once per session.
+
+Frame `i` of each shows a moving texture, so that no two frames are alike and motion compensation,
+reordering and skipping all have something to get wrong.
+"""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+NUM_FRAMES = 100
+FPS = 25
+
+
+def picture(index: int, width: int, height: int) -> np.ndarray:
+    """Frame `index`: uint8 [H, W, 3]; waves that travel at different speeds, and a moving box."""
+    y, x = np.mgrid[0:height, 0:width].astype(np.float64)
+    waves = [
+        np.sin(x / 7 + index / 3) + np.cos(y / 5 - index / 4),
+        np.sin((x + y) / 11 - index / 5) + np.cos(x / 4),
+        np.sin(y / 6 + index / 2) + np.cos((x - y) / 9 + index / 7),
+    ]
+    frame = np.stack([(wave + 2) * 63 for wave in waves], axis=-1)
+    left, top = (index * 3) % max(width - 12, 1), (index * 2) % max(height - 10, 1)
+    frame[top : top + 10, left : left + 12] = (index * 37 % 256, index * 91 % 256, index * 13 % 256)
+    return frame.round().astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to render one video; `times` are frame times in units of 1/FPS seconds."""
+
+    codec: str
+    width: int = 160
+    height: int = 120
+    pixel_format: str = "yuv420p"
+    num_frames: int = NUM_FRAMES
+    options: dict[str, str] = field(default_factory=dict)
+    container_options: dict[str, str] = field(default_factory=dict)
+    times: Callable[[int], int] = lambda index: index
+    shift: int = 0  # added to all times after encoding; negative makes an edit list
+    rotation: int = 0  # degrees anticlockwise, as FFmpeg counts
+    sample_aspect_ratio: Fraction | None = None
+
+    def render(self, path: Path) -> Path:
+        """Encode into `path`, whose suffix chooses the container."""
+        with av.open(str(path), "w", options=self.container_options) as container:
+            stream = container.add_stream(self.codec, rate=FPS, options=self.options)
+            assert isinstance(stream, VideoStream)
+            stream.width, stream.height, stream.pix_fmt = self.width, self.height, self.pixel_format
+            stream.codec_context.time_base = Fraction(1, FPS)
+            stream.codec_context.thread_count = 1
+            if self.sample_aspect_ratio:
+                stream.codec_context.sample_aspect_ratio = self.sample_aspect_ratio
+            if self.rotation:
+                stream.set_display_rotation(self.rotation)
+            for index in [*range(self.num_frames), None]:
+                frame = None
+                if index is not None:
+                    pixels = picture(index, self.width, self.height)
+                    frame = VideoFrame.from_ndarray(pixels, format="rgb24")
+                    frame.pts, frame.time_base = self.times(index), Fraction(1, FPS)
+                for packet in stream.encode(frame):
+                    if packet.pts is not None and packet.dts is not None:
+                        packet.pts += self.shift
+                        packet.dts += self.shift
+                    container.mux(packet)
+        return path
+
+
+def _irregular(index: int) -> int:
+    """Variable frame rate: bursts, pauses, and one frame that stays for two seconds."""
+    return index * 3 + index % 2 + (50 if index >= 60 else 0)
+
+
+X264 = {"preset": "veryfast", "g": "30", "sc_threshold": "0"}
+VP9 = {"g": "30", "deadline": "realtime", "cpu-used": "8"}
+RECIPES: dict[str, Recipe] = {
+    "h264_b.mp4": Recipe("libx264", options={**X264, "bf": "3"}),
+    "h264_no_b.mp4": Recipe("libx264", options={**X264, "bf": "0"}),
+    "h264_pyramid.mkv": Recipe(
+        "libx264", options={**X264, "bf": "7", "x264-params": "b-pyramid=normal:ref=4"}
+    ),
+    "h264_open_gop.mp4": Recipe(
+        "libx264", options={**X264, "bf": "3", "x264-params": "open-gop=1"}
+    ),
+    "h264_intra_refresh.mp4": Recipe(
+        "libx264", options={**X264, "bf": "0", "x264-params": "intra-refresh=1"}
+    ),
+    "h264_vfr.mp4": Recipe("libx264", options={**X264, "bf": "3"}, times=_irregular),
+    "h264_vfr.mkv": Recipe("libx264", options={**X264, "bf": "2"}, times=_irregular),
+    "h264_edit_list.mp4": Recipe(
+        "libx264",
+        options={**X264, "bf": "2"},
+        container_options={"avoid_negative_ts": "disabled"},
+        shift=-40,
+    ),
+    "h264_late_start.mp4": Recipe("libx264", options={**X264, "bf": "2"}, shift=50),
+    "h264_fragmented.mp4": Recipe(
+        "libx264", options=X264, container_options={"movflags": "frag_keyframe+empty_moov"}
+    ),
+    "h264_10_bit.mp4": Recipe("libx264", options=X264, pixel_format="yuv420p10le"),
+    "h264_444_odd.mp4": Recipe("libx264", 161, 121, pixel_format="yuv444p", options=X264),
+    "h264_turned.mp4": Recipe("libx264", options={**X264, "bf": "2"}, rotation=-90),
+    "h264_wide_pixels.mp4": Recipe("libx264", options=X264, sample_aspect_ratio=Fraction(2)),
+    "h264_one_pixel.mp4": Recipe("libx264", 1, 1, pixel_format="yuv444p", options=X264),
+    "h264.ts": Recipe("libx264", options={**X264, "bf": "3"}),
+    "h264_open_gop.ts": Recipe("libx264", options={**X264, "bf": "3", "x264-params": "open-gop=1"}),
+    "h264.flv": Recipe("libx264", options={**X264, "bf": "3"}),
+    "hevc_open_gop.mp4": Recipe(
+        "libx265",
+        options={"preset": "ultrafast", "g": "30", "x265-params": "log-level=none:bframes=4"},
+    ),
+    "hevc.mkv": Recipe(
+        "libx265",
+        options={
+            "preset": "ultrafast",
+            "g": "30",
+            "x265-params": "log-level=none:bframes=3:b-pyramid=1:open-gop=0",
+        },
+    ),
+    "vp8.webm": Recipe(
+        "libvpx",
+        options={"g": "30", "deadline": "realtime", "auto-alt-ref": "1", "lag-in-frames": "16"},
+    ),
+    "vp9.webm": Recipe(
+        "libvpx-vp9",
+        options={**VP9, "auto-alt-ref": "1", "lag-in-frames": "16"},
+    ),
+    "vp9.mp4": Recipe("libvpx-vp9", options=VP9),
+    "av1.mp4": Recipe("libsvtav1", options={"g": "30", "preset": "12"}),
+    "av1.mkv": Recipe("libsvtav1", options={"g": "30", "preset": "12"}),
+    "mpeg4_b.mp4": Recipe("mpeg4", options={"g": "30", "bf": "2"}),
+    "mpeg4.avi": Recipe("mpeg4", options={"g": "30"}),
+    "mpeg2_b.mpg": Recipe("mpeg2video", options={"g": "15", "bf": "2"}),
+    "mpeg2.ts": Recipe("mpeg2video", options={"g": "15", "bf": "2"}),
+    "mpeg2.mkv": Recipe("mpeg2video", options={"g": "15", "bf": "2"}),
+    "mjpeg.avi": Recipe("mjpeg", pixel_format="yuvj420p"),
+    "mjpeg.mkv": Recipe("mjpeg", pixel_format="yuvj420p"),
+    "msmpeg4.avi": Recipe("msmpeg4", options={"g": "30"}),
+    "ffv1.mkv": Recipe("ffv1"),
+}
+
+
+def render_all(folder: Path) -> dict[str, Path]:
+    """Render every recipe; SVT-AV1 can hang in a process that ran other encoders, so in its own."""
+    for name, recipe in RECIPES.items():
+        if recipe.codec != "libsvtav1":
+            recipe.render(folder / name)
+    for name in [name for name, recipe in RECIPES.items() if recipe.codec == "libsvtav1"]:
+        command = [sys.executable, __file__, name, str(folder / name)]
+        subprocess.run(command, check=True, timeout=60, capture_output=True)
+    return {name: folder / name for name in RECIPES}
+
+
+@pytest.fixture(scope="session")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Name of a recipe -> the rendered file."""
+    return render_all(tmp_path_factory.mktemp("videos"))
+
+
+@pytest.fixture(scope="session")
+def rendered_picture() -> Callable[[int, int, int], np.ndarray]:
+    """Frame `index` as it was before encoding, for a width and a height."""
+    return picture
+
+
+if __name__ == "__main__":
+    RECIPES[sys.argv[1]].render(Path(sys.argv[2]))

@@ -1,0 +1,196 @@
+"""The sandbox: whatever one item does, it costs that item only."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fvlm.errors import VideoError
+from fvlm.video.reasons import Reason
+from fvlm.video.worker import Outcome, map_isolated
+
+FOLDER = str(Path(__file__).parent)
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(FOLDER)
+
+
+def misbehave(how: str, **more: Any) -> tuple[Outcome | VideoError, bool]:
+    """The outcome of one bad item, and whether good items around it came through."""
+    requests = [{"how": "well"}, {"how": how, **more}, {"how": "well", "again": True}]
+    outcomes = list(
+        map_isolated(
+            "worker_functions:misbehave",
+            requests,
+            workers=1,
+            deadline_seconds=1.5,
+            memory_bytes=2**29,
+        )
+    )
+    assert len(outcomes) == 3
+    good = [outcome for request, outcome in outcomes if request["how"] == "well"]
+    bad = [outcome for request, outcome in outcomes if request["how"] == how]
+    return bad[0], all(isinstance(outcome, Outcome) for outcome in good)
+
+
+@pytest.mark.parametrize(
+    ("how", "reason", "message"),
+    [
+        ("segfault", Reason.CRASHED, "Segmentation fault"),
+        ("killed", Reason.CRASHED, "Killed"),
+        ("leave", Reason.CRASHED, "exit code 3"),
+        ("exit", Reason.CRASHED, "SystemExit"),
+        ("type", Reason.CRASHED, "TypeError: a bug"),
+        ("not json", Reason.CRASHED, "not JSON serializable"),
+        ("memory", Reason.OUT_OF_MEMORY, ""),
+        ("spin", Reason.TIMEOUT, "1.5 seconds"),
+        ("fork", Reason.TIMEOUT, "1.5 seconds"),
+        ("refuse", Reason.UNREADABLE, "no such thing"),
+    ],
+)
+def test_a_bad_item_costs_itself_only(how: str, reason: Reason, message: str) -> None:
+    outcome, others_survive = misbehave(how)
+    assert isinstance(outcome, VideoError)
+    assert outcome.reason == reason
+    assert message in str(outcome)
+    assert others_survive
+
+
+def test_a_forked_child_dies_with_its_group() -> None:
+    misbehave("fork")
+    assert not _children_of_sandboxes()
+
+
+def test_prints_do_not_reach_the_protocol() -> None:
+    outcome, others_survive = misbehave("print")
+    assert isinstance(outcome, Outcome)
+    assert others_survive
+
+
+def test_files_cannot_grow(tmp_path: Path) -> None:
+    outcome, _ = misbehave("large file", path=str(tmp_path / "large"))
+    assert isinstance(outcome, VideoError)
+    assert (tmp_path / "large").stat().st_size <= 2**20
+
+
+@pytest.mark.parametrize("junk", ["ff" * 64, "00" * 64, "00" * 7 + "05" + "00" * 8 + "7b7d7b7d7b"])
+def test_a_reply_that_makes_no_sense_is_a_crash(junk: str) -> None:
+    requests = [{"hex": junk}]
+    [(_, outcome)] = map_isolated("worker_functions:nonsense", requests, deadline_seconds=1)
+    assert isinstance(outcome, VideoError)
+    assert outcome.reason in (Reason.CRASHED, Reason.TIMEOUT)
+
+
+def test_every_item_is_answered_once_and_workers_are_reused() -> None:
+    requests = [{"number": number, "name": f"\udcff{number}\n"} for number in range(300)]
+    outcomes = list(map_isolated("worker_functions:echo", iter(requests), workers=2))
+    assert {request["number"] for request, _ in outcomes} == set(range(300))
+    assert len(outcomes) == 300
+    pids = set()
+    for request, outcome in outcomes:
+        assert isinstance(outcome, Outcome)
+        assert outcome.values["name"] == request["name"]
+        pids.add(outcome.values["pid"])
+    assert len(pids) <= 2
+
+
+def test_arrays_cross_unchanged() -> None:
+    requests = [{"value": value, "size": 500_000} for value in range(4)]
+    for request, outcome in map_isolated("worker_functions:arrays", requests, workers=2):
+        assert isinstance(outcome, Outcome)
+        assert outcome.arrays["frames"].dtype == np.uint8
+        np.testing.assert_array_equal(outcome.arrays["frames"], request["value"])
+        np.testing.assert_array_equal(outcome.arrays["turned"], np.arange(6.0).reshape(2, 3).T)
+
+
+def test_items_are_taken_only_when_a_worker_is_free() -> None:
+    taken = 0
+
+    def requests() -> Any:
+        nonlocal taken
+        for number in range(50):
+            taken += 1
+            yield {"number": number}
+
+    results = map_isolated("worker_functions:echo", requests(), workers=2)
+    for done in range(1, 11):
+        next(results)
+        assert taken <= done + 2
+    results.close()
+
+
+def test_a_slow_caller_is_not_held_against_the_workers() -> None:
+    requests = [{"how": "sleep", "seconds": 0.2, "number": number} for number in range(4)]
+    results = map_isolated("worker_functions:misbehave", requests, workers=2, deadline_seconds=1.0)
+    for _, outcome in results:
+        assert isinstance(outcome, Outcome), outcome
+        time.sleep(1.1)
+
+
+def test_closing_early_leaves_no_process() -> None:
+    requests = [{"how": "well"}, {"how": "spin"}, {"how": "spin"}]
+    results = map_isolated("worker_functions:misbehave", requests, workers=2)
+    next(results)
+    results.close()
+    assert not _children_of_sandboxes()
+
+
+def test_no_items_start_no_worker() -> None:
+    assert list(map_isolated("worker_functions:echo", [])) == []
+
+
+def test_workers_die_with_a_killed_parent() -> None:
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from fvlm.video.worker import map_isolated\n"
+        "items = [{'how': 'well'}, {'how': 'spin'}]\n"
+        "for item, outcome in map_isolated('worker_functions:misbehave', items, workers=2):\n"
+        "    print('ready', flush=True)\n"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code, FOLDER],
+        stdout=subprocess.PIPE,
+        cwd=Path(__file__).parents[2],
+    )
+    with parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == b"ready\n"
+        workers = _processes_mentioning("worker_functions:misbehave", str(parent.pid))
+        assert workers
+        parent.send_signal(signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while any(_is_running(pid) for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(_is_running(pid) for pid in workers)
+
+
+def _children_of_sandboxes() -> list[int]:
+    """Workers of this process that still run."""
+    return _processes_mentioning("worker_functions:", str(os.getpid()))
+
+
+def _processes_mentioning(*words: str) -> list[int]:
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            arguments = (folder / "cmdline").read_text().split("\0")
+        except OSError:
+            continue
+        if all(any(word in argument for argument in arguments[3:]) for word in words):
+            found.append(int(folder.name))
+    return [pid for pid in found if _is_running(pid)]
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        return " Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
