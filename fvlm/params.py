@@ -10,6 +10,7 @@ reads as the fields of one `Params` model:
 """
 
 import difflib
+import io
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from fvlm.errors import ParamsError
+from fvlm.io import atomic_write
 
 PARAMS = Path("params.yaml")
 
@@ -63,12 +65,35 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return document
 
 
+def overlay_params(sections: type[P], overlay: Path, path: Path = PARAMS) -> None:
+    """Set the values of the file `overlay` in `path`; comments and all other values stay.
+
+    Nothing is written unless the result is valid. Raises ParamsError, also for keys that `path`
+    does not have.
+    """
+    yaml = YAML()
+    yaml.width = 4096  # no line is ever wrapped
+    document = yaml.load(path.read_text(encoding="utf-8"))
+    for section, values in read_yaml(overlay).items():
+        if not isinstance(values, dict):
+            raise ParamsError(f"{overlay}: {section}: expected key: value pairs, got {values!r}")
+        if section not in document:
+            raise ParamsError(f"{overlay}: {section}: {path} has no such section")
+        for key, value in values.items():
+            document[section][key] = value
+    validate_params(sections, document, overlay)
+    text = io.StringIO()
+    yaml.dump(document, text)
+    with atomic_write(path) as file:
+        file.write(text.getvalue().encode())
+
+
 def _describe(fault: ErrorDetails, sections: type[Params]) -> str:
     """One line: dotted key, what was expected, what was got."""
     key, got = ".".join(map(str, fault["loc"])), fault["input"]
     match fault["type"]:
         case "extra_forbidden":
-            hint = difflib.get_close_matches(str(fault["loc"][-1]), _siblings(sections, fault), 1)
+            hint = difflib.get_close_matches(str(fault["loc"][-1]), _siblings(sections, fault), 1, 0.5)
             return f"{key}: unknown key" + (f"; did you mean `{hint[0]}`?" if hint else "")
         case "missing":
             return f"{key}: missing"

