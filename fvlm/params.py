@@ -93,8 +93,9 @@ def _describe(fault: ErrorDetails, sections: type[Params]) -> str:
     key, got = ".".join(map(str, fault["loc"])), fault["input"]
     match fault["type"]:
         case "extra_forbidden":
-            hint = difflib.get_close_matches(str(fault["loc"][-1]), _siblings(sections, fault), 1, 0.5)
-            return f"{key}: unknown key" + (f"; did you mean `{hint[0]}`?" if hint else "")
+            valid = _siblings(sections, fault)
+            hints = difflib.get_close_matches(str(fault["loc"][-1]), valid, n=1, cutoff=0.5)
+            return f"{key}: unknown key" + "".join(f"; did you mean `{hint}`?" for hint in hints)
         case "missing":
             return f"{key}: missing"
         case "value_error":

@@ -60,6 +60,7 @@ def render(path: Path, codec: str, seconds: float, *, seed: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=8)
+        assert isinstance(stream, av.VideoStream)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
         for number in range(round(seconds * 8)):
             picture = background.copy()
@@ -224,7 +225,8 @@ def test_trained_model_loads_with_one_call(workspace: Path) -> None:
 
 def test_verdict_is_printed_with_controls_and_interval(run: Run) -> None:
     output = run("python", "-m", "pipeline.verdict")
-    for word in ("coarse pass", "fine pass", "random queries", "previous latent", "held-out videos"):
+    arms = ("coarse pass", "fine pass", "random queries", "previous latent")
+    for word in (*arms, "held-out videos", "interval"):
         assert word in output
 
 
