@@ -12,6 +12,8 @@ import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +68,7 @@ def index_shard(path: Path, entry: dict[str, Any]) -> ShardIndex:
         verify_file(path, size=entry["bytes"], sha256=entry["sha256"])
     except DamagedShardError as damage:
         place = locate_damage(path, entry["sample_crc32"])
-        raise DamagedShardError(path, f"{damage.fault} {place}") from None
+        raise DamagedShardError(path, f"{damage.detail}, {place}") from None
     record = state_folder() / "shards" / "offsets" / f"{entry['sha256']}.json"
     with suppress(FvlmError, OSError, TypeError, ValueError, KeyError):
         return _parse(read_json(record))
@@ -80,24 +82,30 @@ def index_shard(path: Path, entry: dict[str, Any]) -> ShardIndex:
 
 def locate_damage(path: Path, sample_crc32: str) -> str:
     """Which part of a damaged shard differs from what was written: `in sample KEY`."""
-    seen = None
+    members: list[_Member] = []
     with path.open("rb", buffering=0) as file:
+        descriptor = file.fileno()
         try:
-            for number, members in enumerate(_samples(file.fileno())):
-                seen = members[0].key
-                expected = int(sample_crc32[8 * number : 8 * number + 8] or "0", 16)
-                if _crc32(file.fileno(), members[0].start, members[-1].end) != expected:
-                    return f"in sample {seen}"
+            members.extend(_members(descriptor))  # keeps those before an error
+            unfinished = None
         except tarfile.HeaderError:
-            return f"behind sample {seen}" if seen else "in the first sample"
-    return f"behind the last sample {seen}"
+            unfinished = members[-1].key if members else "(the first)"
+        for number, (key, group) in enumerate(groupby(members, attrgetter("key"))):
+            if key == unfinished:
+                break
+            parts = list(group)
+            expected = sample_crc32[8 * number : 8 * number + 8]
+            if f"{_crc32(descriptor, parts[0].start, parts[-1].end):08x}" != expected:
+                return f"in sample {key}"
+    if unfinished:
+        return f"in or right behind sample {unfinished}"
+    return f"behind the last sample {members[-1].key if members else ''}"
 
 
 def _index(path: Path) -> ShardIndex:
     index = ShardIndex([], {}, {}, [])
     with path.open("rb", buffering=0) as file:
-        for members in _samples(file.fileno()):
-            key = members[0].key
+        for key, members in groupby(_members(file.fileno()), attrgetter("key")):
             fields = {}
             for member in members:
                 if member.name == "json":
@@ -115,19 +123,8 @@ def _index(path: Path) -> ShardIndex:
     return index
 
 
-def _samples(descriptor: int) -> Iterator[list[_Member]]:
-    """Groups of members with the same key; raises tarfile.HeaderError at a damaged header."""
-    group: list[_Member] = []
-    for member in _members(descriptor):
-        if group and member.key != group[0].key:
-            yield group
-            group = []
-        group.append(member)
-    if group:
-        yield group
-
-
 def _members(descriptor: int) -> Iterator[_Member]:
+    """Walk the tar; raises tarfile.HeaderError at a damaged header or a missing end."""
     offset = 0
     while True:
         block = os.pread(descriptor, BLOCK, offset)

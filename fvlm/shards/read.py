@@ -215,7 +215,7 @@ class ShardReader:
 def _runs(rows: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
     """[start, end) positions of ascending neighbours, which lie side by side in the file."""
     ends = np.flatnonzero(np.diff(rows) != 1) + 1
-    return pairwise([0, *ends.tolist(), len(rows)])
+    return pairwise([0, *ends.tolist(), len(rows)] if len(rows) else [])
 
 
 def _index_all(

@@ -158,7 +158,7 @@ def _is_intact(path: Path, facts: ShardFacts) -> bool:
     try:
         verify_file(path, size=facts.bytes, sha256=facts.sha256)
     except DamagedShardError as damage:
-        print(f"{damage.fault}; computing the shard again", file=sys.stderr)
+        print(f"{path} is damaged: {damage.detail}; computing the shard again", file=sys.stderr)
         path.unlink()
         return False
     return True

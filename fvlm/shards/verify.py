@@ -18,11 +18,13 @@ RACY_NS = 100_000_000
 
 
 class DamagedShardError(ShardError):
-    """The file is there, but it is not the one that the manifest names; `fault` says how."""
+    """The file is there, but it is not the one that the manifest names; `detail` says how."""
 
-    def __init__(self, path: Path, fault: str) -> None:
-        self.fault = f"{path} is damaged: {fault}"
-        super().__init__(f"{self.fault}; run `rm -r {path.parent}` and then `dvc repro`")
+    def __init__(self, path: Path, detail: str) -> None:
+        self.detail = detail
+        super().__init__(
+            f"{path} is damaged: {detail}; run `rm -r {path.parent}` and then `dvc repro`"
+        )
 
 
 def verify_file(path: Path, *, size: int, sha256: str) -> None:
