@@ -230,7 +230,8 @@ def check_declared(
     if kind == "mp4" and len(facts) < indexed:
         message = f"{container.name}: {indexed} frames declared, {len(facts)} found"
         raise VideoError(Reason.MISSING_FRAMES, message)
-    if indexed and stream.index_entries[0].is_keyframe and not facts[0].is_keyframe:
+    entries = stream.index_entries
+    if kind == "mp4" and indexed and entries[0].is_keyframe and not facts[0].is_keyframe:
         message = f"{container.name}: the first frame is declared as a keyframe and is none"
         raise VideoError(Reason.DECODE_ERROR, message)
     if codec_name(stream) in IN_ORDER and any(a.time > b.time for a, b in pairwise(facts)):
