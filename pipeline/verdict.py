@@ -26,15 +26,15 @@ def main() -> None:
     console.print(scope(found, read_json(FILTER), read_json(TRAIN)), highlight=False)
     console.print(arms_table(found))
     console.print(ratio_table(found))
-    console.print(f"[bold]{found['verdict']}[/bold]  {found['statement']}", highlight=False)
+    console.print(found["statement"], style="bold", highlight=False)
 
 
 def scope(found: dict[str, Any], videos: dict[str, Any], training: dict[str, Any]) -> str:
     """One line: what went in and what was compared."""
     return (
         f"{videos['inputs']} videos, {videos['accepted']} accepted; trained on "
-        f"{videos['accepted_train']} for {training['steps']} steps; compared on "
-        f"{found['clips']} clips of {found['videos']} held-out videos"
+        f"{videos['accepted_train']} for {training['steps']} steps; "
+        f"held-out videos compared: {found['videos']} (clips: {found['clips']})"
     )
 
 
@@ -67,8 +67,9 @@ def ratio_table(found: dict[str, Any]) -> Table:
         for arm in CONTROLS
     ]
     for title, name in rows:
-        ends = (_text(found[f"{name}_low"]), _text(found[f"{name}_high"]))
-        table.add_row(title, _text(found[name]), " to ".join(ends), str(found["videos"]))
+        low, high = found[f"{name}_low"], found[f"{name}_high"]
+        ends = "none" if low is None else f"{low:.4f} to {high:.4f}"
+        table.add_row(title, _text(found[name]), ends, str(found["videos"]))
     return table
 
 

@@ -80,6 +80,7 @@ def plot_arms(summary: Summary, path: Path) -> None:
                 )
         axes.set_yticks(range(len(rows)), [ARMS[arm].replace(": ", ":\n") for arm, _ in rows[::-1]])
         axes.set_ylim(-0.5, len(rows) - 0.3)
+        axes.set_xlim(*_at_least(*axes.get_xlim()))
         axes.set_xlabel("its loss / loss of the fine pass, frames 3 and later (95% interval)")
         axes.set_title(f"Does the fine pass beat it?  {_videos(summary)}: {metrics['verdict']}")
 
@@ -110,7 +111,13 @@ def _no_difference(axes: Axes) -> None:
 
 def _label_ratio(axes: Axes, summary: Summary, title: str) -> None:
     axes.set_ylabel("coarse loss / fine loss (95% interval)")
+    axes.set_ylim(*_at_least(*axes.get_ylim()))
     axes.set_title(f"{title}  ({_videos(summary)}; above 1: the fine pass is better)")
+
+
+def _at_least(low: float, high: float) -> tuple[float, float]:
+    """Limits that hold 1 +- 1%: a difference in the fifth digit should not look like a result."""
+    return min(low, 0.99), max(high, 1.01)
 
 
 def _videos(summary: Summary) -> str:

@@ -93,4 +93,4 @@ def _controls(against: dict[str, Estimate]) -> str:
     if not remaining:
         return "the fine pass beats every control"
     named = ", ".join(ARMS[name].removeprefix("fine pass ") for name in remaining)
-    return f"the fine pass does not beat itself {named}"
+    return f"the fine pass is not shown to beat itself {named}"
