@@ -124,6 +124,14 @@ def test_llm_layers_change_the_computation(folder: Path) -> None:
     assert not torch.allclose(predict(short, tokens=10), predict(whole, tokens=10))
 
 
+@pytest.mark.parametrize("change", [{"temperature": 0.1}, {"fine_iterations": 2}])
+def test_the_other_parameters_reach_the_model(folder: Path, change: dict[str, Any]) -> None:
+    plain, _ = build(folder)
+    changed, _ = build(folder, **change)
+    changed.load_state_dict(plain.state_dict())
+    assert not torch.equal(predict(plain, tokens=10), predict(changed, tokens=10))
+
+
 def test_the_language_model_is_the_pretrained_one(folder: Path) -> None:
     model, _ = build(folder)
     pretrained = LlamaModel.from_pretrained(folder / "llama")
