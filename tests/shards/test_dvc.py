@@ -1,8 +1,10 @@
 """With real DVC: shards are cached, linked, restored, pushed and pulled."""
 
+import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,8 @@ class Repository:
         self.project, self._environment = project, environment
         identity = {"GIT_AUTHOR_NAME": "a", "GIT_AUTHOR_EMAIL": "a@b"}
         self._environment |= identity | {"GIT_COMMITTER_NAME": "a", "GIT_COMMITTER_EMAIL": "a@b"}
+        programs = Path(sys.executable).parent  # the queue's worker calls `dvc` by name
+        self._environment["PATH"] = f"{programs}:{os.environ['PATH']}"
         Path("dvc.yaml").write_text(DVC_YAML)
         Path(".gitignore").write_text(".state\ncomputed.log\n*.tmp\n/remote\n__pycache__\n")
         shutil.copy(Path(__file__).with_name("toy_stage.py"), "toy_stage.py")
@@ -41,11 +45,20 @@ class Repository:
         return self.call(sys.executable, "-m", "dvc", *arguments)
 
     def call(self, *command: str) -> str:
-        answer = subprocess.run(
-            command, env=self._environment, capture_output=True, text=True, check=False
-        )
-        assert answer.returncode == 0, answer.stdout + answer.stderr
-        return answer.stdout + answer.stderr
+        # Not a pipe: the queue's worker inherits it and would keep it open.
+        with tempfile.TemporaryFile("w+") as output:
+            code = subprocess.run(
+                command,
+                env=self._environment,
+                stdout=output,
+                stderr=output,
+                timeout=120,
+                check=False,
+            ).returncode
+            output.seek(0)
+            text = output.read()
+        assert code == 0, text
+        return text
 
     def repro(self) -> int:
         """Bring the stage up to date; returns the number of shards computed."""
