@@ -155,7 +155,7 @@ def test_one_video_gives_a_ratio_without_interval_and_no_verdict(
     assert found["ratio_shuffled"] is None
     assert found["verdict"] == "inconclusive"
     verdict.main()
-    assert "no interval" in capsys.readouterr().out.replace("\n", " ")
+    assert "no interval" in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_verdict_table_shows_the_ratio_with_interval_and_controls(
