@@ -21,16 +21,15 @@ def decide(ratio: Estimate, against: dict[str, Estimate], *, videos: int) -> Ver
     """Verdict on `ratio` = coarse / fine loss, with `against` = control / fine loss by control.
 
     validated     lower end > 1.05, and the fine pass beats every control
-    promising     lower end > 1
+    promising     lower end > 1, and the fine pass beats every control
     worse         upper end < 1
-    inconclusive  the interval holds 1, or there are too few videos for an interval to mean much
+    inconclusive  the interval holds 1, a control does as well as the fine pass (then it is not the
+                  queries that help), or there are too few videos for an interval to mean much
     """
     if videos < MIN_VIDEOS or ratio.low is None or ratio.high is None:
         return "inconclusive"
-    if ratio.low > VALIDATED_ABOVE and not unbeaten(against):
-        return "validated"
-    if ratio.low > 1 + ROUNDING:
-        return "promising"
+    if ratio.low > 1 + ROUNDING and not unbeaten(against):
+        return "validated" if ratio.low > VALIDATED_ABOVE else "promising"
     if ratio.high < 1 - ROUNDING:
         return "worse"
     return "inconclusive"
@@ -79,10 +78,12 @@ def _reason(verdict: Verdict, ratio: Estimate, videos: int) -> str:
     match verdict:
         case "validated":
             return f"the whole interval is above {VALIDATED_ABOVE}"
-        case "promising" if ratio.low is not None and ratio.low <= VALIDATED_ABOVE:
+        case "promising":
             return f"the interval is above 1 but not above {VALIDATED_ABOVE}"
         case "worse":
             return "the whole interval is below 1"
+        case "inconclusive" if ratio.low is not None and ratio.low > 1 + ROUNDING:
+            return "the interval is above 1, but it is not the queries that help"
         case "inconclusive":
             return "the interval holds 1"
     return ""
