@@ -86,7 +86,6 @@ def _reason(verdict: Verdict, ratio: Estimate, videos: int) -> str:
             return "the interval is above 1, but it is not the queries that help"
         case "inconclusive":
             return "the interval holds 1"
-    return ""
 
 
 def _controls(against: dict[str, Estimate]) -> str:
