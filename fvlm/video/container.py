@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
+from typing import NamedTuple
 
 import av
 from av.container import InputContainer
@@ -107,8 +108,7 @@ def _video_stream(container: InputContainer) -> VideoStream:
     return stream
 
 
-@dataclass(frozen=True)
-class PacketFacts:
+class PacketFacts(NamedTuple):
     """What one packet says about its frame; times in ticks of the stream's time base."""
 
     time: int
@@ -161,11 +161,11 @@ def read_timeline(path: str, container: InputContainer, stream: VideoStream) -> 
     check_structure(path, container_name(container))
     facts: list[PacketFacts] = []
     held: list[Packet[VideoStream]] | None = []
-    held_bytes = 0
+    held_bytes, is_vp8 = 0, codec_name(stream) == "vp8"
     for packet in video_packets(container, stream):
         if packet.is_corrupt:
             raise VideoError(Reason.MISSING_FRAMES, f"{container.name}: a packet is cut short")
-        facts.append(_packet_facts(packet, stream))
+        facts.append(_packet_facts(packet, is_vp8))
         held_bytes += packet.size
         if held is not None:
             held.append(packet)
@@ -208,17 +208,18 @@ def video_packets(
     return (packet for packet in container.demux(stream) if packet.size)
 
 
-def _packet_facts(packet: "Packet[VideoStream]", stream: VideoStream) -> PacketFacts:
-    time = packet.pts if packet.pts is not None else packet.dts  # AVI has decoding times only
+def _packet_facts(packet: "Packet[VideoStream]", is_vp8: bool) -> PacketFacts:
+    pts, dts = packet.pts, packet.dts
+    time = pts if pts is not None else dts  # some AVI files have decoding times only
     if time is None:
         raise VideoError(Reason.NO_TIMESTAMPS, "a packet has no timestamp")
-    hidden = stream.codec_context.name.endswith("vp8") and not bytes(packet)[0] >> 4 & 1
+    is_hidden = is_vp8 and not bytes(packet)[0] >> 4 & 1  # RFC 6386, section 9.1: show_frame
     return PacketFacts(
         time=time,
         duration=packet.duration or 0,
         is_keyframe=packet.is_keyframe,
-        is_shown=not packet.is_discard and not hidden,
-        has_pts=packet.pts is not None,
+        is_shown=not (packet.is_discard or is_hidden),
+        has_pts=pts is not None,
     )
 
 

@@ -32,7 +32,7 @@ from fvlm.video.container import (
 from fvlm.video.geometry import FrameConverter
 from fvlm.video.h264 import has_predicted_idr
 from fvlm.video.messages import Messages
-from fvlm.video.plan import FAST_CODECS, FAST_CONTAINERS, SKIPS_UNREFERENCED, Span, plan_spans
+from fvlm.video.plan import SKIPS_UNREFERENCED, Span, can_plan, plan_spans
 from fvlm.video.probe import content_sha256
 from fvlm.video.reasons import Reason
 from fvlm.video.sample import choose_frames
@@ -84,7 +84,7 @@ def _decode(
         times = [shown[index] for index in chosen]
         converter = FrameConverter(size, stream.sample_aspect_ratio)
         pictures = None
-        if codec_name(stream) in FAST_CODECS and container_name(container) in FAST_CONTAINERS:
+        if can_plan(codec_name(stream), container_name(container)):
             pictures = decode_fast(timeline, stream, times, converter)
         if pictures is not None:
             clip = _clip(pictures, times, shown[0], timeline)

@@ -19,6 +19,15 @@ SKIPS_UNREFERENCED = frozenset(
 FAST_CODECS = SKIPS_UNREFERENCED | {"av1"}
 # Containers that mark random access points and give every packet its own timestamp.
 FAST_CONTAINERS = frozenset({"mp4", "mkv", "webm", "avi"})
+# Streams without an index: random access points are found by parsing, which is sure in MPEG-2 only.
+STREAM_CONTAINERS = frozenset({"mpeg", "mpegts"})
+
+
+def can_plan(codec: str, container: str) -> bool:
+    """Whether codec and container are among those where decoding from inside is exact."""
+    if container in STREAM_CONTAINERS:
+        return codec in ("mpeg1video", "mpeg2video")
+    return codec in FAST_CODECS and container in FAST_CONTAINERS
 
 
 @dataclass(frozen=True)

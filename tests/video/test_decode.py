@@ -45,6 +45,8 @@ FAST = [
     "mpeg4_b.mp4",
     "mpeg4.avi",
     "mpeg2.mkv",
+    "mpeg2.ts",
+    "mpeg2_b.mpg",
     "mjpeg.avi",
     "mjpeg.mkv",
 ]
@@ -52,8 +54,6 @@ SEQUENTIAL = [
     "h264_intra_refresh.mp4",  # keyframes that show only part of the picture
     "h264.ts",
     "h264.flv",
-    "mpeg2.ts",
-    "mpeg2_b.mpg",
     "msmpeg4.avi",
     "ffv1.mkv",
 ]
