@@ -31,7 +31,11 @@ ENTRY = {"name", "split", "bytes", "sha256", "samples", "sample_crc32"}
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a stage's output folder; raises FvlmError when missing or not understood."""
-    manifest = read_json(folder / "manifest.json")
+    return check_manifest(read_json(folder / "manifest.json"), folder)
+
+
+def check_manifest(manifest: Any, folder: Path | str) -> dict[str, Any]:
+    """The manifest itself if it describes shards as they are read here, else ShardError."""
     shards = manifest.get("shards") if isinstance(manifest, dict) else None
     if not isinstance(shards, list) or not all(set(shard) >= ENTRY for shard in shards):
         raise ShardError(f"{folder}/manifest.json is of another version; run `dvc repro`")
