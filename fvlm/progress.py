@@ -31,6 +31,7 @@ class Progress:
     ) -> None:
         self._title, self._total, self._unit = title, total, unit
         self._initial = self._done = initial
+        self._printed: tuple[int, dict[str, object]] | None = None
         self._notes: dict[str, object] = {}
         self._clock = clock
         self._start = self._last = clock()
@@ -61,11 +62,11 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.close()
-        else:
+        elif self._printed != (self._done, self._notes):
             self._print_line()
 
     def _print_line(self) -> None:
-        self._last = self._clock()
+        self._last, self._printed = self._clock(), (self._done, dict(self._notes))
         seconds = max(self._last - self._start, 1e-9)
         rate = (self._done - self._initial) / seconds
         left = (self._total - self._done) / rate if rate > 0 else float("inf")

@@ -29,7 +29,6 @@ def test_a_log_gets_a_line_every_ten_seconds_and_one_at_the_end(
     assert lines == [
         "filter: 20/40 videos, 2.00 videos/s, 10 s left, too short 3",
         "filter: 40/40 videos, 2.00 videos/s, too short 3",
-        "filter: 40/40 videos, 2.00 videos/s, too short 3",
     ]
 
 
