@@ -22,6 +22,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -90,11 +91,13 @@ def build_shards(
     done: dict[str, ShardRecord] = {}
     try:
         with store.locked():
-            for plan in plans:
-                if record := store.recall(plan.fingerprint):
-                    done[plan.fingerprint] = record
-                    if on_shard:
-                        on_shard(plan, record, True)
+            with ThreadPoolExecutor() as pool:  # verifying reads files
+                known = pool.map(store.recall, [plan.fingerprint for plan in plans])
+                for plan, record in zip(plans, known, strict=True):
+                    if record is not None:
+                        done[plan.fingerprint] = record
+                        if on_shard:
+                            on_shard(plan, record, True)
             _compute(store, plans, produce, done, on_shard)
             return _assemble(store, plans, done, out, manifest)
     except OSError as error:

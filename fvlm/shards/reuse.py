@@ -12,7 +12,11 @@ its cache; other leftovers, and copies where the file system cannot link, are de
 deletes those that DVC's cache holds. So at most one run's shards are ever kept here.
 
 A known fingerprint is served from `F.tar` or from DVC's cache, which names files by md5. Such files
-are shared and read-only: they are linked, never written.
+are shared and read-only: they are linked, never written. A damaged one is deleted and the shard
+computed again.
+
+That a video could not be decoded is remembered with the shard, too: to try such videos again (after
+a time-out on a busy machine, say), delete the folder.
 """
 
 import fcntl
@@ -86,9 +90,10 @@ class ShardStore:
         record = self._read(fingerprint)
         if record is None or record.facts is None:
             return record
-        kept, cached = self.path(fingerprint), self._cached(record.facts)
+        kept = self.path(fingerprint)
         if _is_intact(kept, record.facts):
             return record
+        cached = self._cached(record.facts)
         if cached is not None and _is_intact(cached, record.facts):
             _link_or_copy(cached, kept)
             return record
@@ -128,9 +133,9 @@ class ShardStore:
 
     def _cached(self, facts: ShardFacts) -> Path | None:
         """Where DVC's cache would hold the shard."""
-        return (
-            self._cache / "files" / "md5" / facts.md5[:2] / facts.md5[2:] if self._cache else None
-        )
+        if self._cache is None:
+            return None
+        return self._cache / "files" / "md5" / facts.md5[:2] / facts.md5[2:]
 
     @cached_property
     def _cache(self) -> Path | None:

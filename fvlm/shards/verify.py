@@ -22,9 +22,10 @@ class DamagedShardError(ShardError):
 
     def __init__(self, path: Path, detail: str) -> None:
         self.detail = detail
-        super().__init__(
-            f"{path} is damaged: {detail}; run `rm -r {path.parent}` and then `dvc repro`"
-        )
+        # Forced, because DVC would restore the same damage from its cache (often the same inode);
+        # only what is damaged is computed again, see `reuse.py`.
+        stage = path.parent.name
+        super().__init__(f"{path} is damaged: {detail}; run `dvc repro -f -s {stage}`")
 
 
 def verify_file(path: Path, *, size: int, sha256: str) -> None:

@@ -80,9 +80,7 @@ def test_plain_tar_readers_agree(tmp_path: Path) -> None:
                 np.testing.assert_array_equal(array, fields[name], strict=True)
 
 
-@pytest.mark.filterwarnings(
-    "default::ResourceWarning"
-)  # webdataset leaves its file to the collector
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # webdataset does not close its file
 def test_webdataset_reads_it(tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
     write_shard(path, samples())
