@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from typing import IO, Any
 
-import fsspec  # type: ignore[import-untyped]
+import fsspec
 import numpy as np
 
 from fvlm.errors import ShardError
