@@ -48,8 +48,10 @@ def main() -> None:
     stage = _Decoder(rows, params)
     with Progress("decode", total=len(rows), unit="video") as progress:
 
-        def on_shard(plan: ShardPlan, _record: ShardRecord, reused: bool) -> None:
-            stage.reused += len(plan.members) if reused else 0
+        def on_shard(plan: ShardPlan, record: ShardRecord, reused: bool) -> None:
+            if reused:
+                stage.reused += len(plan.members)
+                stage.count_failed(record.notes)
             progress.advance(len(plan.members), reused=stage.reused, **stage.reasons)
 
         manifest = build_shards(
@@ -68,7 +70,6 @@ def main() -> None:
             on_shard=on_shard,
         )
     failed = manifest["quarantined"]
-    stage.check_failed(failed)
     decoded = sum(shard["samples"] for shard in manifest["shards"])
     assert decoded + len(failed) == len(rows), "every accepted video is decoded or quarantined"
     computed = len(rows) - stage.reused
@@ -134,15 +135,16 @@ class _Decoder:
             if isinstance(outcome, VideoError):
                 note = {"video_id": row["video_id"], "reason": outcome.reason}
                 notes.append(note | {"message": str(outcome).replace(row["path"], "the video")})
-                self._failed.append(notes[-1])
-                self.check_failed(self._failed)
+                self.count_failed(notes[-1:])
                 continue
             metadata = {name: row[name] for name in ("video_id", "caption", "sha256")}
             metadata["pts_seconds"] = outcome.values["pts_seconds"]
             yield member.key, {"frames.npy": outcome.arrays["frames"], "json": metadata}
 
-    def check_failed(self, failed: list[Row]) -> None:
+    def count_failed(self, notes: list[Row]) -> None:
         """Stop with the list when too many of the videos cannot be decoded."""
+        self._failed += notes
+        failed = self._failed
         if len(failed) > self._params.max_failed_fraction * len(self._rows):
             lines = "".join(f"\n  {n['video_id']}: {n['reason']}: {n['message']}" for n in failed)
             raise FvlmError(
