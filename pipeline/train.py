@@ -46,7 +46,7 @@ class Sections(Params):
 def main() -> None:
     """Train, or go on training, and write the model with its loss curves."""
     sections = load_params(Sections)
-    params, started = sections.train, time.monotonic()
+    params = sections.train
     manifest, reader, device = (
         read_json(SHARDS / "manifest.json"),
         open_shards(SHARDS, split="train"),
@@ -62,12 +62,19 @@ def main() -> None:
     }
     checkpoints = Checkpoints(state_folder() / "train", identity)
     spool = state_folder() / "mlflow" / checkpoints.folder.name
+    rows: list[Row] = []
+
+    def on_step(row: Row) -> None:
+        rows.append(row)
+        tracker.log(int(row["step"]), row)
+
     with Tracker(
         run_name=checkpoints.folder.name,
         run_id=read_sent(spool)["run_id"],
         params=sections.model_dump(),
         spool=spool,
     ) as tracker:
+        started = time.monotonic()
         try:
             state = train(
                 model,
@@ -75,14 +82,15 @@ def main() -> None:
                 params,
                 checkpoints=checkpoints,
                 device=device,
-                on_step=lambda row: tracker.log(int(row["step"]), row),
+                on_step=on_step,
             )
         except OutOfTimeError as stop:
             tracker.close(status="KILLED")
             raise UnfinishedError(str(stop)) from None
+        rate = len(rows) * params.samples_per_step / (time.monotonic() - started)
     save_model(model, config, MODEL)
     write_curves(state.history)
-    write_json(METRICS, summarize(state.history, params, time.monotonic() - started, device))
+    write_json(METRICS, summarize(state.history, params, rate, device))
     checkpoints.finish()
 
 
@@ -111,9 +119,12 @@ def write_curves(history: list[Row]) -> None:
 
 
 def summarize(
-    history: list[Row], params: TrainParams, seconds: float, device: torch.device
+    history: list[Row], params: TrainParams, rate: float, device: torch.device
 ) -> dict[str, Any]:
-    """Losses at the end of training, on training clips: no evidence, see metrics/evaluate.json."""
+    """Losses at the end of training, on training clips: no evidence, see metrics/evaluate.json.
+
+    `rate` is that of this run: after a resume it counts the steps since then.
+    """
     last = history[-max(1, round(TAIL * len(history))) :]
     coarse, fine = (float(np.mean([row[f"loss_{name}"] for row in last])) for name in _PASSES)
     return {
@@ -121,7 +132,7 @@ def summarize(
         "samples": len(history) * params.samples_per_step,
         "loss_coarse": coarse,
         "loss_fine": fine,
-        "samples_per_second": round(len(history) * params.samples_per_step / seconds, 2),
+        "samples_per_second": round(rate, 2),
         "peak_memory_gib": round(peak_memory_gib(device), 2),
     }
 
