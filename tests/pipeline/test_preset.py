@@ -1,0 +1,70 @@
+"""Presets set values in params.yaml and leave everything else alone."""
+
+from pathlib import Path
+
+import pytest
+
+from fvlm.errors import ParamsError
+from fvlm.params import load_params, overlay_params
+from pipeline import preset
+
+ROOT = Path(__file__).parents[2]
+PRESETS = sorted((ROOT / "presets").glob("*.yaml"))
+
+
+@pytest.fixture
+def params(tmp_path: Path) -> Path:
+    path = tmp_path / "params.yaml"
+    path.write_bytes((ROOT / "params.yaml").read_bytes())
+    return path
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_every_preset_applies_and_keeps_comments(path: Path, params: Path) -> None:
+    before = params.read_text()
+    overlay_params(preset.Sections, path, params)
+    after = params.read_text()
+    assert after != before
+    assert after.count("#") == before.count("#")
+    assert load_params(preset.Sections, params).encode != load_params(preset.Sections).encode
+
+
+def test_the_published_features_set_up(params: Path) -> None:
+    overlay_params(preset.Sections, ROOT / "presets/features-rtx4090.yaml", params)
+    found = load_params(preset.Sections, params)
+    assert (found.train.batch_size, found.train.num_frames, found.train.lr) == (64, 16, 1e-4)
+    assert (found.decode.num_frames, found.decode.size) == (24, 256)
+    assert found.model.fine_iterations == 2
+    assert found.train.steps == 50_000
+
+
+def test_an_empty_preset_changes_no_byte(params: Path, tmp_path: Path) -> None:
+    before = params.read_bytes()
+    (tmp_path / "empty.yaml").write_text("train: {}\n")
+    overlay_params(preset.Sections, tmp_path / "empty.yaml", params)
+    assert params.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train: {batch_sise: 64}", "train.batch_sise: unknown key; did you mean `batch_size`?"),
+        ("trian: {batch_size: 64}", "trian: .* has no such section"),
+        ("train: 64", "train: expected key: value pairs"),
+    ],
+)
+def test_an_invalid_preset_changes_nothing(
+    text: str, message: str, params: Path, tmp_path: Path
+) -> None:
+    before = params.read_bytes()
+    (tmp_path / "bad.yaml").write_text(text)
+    with pytest.raises(ParamsError, match=message):
+        overlay_params(preset.Sections, tmp_path / "bad.yaml", params)
+    assert params.read_bytes() == before
+
+
+def test_an_unknown_name_lists_the_presets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["preset", "features"])
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(ParamsError, match="features-rtx4090"):
+        preset.main()
