@@ -26,7 +26,8 @@ from fvlm.seeding import torch_seed
 from fvlm.shards.read import ShardReader, open_shards
 from fvlm.tracking import Tracker, read_sent
 from fvlm.training.checkpoint import Checkpoints
-from fvlm.training.loop import Batch, OutOfTimeError, Row, train
+from fvlm.training.loop import OutOfTimeError, Row, train
+from fvlm.training.objective import Batch
 from fvlm.training.optim import TrainParams
 from fvlm.training.order import random_frames, rows_at
 from pipeline.stage import UnfinishedError, run

@@ -1,7 +1,4 @@
-"""The training loop, from batches to a trained model; reads top to bottom.
-
-Axes: B batch, T frames, N tokens, D token width, C h w latent.
-"""
+"""The training loop, from batches to a trained model; reads top to bottom."""
 
 import math
 import signal
@@ -9,34 +6,19 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from fvlm.compute import autocast
 from fvlm.errors import TrainingError
-from fvlm.models.foveated import FoveatedModel, frame_losses
+from fvlm.models.foveated import FoveatedModel
 from fvlm.progress import Progress
 from fvlm.seeding import torch_seed
 from fvlm.training.checkpoint import Checkpoints, TrainState
+from fvlm.training.objective import Batch, batch_losses
 from fvlm.training.optim import TrainParams, make_optimizer, make_schedule, set_learning_rate
 
 Row = dict[str, float]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Tokens float16 [B,T,N,D], latents float16 [B,T,C,h,w] and the clips they come from."""
-
-    tokens: Tensor
-    latents: Tensor
-    keys: list[str]
-
-    def to(self, device: torch.device) -> "Batch":
-        """The same batch on a device."""
-        tokens = self.tokens.to(device, non_blocking=True)
-        return Batch(tokens, self.latents.to(device, non_blocking=True), self.keys)
 
 
 class OutOfTimeError(Exception):
@@ -102,24 +84,19 @@ def train_step(
     """One optimizer step over `accumulation_steps` batches; returns its row of the loss curves."""
     torch.manual_seed(torch_seed(params.seed, "step", step))
     optimizer.zero_grad(set_to_none=True)
-    sums = {"loss_coarse": 0.0, "loss_fine": 0.0}
+    sums: Row = {}
     keys: list[str] = []
     for _ in range(params.accumulation_steps):
         batch = next(batches).to(device)
         keys += batch.keys
-        with autocast(device, params.dtype):
-            prediction = model(batch.tokens, batch.latents)
-        coarse = frame_losses(prediction.coarse, batch.latents).mean()
-        fine = frame_losses(prediction.fine, batch.latents).mean()
-        loss = fine + params.lambda_coarse * coarse
-        (loss / params.accumulation_steps).backward()
-        sums["loss_coarse"] += coarse.item() / params.accumulation_steps
-        sums["loss_fine"] += fine.item() / params.accumulation_steps
+        losses = batch_losses(model, batch, params)
+        (losses["loss"] / params.accumulation_steps).backward()
+        for name, value in losses.items():
+            sums[name] = sums.get(name, 0.0) + value.item() / params.accumulation_steps
     norm = nn.utils.clip_grad_norm_(model.parameters(), params.clip_norm).item()
-    loss_value = sums["loss_fine"] + params.lambda_coarse * sums["loss_coarse"]
-    if not (math.isfinite(loss_value) and math.isfinite(norm)):
+    if not (math.isfinite(sums["loss"]) and math.isfinite(norm)):
         raise TrainingError(
-            f"step {step}: loss {loss_value}, gradient norm {norm}: not finite; nothing of this "
+            f"step {step}: loss {sums['loss']}, gradient norm {norm}: not finite; nothing of this "
             f"step was saved. Lower train.lr or inspect its clips: {', '.join(keys)}"
         )
     optimizer.step()
@@ -128,7 +105,6 @@ def train_step(
     return {
         "step": step,
         "samples": samples,
-        "loss": loss_value,
         **sums,
         "lr": rate,
         "gradient_norm": norm,

@@ -11,7 +11,8 @@ from transformers import LlamaConfig, LlamaModel
 from fvlm.models.foveated import FoveatedModel
 from fvlm.models.query_attention import ShallowAttention
 from fvlm.training.checkpoint import Checkpoints, TrainState
-from fvlm.training.loop import Batch, Row, train
+from fvlm.training.loop import Row, train
+from fvlm.training.objective import Batch
 from fvlm.training.optim import TrainParams
 from fvlm.training.order import random_frames, rows_at
 

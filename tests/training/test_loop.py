@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from fvlm.errors import TrainingError
-from fvlm.training.loop import Batch, OutOfTimeError, Row, _prefetched
+from fvlm.training.loop import OutOfTimeError, Row, _prefetched
+from fvlm.training.objective import Batch
 from fvlm.training.order import rows_at
 
 MakeTrial = Callable[[str], Any]  # Trial of conftest.py, which tests cannot import
