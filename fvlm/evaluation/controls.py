@@ -23,8 +23,8 @@ from torch import Tensor
 
 from fvlm.errors import FvlmError
 from fvlm.evaluation.arms import ARMS
-from fvlm.evaluation.inference import run_autoregressive
 from fvlm.models.foveated import FoveatedModel, frame_losses
+from fvlm.models.inference import run_autoregressive
 from fvlm.models.query_attention import FrameCache
 from fvlm.params import Params
 from fvlm.progress import Progress

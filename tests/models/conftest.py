@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import AutoencoderKL
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     Dinov2Config,
     Dinov2Model,
@@ -15,7 +15,12 @@ from transformers import (
     DINOv3ViTModel,
     LlamaConfig,
     LlamaForCausalLM,
+    LlamaModel,
 )
+
+from fvlm.models.dino import DinoEncoder
+from fvlm.models.foveated import FoveatedModel
+from fvlm.models.query_attention import DeepAttention, ShallowAttention
 
 ENCODERS = {
     "dinov2": lambda: Dinov2Model(
@@ -107,6 +112,43 @@ def make_frames() -> Callable[..., Tensor]:
         return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8)
 
     return make
+
+
+@pytest.fixture
+def make_model() -> Callable[..., FoveatedModel]:
+    """model(deep=k, iterations=K) for frames of 3 x 3 patches, D 16, H 24, latents [4,4,4].
+
+    Random weights, large enough that every input changes every output by more than rounding.
+    """
+
+    def make(*, deep: int = 0, iterations: int = 1) -> FoveatedModel:
+        torch.manual_seed(1)
+        attention: ShallowAttention | DeepAttention = ShallowAttention(16, temperature=0.5)
+        sizes: dict[str, Any] = {"num_hidden_layers": 3, "num_attention_heads": 2}
+        if deep:
+            vit = Dinov2Config(**sizes, hidden_size=16, mlp_ratio=2, image_size=42, patch_size=14)
+            attention = DeepAttention(DinoEncoder(Dinov2Model(vit)).tail(deep))
+        llama = LlamaConfig(
+            **sizes, vocab_size=4, hidden_size=24, intermediate_size=32, initializer_range=0.2
+        )
+        model = FoveatedModel(
+            language=LlamaModel(llama),
+            attention=attention,
+            latent_shape=(4, 4, 4),
+            fine_iterations=iterations,
+        )
+        for name, parameter in model.head.named_parameters():
+            if name.endswith("weight"):
+                nn.init.kaiming_normal_(parameter)
+        return model.eval()
+
+    return make
+
+
+@pytest.fixture
+def clips() -> tuple[Tensor, Tensor]:
+    """Seven clips of noise: tokens [7,5,10,16] and latents [7,5,4,4,4]."""
+    return torch.randn(7, 5, 10, 16), torch.randn(7, 5, 4, 4, 4)
 
 
 def tiny_vae() -> AutoencoderKL:

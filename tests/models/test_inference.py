@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fvlm.evaluation.inference import run_autoregressive
 from fvlm.models.foveated import FoveatedModel
+from fvlm.models.inference import run_autoregressive
 
 MakeModel = Callable[..., FoveatedModel]
 
