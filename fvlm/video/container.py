@@ -4,6 +4,7 @@ Nothing here trusts the file: every exception of the demuxer becomes a VideoErro
 in the sandboxed worker (`fvlm.video.worker`), because FFmpeg itself may crash or never return.
 """
 
+import hashlib
 import os
 import re
 import stat
@@ -40,6 +41,15 @@ TOLERANT = {**STRICT, "err_detect": "crccheck+bitstream+buffer"}
 def codec_name(stream: VideoStream) -> str:
     """FFmpeg's name of the format, whichever decoder reads it (`av1`, not `libdav1d`)."""
     return stream.codec_context.codec.canonical_name
+
+
+def content_sha256(path: str) -> str:
+    """Hex sha256 of the file; raises VideoError(not_a_file) when it has vanished."""
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123 - names may hold bytes that are not UTF-8
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise VideoError(Reason.NOT_A_FILE, f"{path}: {error}") from None
 
 
 def container_name(container: InputContainer) -> str:

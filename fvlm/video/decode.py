@@ -26,6 +26,7 @@ from fvlm.video.container import (
     Timeline,
     codec_name,
     container_name,
+    content_sha256,
     open_stream,
     read_timeline,
 )
@@ -33,7 +34,6 @@ from fvlm.video.geometry import FrameConverter
 from fvlm.video.h264 import has_predicted_idr
 from fvlm.video.messages import Messages
 from fvlm.video.plan import SKIPS_UNREFERENCED, Span, can_plan, plan_spans
-from fvlm.video.probe import content_sha256
 from fvlm.video.reasons import Reason
 from fvlm.video.sample import choose_frames
 

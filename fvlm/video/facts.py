@@ -23,8 +23,14 @@ PROBE = "fvlm.video.probe:probe_request"
 
 
 @dataclass(frozen=True)
-class Facts:
-    """Probe facts and the sha256 of the content; see `fvlm.video.probe.VideoFacts` for units."""
+class VideoFacts:
+    """What the filter decides by.
+
+    duration_seconds: from the first frame's appearance to the last one's disappearance.
+    fps: average frames per second. frames: number of frames that are shown.
+    width, height: pixels, after rotation. rotation: degrees clockwise that a player turns the
+    coded picture (0, 90, 180, 270). container: short name such as mp4, webm, avi.
+    """
 
     duration_seconds: float
     fps: float
@@ -34,6 +40,12 @@ class Facts:
     codec: str
     container: str
     rotation: int
+
+
+@dataclass(frozen=True)
+class Facts(VideoFacts):
+    """What a probe tells, and the sha256 of the content."""
+
     sha256: str
 
 

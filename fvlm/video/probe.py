@@ -1,7 +1,6 @@
 """Facts about a video from its container and the first picture; all other frames stay encoded."""
 
-import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from av.container import InputContainer
@@ -14,31 +13,13 @@ from fvlm.video.container import (
     Timeline,
     codec_name,
     container_name,
+    content_sha256,
     open_stream,
     read_timeline,
 )
+from fvlm.video.facts import VideoFacts
 from fvlm.video.geometry import Orientation, orientation_of
 from fvlm.video.reasons import Reason
-
-
-@dataclass(frozen=True)
-class VideoFacts:
-    """What the filter decides by.
-
-    duration_seconds: from the first frame's appearance to the last one's disappearance.
-    fps: average frames per second. frames: number of frames that are shown.
-    width, height: pixels, after rotation. rotation: degrees clockwise that a player turns the
-    coded picture (0, 90, 180, 270). container: short name such as mp4, webm, avi.
-    """
-
-    duration_seconds: float
-    fps: float
-    frames: int
-    width: int
-    height: int
-    codec: str
-    container: str
-    rotation: int
 
 
 def probe_video(path: str) -> VideoFacts:
@@ -57,15 +38,6 @@ def probe_request(request: dict[str, Any]) -> dict[str, Any]:
     """Worker entry: {"path"} -> the VideoFacts as a dict, and "sha256" of the content."""
     facts = asdict(probe_video(request["path"]))
     return {**facts, "sha256": content_sha256(request["path"])}
-
-
-def content_sha256(path: str) -> str:
-    """Hex sha256 of the file; raises VideoError(not_a_file) when it has vanished."""
-    try:
-        with open(path, "rb") as file:  # noqa: PTH123 - names may hold bytes that are not UTF-8
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise VideoError(Reason.NOT_A_FILE, f"{path}: {error}") from None
 
 
 def _facts(
