@@ -23,12 +23,12 @@ class Sections(Params):
 
 def main() -> None:
     """Write one line a video."""
-    source = load_params(Sections).collect.source
-    videos = list_videos(source)
+    params = load_params(Sections).collect
+    videos = list_videos(params)
     write_jsonl(VIDEOS, map(asdict, videos))
     captioned = sum(bool(video.caption) for video in videos)
-    size = sum(video.size for video in videos) / 1e6
-    print(f"collect: {len(videos)} videos ({size:.1f} MB), {captioned} with a caption, in {source}")
+    counted = f"{len(videos)} videos ({sum(video.size for video in videos) / 1e6:.1f} MB)"
+    print(f"collect: {counted}, {captioned} with a caption, in {params.source}")
 
 
 if __name__ == "__main__":

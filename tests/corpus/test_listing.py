@@ -21,8 +21,12 @@ def touch(path: Path, content: bytes = b"video") -> Path:
     return path
 
 
+def listed(source: Path | str) -> list[ListedVideo]:
+    return list_videos(CollectParams(source=str(source), control_clips=2, control_seed=0))
+
+
 def ids(source: Path | str) -> list[str]:
-    return [video.video_id for video in list_videos(str(source))]
+    return [video.video_id for video in listed(str(source))]
 
 
 def test_a_row(tmp_path: Path) -> None:
@@ -30,7 +34,7 @@ def test_a_row(tmp_path: Path) -> None:
     touch(tmp_path / "a" / "cat.txt", "\ufeffA cät sleeping.\n".encode())
     os.utime(path, ns=(5, 7))
     expected = ListedVideo("a/cat.mp4", str(path), 5, 7, "A cät sleeping.")
-    assert list_videos(str(tmp_path)) == [expected]
+    assert listed(str(tmp_path)) == [expected]
 
 
 def test_a_folder_is_walked_and_sorted(tmp_path: Path) -> None:
@@ -51,7 +55,7 @@ def test_awkward_names(tmp_path: Path) -> None:
     ]
     for name in names:
         touch(tmp_path / name)
-    videos = list_videos(str(tmp_path))
+    videos = listed(str(tmp_path))
     assert [video.video_id for video in videos] == sorted(names)
     for video in videos:
         assert Path(json.loads(json.dumps(video.path))).read_bytes() == b"video"
@@ -86,7 +90,7 @@ def test_captions_beside_a_video(tmp_path: Path) -> None:
     touch(tmp_path / "both.json", b'{"caption": "json"}')
     touch(tmp_path / "json.json", b'{"caption": "two\\nlines", "other": 1}')
     touch(tmp_path / "null.json", b'{"caption": null}')
-    captions = {video.video_id: video.caption for video in list_videos(str(tmp_path))}
+    captions = {video.video_id: video.caption for video in listed(str(tmp_path))}
     assert captions == {
         "both.mp4": "text",
         "json.mp4": "two\nlines",
@@ -108,7 +112,7 @@ def test_faulty_captions_are_named_together(tmp_path: Path) -> None:
         touch(tmp_path / name, content)
         touch(tmp_path / name.replace(".txt", ".mp4").replace(".json", ".mp4"))
     with pytest.raises(SourceError) as error:
-        list_videos(str(tmp_path))
+        listed(str(tmp_path))
     assert all(f"{tmp_path / name}: " in str(error.value) for name in faults)
 
 
@@ -130,7 +134,7 @@ def test_a_list(tmp_path: Path, kind: str) -> None:
             f'\ufeffextra,path,caption\r\nx,videos/b.bin,\r\ny,{absolute},"{quoted}"\r\n',
             newline="",
         )
-    first, second = list_videos(str(lists))
+    first, second = listed(str(lists))
     assert (first.video_id, first.caption) == (str(absolute), rows[1]["caption"])
     assert (second.video_id, second.caption) == ("videos/b.bin", "beside")
     assert second.path == str(tmp_path / "videos" / "b.bin")
@@ -152,7 +156,7 @@ def test_faulty_rows_are_named_together(tmp_path: Path) -> None:
     lists = tmp_path / "list.jsonl"
     lists.write_text("\n".join(map(json.dumps, rows)))
     with pytest.raises(SourceError) as error:
-        list_videos(str(lists))
+        listed(str(lists))
     message = str(error.value)
     assert f"{lists}:1:" not in message
     assert all(f"{lists}:{line}: " in message for line in range(2, 10))
@@ -174,16 +178,16 @@ def test_faulty_rows_are_named_together(tmp_path: Path) -> None:
 )
 def test_faulty_sources(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     with pytest.raises(SourceError) as error:
-        list_videos(str(touch(tmp_path / name, content)))
+        listed(str(touch(tmp_path / name, content)))
     assert message in str(error.value)
 
 
 def test_missing_and_empty_folders(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(SourceError, match=r"no videos in .*empty; collect\.source must be"):
-        list_videos(str(tmp_path / "empty"))
+        listed(str(tmp_path / "empty"))
     with pytest.raises(SourceError, match=r"nothere does not exist; collect\.source must be"):
-        list_videos(str(tmp_path / "nothere"))
+        listed(str(tmp_path / "nothere"))
 
 
 def test_relative_to_the_users_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,7 +195,7 @@ def test_relative_to_the_users_checkout(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "experiment").mkdir()
     monkeypatch.chdir(tmp_path / "experiment")
     monkeypatch.setenv("DVC_ROOT", str(tmp_path / "checkout"))
-    assert list_videos("clips")[0].path == str(tmp_path / "checkout" / "clips" / "a.mp4")
+    assert listed("clips")[0].path == str(tmp_path / "checkout" / "clips" / "a.mp4")
 
 
 @settings(
@@ -217,7 +221,11 @@ class Sections(Params):
 @pytest.mark.parametrize("source", ["", "  ", "a\0b", 3, None])
 def test_bad_parameters(source: object) -> None:
     with pytest.raises(ParamsError, match=r"collect\.source: "):
-        validate_params(Sections, {"collect": {"source": source}}, Path("params.yaml"))
+        validate_params(
+            Sections,
+            {"collect": {"source": source, "control_clips": 2, "control_seed": 0}},
+            Path("params.yaml"),
+        )
 
 
 def test_starts_light() -> None:

@@ -13,7 +13,9 @@ from pipeline import collect
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "params.yaml").write_text("collect:\n  source: videos\n")
+    (tmp_path / "params.yaml").write_text(
+        "collect:\n  source: videos\n  control_clips: 2\n  control_seed: 0\n"
+    )
     (tmp_path / "videos").mkdir()
     return tmp_path
 

@@ -1,0 +1,56 @@
+"""The clips of a control corpus as H.264 files with a caption beside each.
+
+Every state is shown for STATE_SECONDS and begins with a keyframe, so that compression leaves
+nothing of one state in the next; the frames after it repeat it and take a few bytes. A file lasts
+24 seconds, as real clips do, and holds about 18 kB.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import av
+
+from fvlm.corpus.rendered import RenderedCorpus
+from fvlm.corpus.rendered_scenes import PIXELS, caption, pictures
+from fvlm.progress import Progress
+
+RATE = 1  # frames per second
+STATE_SECONDS = 3  # 8 states are 24 s: within the default bounds of `filter`
+FRAMES_PER_STATE = RATE * STATE_SECONDS
+# No visible loss; one thread, so that the same libraries write the same bytes.
+OPTIONS = {
+    "crf": "18",
+    "preset": "veryfast",
+    "threads": "1",
+    "x264-params": f"keyint={FRAMES_PER_STATE}:min-keyint={FRAMES_PER_STATE}:scenecut=0",
+}
+CHUNK = 16  # clips handed to a process at once
+
+
+def render_clips(corpus: RenderedCorpus, paths: Sequence[Path], *, seed: int) -> None:
+    """Render clip 0, 1, .. to `paths`, on all cores."""
+    render = partial(render_clip, corpus, seed=seed)
+    # Spawned: a forked process would inherit the locks of torch's threads.
+    with (
+        ProcessPoolExecutor(mp_context=get_context("spawn")) as workers,
+        Progress(f"render {corpus}", total=len(paths), unit="clip") as progress,
+    ):
+        for _ in workers.map(render, range(len(paths)), paths, chunksize=CHUNK):
+            progress.advance()
+
+
+def render_clip(corpus: RenderedCorpus, number: int, path: Path, *, seed: int) -> None:
+    """Write clip `number` and its caption, a text file beside it."""
+    with av.open(str(path), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
+        stream = container.add_stream("libx264", rate=RATE, options=OPTIONS)
+        stream.width = stream.height = PIXELS
+        stream.pix_fmt = "yuv420p"
+        for picture in pictures(corpus, number, seed=seed):
+            for _ in range(FRAMES_PER_STATE):
+                frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+                container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    path.with_suffix(".txt").write_text(caption(corpus, number, seed=seed) + "\n")

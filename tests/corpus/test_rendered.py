@@ -1,0 +1,55 @@
+"""A control corpus is rendered once, whole or not at all, and is accepted by the other stages."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from fvlm.corpus import built
+from fvlm.corpus.listing import CollectParams, list_videos
+from fvlm.corpus.rendered import RENDERED, clip_name, rendered_folder
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.setenv("FVLM_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_rendered_once_and_alike() -> None:
+    folder = rendered_folder("positive_control", clips=3, seed=0)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    times = {path.name: path.stat().st_ctime_ns for path in folder.iterdir()}
+    assert rendered_folder("positive_control", clips=3, seed=0) == folder
+    assert times == {path.name: path.stat().st_ctime_ns for path in folder.iterdir()}
+    (folder / clip_name(1)).unlink()
+    assert rendered_folder("positive_control", clips=3, seed=0) == folder
+    assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]  # no leftovers
+
+
+def test_a_larger_corpus_begins_with_the_smaller_one() -> None:
+    small = rendered_folder("noise_control", clips=2, seed=0)
+    large = rendered_folder("noise_control", clips=3, seed=0)
+    assert small != large
+    for number in range(2):
+        assert (small / clip_name(number)).read_bytes() == (large / clip_name(number)).read_bytes()
+
+
+@pytest.mark.parametrize("corpus", RENDERED)
+def test_listed_with_captions(corpus: str) -> None:
+    params = CollectParams(source=corpus, control_clips=2, control_seed=4)
+    videos = list_videos(params)
+    assert [video.video_id for video in videos] == [clip_name(0), clip_name(1)]
+    assert all(video.caption.endswith(".") for video in videos)
+    assert {video.mtime_ns for video in videos} == {built.CLIP_TIME_NS}
+
+
+def test_a_failed_rendering_leaves_nothing(cache: Path) -> None:
+    def fail(folder: Path) -> None:
+        (folder / "a.mp4").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        built.build_once(cache / "x", ["a.mp4"], fail)
+    assert os.listdir(cache) == []  # noqa: PTH208
