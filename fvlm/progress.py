@@ -14,7 +14,7 @@ class Progress:
     """Counts done units and shows rate, time left and notes such as errors by reason.
 
     On a terminal this is a tqdm bar; elsewhere one plain line every 10 seconds and one at the end,
-    so that a log stays readable.
+    so that a log stays readable. A `silent` one says nothing: of several processes one reports.
 
         with Progress("filter", total=100, unit="video") as progress:
             progress.advance(too_short=3)
@@ -27,17 +27,19 @@ class Progress:
         total: int,
         unit: str,
         initial: int = 0,
+        silent: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._title, self._total, self._unit = title, total, unit
         self._initial = self._done = initial
+        self._silent = silent
         self._printed: tuple[int, dict[str, object]] | None = None
         self._notes: dict[str, object] = {}
         self._clock = clock
         self._start = self._last = clock()
         self._bar = (
             tqdm(total=total, desc=title, unit=unit, initial=initial, dynamic_ncols=True)
-            if sys.stderr.isatty()
+            if sys.stderr.isatty() and not silent
             else None
         )
 
@@ -66,6 +68,8 @@ class Progress:
             self._print_line()
 
     def _print_line(self) -> None:
+        if self._silent:
+            return
         self._last, self._printed = self._clock(), (self._done, dict(self._notes))
         seconds = max(self._last - self._start, 1e-9)
         rate = (self._done - self._initial) / seconds

@@ -4,19 +4,22 @@ Reads   data/encode/, params.yaml:model, params.yaml:train
 Writes  models/foveated/, metrics/train.json, plots/train.csv
 
 Out of time (train.max_hours) or stopped by SIGTERM it saves its state and exits with 75: DVC keeps
-the stage unfinished, and the next `dvc repro` continues.
+the stage unfinished, and the next `dvc repro` continues. Started by torchrun, all its processes
+share the one training.
 """
 
 import csv
 import io
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from fvlm.compute import default_device, peak_memory_gib
+from fvlm.compute import peak_memory_gib
 from fvlm.errors import ParamsError
 from fvlm.io import atomic_write, hash_json, read_json, state_folder, write_json
 from fvlm.models.build import build_model, save_model
@@ -26,6 +29,7 @@ from fvlm.seeding import torch_seed
 from fvlm.shards.read import ShardReader, open_shards
 from fvlm.tracking import Tracker, read_sent
 from fvlm.training.checkpoint import Checkpoints
+from fvlm.training.distributed import check_same, is_main, join_processes, whole
 from fvlm.training.loop import OutOfTimeError, Row, train
 from fvlm.training.objective import Batch
 from fvlm.training.optim import TrainParams
@@ -34,6 +38,8 @@ from pipeline.stage import UnfinishedError, run
 
 SHARDS, MODEL = Path("data/encode"), Path("models/foveated")
 METRICS, CURVES = Path("metrics/train.json"), Path("plots/train.csv")
+# How a training is run, not what it computes: these may change between its parts.
+NOT_IDENTITY = {"max_hours", "checkpoint_samples", "parallel"}
 TAIL = 0.1  # share of the steps, at the end, over which the reported losses are means
 
 
@@ -46,36 +52,33 @@ class Sections(Params):
 
 def main() -> None:
     """Train, or go on training, and write the model with its loss curves."""
-    sections = load_params(Sections)
+    with join_processes() as device:
+        train_model(load_params(Sections), device)
+
+
+def train_model(sections: Sections, device: torch.device) -> None:
+    """Train in this process, or as one of several; the main one writes."""
     params = sections.train
-    manifest, reader, device = (
-        read_json(SHARDS / "manifest.json"),
-        open_shards(SHARDS, split="train"),
-        default_device(),
-    )
+    manifest, reader = read_json(SHARDS / "manifest.json"), open_shards(SHARDS, split="train")
     torch.manual_seed(torch_seed(params.seed, "weights"))
     model, config = build_model(sections.model, manifest)
     identity = {
         "model": sections.model.model_dump(),
-        "train": params.model_dump(exclude={"max_hours", "checkpoint_samples"}),
+        "train": params.model_dump(exclude=NOT_IDENTITY),
         "data": hash_json(manifest),
         "weights": config["provenance"],
     }
+    check_same("parameters, data or weights", hash_json(identity))
     checkpoints = Checkpoints(state_folder() / "train", identity)
-    spool = state_folder() / "mlflow" / checkpoints.folder.name
     rows: list[Row] = []
-
-    def on_step(row: Row) -> None:
-        rows.append(row)
-        tracker.log(int(row["step"]), row)
-
-    with Tracker(
-        run_name=checkpoints.folder.name,
-        run_id=read_sent(spool)["run_id"],
-        params=sections.model_dump(),
-        spool=spool,
-    ) as tracker:
+    with tracking(checkpoints.folder.name, sections) as tracker:
         started = time.monotonic()
+
+        def on_step(row: Row) -> None:
+            rows.append(row)
+            if tracker is not None:
+                tracker.log(int(row["step"]), row)
+
         try:
             state = train(
                 model,
@@ -86,13 +89,29 @@ def main() -> None:
                 on_step=on_step,
             )
         except OutOfTimeError as stop:
-            tracker.close(status="KILLED")
+            if tracker is not None:
+                tracker.close(status="KILLED")
             raise UnfinishedError(str(stop)) from None
         rate = len(rows) * params.samples_per_step / (time.monotonic() - started)
-    save_model(model, config, MODEL)
-    write_curves(state.history)
-    write_json(METRICS, summarize(state.history, params, rate, device))
-    checkpoints.finish()
+    weights = whole(model.state_dict())
+    if is_main():
+        save_model(weights, config, MODEL)
+        write_curves(state.history)
+        write_json(METRICS, summarize(state.history, params, rate, device))
+        checkpoints.finish()
+
+
+@contextmanager
+def tracking(name: str, sections: Sections) -> Iterator[Tracker | None]:
+    """One MLflow run a training, also when it is resumed; only the main process has one."""
+    if not is_main():
+        yield None
+        return
+    spool = state_folder() / "mlflow" / name
+    with Tracker(
+        run_name=name, run_id=read_sent(spool)["run_id"], params=sections.model_dump(), spool=spool
+    ) as tracker:
+        yield tracker
 
 
 def load_batch(reader: ShardReader, positions: range, params: TrainParams) -> Batch:

@@ -5,12 +5,13 @@ it, neither the hub nor the packages that the parts came from.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import nn
+from torch import Tensor, nn
 from transformers import LlamaModel
 
 from fvlm.errors import CheckpointError, ShardError
@@ -74,9 +75,9 @@ def check_layer(params: ModelParams, manifest: dict[str, Any]) -> None:
         )
 
 
-def save_model(model: FoveatedModel, config: dict[str, Any], folder: Path) -> None:
-    """Write weights and config, each atomically; the config holds the hash of the weights."""
-    weights = {name: value.contiguous() for name, value in model.state_dict().items()}
+def save_model(weights: Mapping[str, Tensor], config: dict[str, Any], folder: Path) -> None:
+    """Write a model's `state_dict()` and config, each atomically; the config holds its hash."""
+    weights = {name: value.contiguous() for name, value in weights.items()}
     with atomic_write(folder / WEIGHTS) as file:
         file.write(save(weights, metadata={"format": "pt"}))
     write_json(folder / CONFIG, {**config, "weights_sha256": sha256_file(folder / WEIGHTS)})

@@ -7,7 +7,8 @@ A checkpoint is a folder `step-00001234/` below the folder of its configuration:
     state.json             step, history of every step, sha256 of the two files and of itself
 
 The random state is not stored because nothing depends on it: clips, frames and seeds are pure
-functions of (seed, position).
+functions of (seed, position). Of several processes only the main one reads and writes; the format
+is the same for any number of them, also when each holds a part of the weights only.
 """
 
 import json
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 
 from fvlm.errors import CheckpointError, FvlmError
 from fvlm.io import atomic_write, fsync_folder, hash_json, read_json, sha256_file, write_json
+from fvlm.training.distributed import from_main, is_main, whole
 
 SCHEMA = 1
 KEPT = 2
@@ -46,12 +48,15 @@ class Checkpoints:
         self._root, self._identity = root, json.loads(json.dumps(identity))
         self.folder = root / hash_json(identity)[:20]
 
-    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainState) -> Path:
+    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainState) -> None:
         """Write a checkpoint under its final name only when all of it is on disk."""
+        weights = dict[str, Tensor](_trainable(model))
+        tensors = {MODEL: whole(weights), OPTIMIZER: whole(_moments(model, optimizer))}
+        if not is_main():
+            return
         final = self.folder / f"step-{state.step:08d}"
         temporary = self.folder / f".{final.name}.{os.getpid()}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
-        tensors = {MODEL: _trainable(model), OPTIMIZER: _moments(model, optimizer)}
         for name, values in tensors.items():
             with atomic_write(temporary / name) as file:
                 file.write(save(values))
@@ -67,20 +72,28 @@ class Checkpoints:
         temporary.replace(final)
         fsync_folder(self.folder)
         self._prune(final)
-        return final
 
     def resume(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainState:
         """Load the newest sound checkpoint, or start at step 0 when there is none.
 
         A damaged one is reported and the one before it is used. Raises CheckpointError when a
-        checkpoint belongs to another configuration, naming the field.
+        checkpoint belongs to another configuration, naming the field. Processes other than the
+        main one get its weights, moments and step, but no history.
         """
-        for folder in reversed(self._saved()):
+        weights: dict[str, Tensor] = {}
+        moments: dict[str, Tensor] = {}
+        state = TrainState()
+        for folder in reversed(self._saved()) if is_main() else ():
             try:
-                return self._load(folder, model, optimizer)
+                weights, moments, state = self._load(folder, model)
+                break
             except _DamagedError as error:
                 print(f"train: {error}; falling back to the one before", file=sys.stderr)
-        return TrainState()
+        step = torch.tensor(state.step)
+        state.step = int(from_main(step, like=step))
+        if state.step > 0:
+            _restore(model, optimizer, weights, moments)
+        return state
 
     def finish(self) -> None:
         """This training is complete: keep its last state, delete those of other complete ones.
@@ -106,7 +119,9 @@ class Checkpoints:
         for leftover in self.folder.glob(".step-*.tmp"):
             shutil.rmtree(leftover, ignore_errors=True)
 
-    def _load(self, folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainState:
+    def _load(
+        self, folder: Path, model: nn.Module
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor], TrainState]:
         saved = _read_sound(folder)
         if saved["schema"] != SCHEMA:
             raise CheckpointError(f"{folder}: schema {saved['schema']}, expected {SCHEMA}")
@@ -115,9 +130,8 @@ class Checkpoints:
         if different := weights.keys() ^ _trainable(model).keys():
             # Otherwise they would keep their random values in silence.
             raise CheckpointError(f"{folder}: other weights than this model's: {sorted(different)}")
-        model.load_state_dict(weights, strict=False)
-        _load_moments(model, optimizer, load_file(folder / OPTIMIZER))
-        return TrainState(step=saved["step"], history=saved["history"])
+        state = TrainState(step=saved["step"], history=saved["history"])
+        return weights, load_file(folder / OPTIMIZER), state
 
 
 _FINISHED = "finished"
@@ -150,31 +164,39 @@ def _check_identity(folder: Path, saved: dict[str, Any], expected: dict[str, Any
             )
 
 
-def _trainable(model: nn.Module) -> dict[str, Tensor]:
-    return {
-        name: parameter.detach().contiguous()
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
-    }
+def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: value for name, value in model.named_parameters() if value.requires_grad}
 
 
 def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     return {
-        f"{name}.{moment}": value.contiguous()
-        for name, parameter in model.named_parameters()
+        f"{name}.{moment}": value
+        for name, parameter in _trainable(model).items()
         for moment, value in optimizer.state.get(parameter, {}).items()
     }
 
 
-def _load_moments(
-    model: nn.Module, optimizer: torch.optim.Optimizer, moments: dict[str, Tensor]
+def _restore(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    weights: dict[str, Tensor],
+    moments: dict[str, Tensor],
 ) -> None:
-    for name, parameter in model.named_parameters():
-        found = {
-            moment: value.to(parameter.device)
-            for key, value in moments.items()
-            for stem, _, moment in [key.rpartition(".")]
-            if stem == name
-        }
-        if found:
-            optimizer.state[parameter] = found
+    """Set weights and moments to those of the main process; the others pass empty ones."""
+    parameters = _trainable(model)
+    # A weight that no loss ever reached has no moments.
+    known = torch.tensor([f"{name}.{_COUNT}" in moments for name in parameters])
+    known = from_main(known, like=known)
+    for (name, parameter), has_moments in zip(parameters.items(), known.tolist(), strict=True):
+        with torch.no_grad():
+            parameter.copy_(from_main(weights.get(name), like=parameter))
+        if has_moments:
+            shapes = dict.fromkeys(_AVERAGES, parameter.detach())
+            shapes[_COUNT] = torch.zeros((), device=parameter.device)
+            optimizer.state[parameter] = {
+                moment: from_main(moments.get(f"{name}.{moment}"), like=like)
+                for moment, like in shapes.items()
+            }
+
+
+_COUNT, _AVERAGES = "step", ("exp_avg", "exp_avg_sq")  # AdamW's names

@@ -2,27 +2,49 @@
 
 import math
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
+from fvlm.compute import peak_memory_gib
 from fvlm.errors import TrainingError
 from fvlm.models.foveated import FoveatedModel
 from fvlm.progress import Progress
 from fvlm.seeding import torch_seed
 from fvlm.training.checkpoint import Checkpoints, TrainState
+from fvlm.training.distributed import (
+    distribute,
+    is_main,
+    mean_over_processes,
+    share_of,
+    without_exchange,
+)
 from fvlm.training.objective import Batch, batch_losses
 from fvlm.training.optim import TrainParams, make_optimizer, make_schedule, set_learning_rate
+from fvlm.training.prefetch import prefetched
 
 Row = dict[str, float]
 
 
 class OutOfTimeError(Exception):
     """Training stopped early with its state saved; running it again continues."""
+
+
+class Losses(nn.Module):
+    """The objective as the forward of a module, which is where several processes hook in."""
+
+    def __init__(self, model: FoveatedModel, params: TrainParams) -> None:
+        super().__init__()
+        self.model, self.params = model, params
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Scalar losses of a batch; `loss` is the one to minimise."""
+        return batch_losses(self.model, batch, self.params)
 
 
 def train(
@@ -36,32 +58,40 @@ def train(
 ) -> TrainState:
     """Train until `params.max_samples` clips were seen, resuming from the newest checkpoint.
 
-    `load_batch` returns the clips at the given positions of the sample stream.
-    Raises OutOfTimeError after `params.max_hours` or a SIGTERM, with the state saved, and
-    TrainingError when a loss or gradient is not finite, with nothing saved from that step.
+    `load_batch` returns the clips at the given positions of the sample stream; of several
+    processes each asks for its share. Raises OutOfTimeError after `params.max_hours` or a SIGTERM,
+    with the state saved, and TrainingError when a loss or gradient is not finite, with nothing
+    saved from that step.
     """
     model.to(device).train()
+    losses = distribute(Losses(model, params), model, params.parallel)
     optimizer = make_optimizer(model, params)
     factor = make_schedule(optimizer, warmup_steps=params.warmup_steps, steps=params.steps)
     state = checkpoints.resume(model, optimizer)
-    deadline = time.monotonic() + params.max_hours * 3600
-    size = params.samples_per_step
-    every = max(1, params.checkpoint_samples // size)
+    started, first = time.monotonic(), state.step
+    deadline = started + params.max_hours * 3600
+    every = max(1, params.checkpoint_samples // params.samples_per_step)
+
+    def asked() -> bool:
+        return stop_requested() or time.monotonic() > deadline
+
     with (
         _stop_requests() as stop_requested,
-        _prefetched(load_batch, _micro_batches(params, state.step)) as batches,
-        Progress("train", total=params.steps, unit="step", initial=state.step) as progress,
+        prefetched(load_batch, _micro_batches(params, first), device) as batches,
+        Progress(
+            "train", total=params.steps, unit="step", initial=first, silent=not is_main()
+        ) as progress,
     ):
-        for step in range(state.step, params.steps):
+        for step in range(first, params.steps):
             set_learning_rate(optimizer, params.lr * factor(step))
-            row = train_step(model, optimizer, batches, params, step=step, device=device)
+            row, stop = train_step(losses, optimizer, batches, params, step=step, asked=asked)
             state.step = step + 1
             state.history.append(row)
             on_step(row)
-            ratio = row["loss_coarse"] / row["loss_fine"]
-            progress.advance(loss=f"{row['loss']:.4f}", coarse_fine_ratio=f"{ratio:.4f}")
+            rate = (state.step - first) * params.samples_per_step / (time.monotonic() - started)
+            progress.advance(1, **_notes(row, rate, device))
             finished = state.step == params.steps
-            stopping = not finished and (stop_requested() or time.monotonic() > deadline)
+            stopping = stop and not finished
             if finished or stopping or state.step % every == 0:
                 checkpoints.save(model, optimizer, state)
             if stopping:
@@ -73,84 +103,87 @@ def train(
 
 
 def train_step(
-    model: FoveatedModel,
+    losses: nn.Module,
     optimizer: torch.optim.Optimizer,
     batches: Iterator[Batch],
     params: TrainParams,
     *,
     step: int,
-    device: torch.device,
-) -> Row:
-    """One optimizer step over `accumulation_steps` batches; returns its row of the loss curves."""
+    asked: Callable[[], bool] = lambda: False,
+) -> tuple[Row, bool]:
+    """One optimizer step over `accumulation_steps` batches.
+
+    Returns its row of the loss curves, and whether any process was `asked` to stop by the end of
+    the last backward pass.
+    """
     torch.manual_seed(torch_seed(params.seed, "step", step))
     optimizer.zero_grad(set_to_none=True)
-    sums: Row = {}
+    sums: dict[str, Tensor] = {}
     keys: list[str] = []
-    for _ in range(params.accumulation_steps):
-        batch = next(batches).to(device)
+    last = params.accumulation_steps - 1
+    for number in range(params.accumulation_steps):
+        batch = next(batches)
         keys += batch.keys
-        losses = batch_losses(model, batch, params)
-        (losses["loss"] / params.accumulation_steps).backward()
-        for name, value in losses.items():
-            sums[name] = sums.get(name, 0.0) + value.item() / params.accumulation_steps
-    norm = nn.utils.clip_grad_norm_(model.parameters(), params.clip_norm).item()
-    if not (math.isfinite(sums["loss"]) and math.isfinite(norm)):
+        with nullcontext() if number == last else without_exchange(losses):
+            values = losses(batch)
+            (values["loss"] / params.accumulation_steps).backward()
+        for name, value in values.items():
+            part = value.detach() / params.accumulation_steps
+            sums[name] = sums[name] + part if name in sums else part
+    norm = _clip_gradients(optimizer, params.clip_norm)
+    # The one moment of a step at which processes wait for each other, and this one for its GPU.
+    vote = torch.tensor(float(asked()), device=norm.device)
+    *means, votes = mean_over_processes(torch.stack([*sums.values(), norm, vote])).tolist()
+    values = dict(zip([*sums, "gradient_norm"], means, strict=True))
+    row: Row = {"step": step, "samples": (step + 1) * params.samples_per_step, **values}
+    row["lr"] = optimizer.param_groups[0]["lr"]
+    if not (math.isfinite(row["loss"]) and math.isfinite(row["gradient_norm"])):
         raise TrainingError(
-            f"step {step}: loss {sums['loss']}, gradient norm {norm}: not finite; nothing of this "
-            f"step was saved. Lower train.lr or inspect its clips: {', '.join(keys)}"
+            f"step {step}: loss {row['loss']}, gradient norm {row['gradient_norm']}: not finite; "
+            "nothing of this step was saved. Lower train.lr or inspect its clips: "
+            + ", ".join(keys)
         )
     optimizer.step()
-    rate = optimizer.param_groups[0]["lr"]
-    samples = (step + 1) * params.samples_per_step
+    return row, votes > 0
+
+
+def _clip_gradients(optimizer: torch.optim.Optimizer, largest: float) -> Tensor:
+    """Scale all gradients to a norm of at most `largest`; returns the norm [] that they had."""
+    parameters = [value for group in optimizer.param_groups for value in group["params"]]
+    norm = nn.utils.clip_grad_norm_(parameters, largest)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def _notes(row: Row, rate: float, device: torch.device) -> dict[str, str]:
+    """What the progress line says of a step."""
     return {
-        "step": step,
-        "samples": samples,
-        **sums,
-        "lr": rate,
-        "gradient_norm": norm,
+        "loss_coarse": f"{row['loss_coarse']:.4f}",
+        "loss_fine": f"{row['loss_fine']:.4f}",
+        "coarse_fine_ratio": f"{row['loss_coarse'] / row['loss_fine']:.4f}",
+        "samples_per_second": f"{rate:.1f}",
+        "memory_gib": f"{peak_memory_gib(device):.1f}",
     }
 
 
 def _micro_batches(params: TrainParams, first_step: int) -> Iterator[range]:
-    """Positions of every forward from `first_step` to the end."""
-    size = params.batch_size
-    for number in range(
-        first_step * params.accumulation_steps, params.steps * params.accumulation_steps
-    ):
-        yield range(number * size, (number + 1) * size)
-
-
-@contextmanager
-def _prefetched(
-    load_batch: Callable[[range], Batch], positions: Iterator[range]
-) -> Iterator[Iterator[Batch]]:
-    """Load the next batch on a thread while the current one is computed; order is kept."""
-
-    def stream(executor: ThreadPoolExecutor) -> Iterator[Batch]:
-        pending = None
-        for wanted in positions:
-            following = executor.submit(load_batch, wanted)
-            if pending is not None:
-                yield pending.result()
-            pending = following
-        if pending is not None:
-            yield pending.result()
-
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader") as executor:
-        yield stream(executor)
+    """Positions of every forward of this process, from `first_step` to the end."""
+    size, forwards = params.batch_size, params.accumulation_steps
+    for number in range(first_step * forwards, params.steps * forwards):
+        yield share_of(range(number * size, (number + 1) * size))
 
 
 @contextmanager
 def _stop_requests() -> Iterator[Callable[[], bool]]:
-    """Turn SIGTERM into a request that is honoured after the step in work."""
-    requested = False
+    """Turn SIGTERM into a request that is honoured at the end of the step in work.
 
-    def handler(_signal: int, _frame: object) -> None:
-        nonlocal requested
-        requested = True
-
-    before = signal.signal(signal.SIGTERM, handler)
+    Only the main thread may handle signals; trained in another one, SIGTERM ends the process.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    requested = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda *_: requested.set())
     try:
-        yield lambda: requested
+        yield requested.is_set
     finally:
         signal.signal(signal.SIGTERM, before)

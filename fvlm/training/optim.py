@@ -4,12 +4,13 @@ import math
 from collections.abc import Callable
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 from torch import nn
 from transformers import get_scheduler
 
 from fvlm.compute import Dtype
 from fvlm.params import Params
+from fvlm.training.distributed import Parallel
 
 
 class TrainParams(Params):
@@ -28,15 +29,16 @@ class TrainParams(Params):
     dtype: Dtype
     seed: int
     checkpoint_samples: int = Field(ge=1)
+    parallel: Parallel
 
-    @model_validator(mode="after")
-    def _warmup_fits(self) -> "TrainParams":
-        if self.warmup_samples > self.max_samples:
-            raise ValueError(
-                f"warmup_samples must be <= max_samples ({self.max_samples}), "
-                f"got {self.warmup_samples}"
-            )
-        return self
+    @field_validator("warmup_samples")
+    @classmethod
+    def _warmup_fits(cls, value: int, info: ValidationInfo) -> int:
+        """Of the field, not of the whole: so its fault is reported together with all others."""
+        most = info.data.get("max_samples", value)  # absent when that is itself at fault
+        if value > most:
+            raise ValueError(f"must be <= train.max_samples ({most}), got {value}")
+        return value
 
     @property
     def samples_per_step(self) -> int:

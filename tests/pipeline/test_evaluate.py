@@ -48,7 +48,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
         params = ModelParams(
             llm="llm", llm_layers=0, query_layers=0, temperature=1.0, fine_iterations=1
         )
-        save_model(*build_model(params, manifest), evaluate.MODEL)
+        model, config = build_model(params, manifest)
+        save_model(model.state_dict(), config, evaluate.MODEL)
         write_json(verdict.FILTER, {"inputs": 9, "accepted": 7, "accepted_train": 2})
         write_json(verdict.TRAIN, {"steps": 3})
 

@@ -1,5 +1,6 @@
 """A tiny foveated model, a corpus in memory, and a training over both."""
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from fvlm.models.query_attention import ShallowAttention
 from fvlm.training.checkpoint import Checkpoints, TrainState
 from fvlm.training.loop import Row, train
 from fvlm.training.objective import Batch
-from fvlm.training.optim import TrainParams
+from fvlm.training.optim import TrainParams, make_optimizer
 from fvlm.training.order import random_frames, rows_at
 
 CLIPS, STORED, D, LATENT = 7, 4, 6, (2, 2, 2)
@@ -36,6 +37,7 @@ class Trial:
         dtype="float32",
         seed=0,
         checkpoint_samples=12,
+        parallel="ddp",
     )
 
     def __init__(self, root: Path) -> None:
@@ -44,14 +46,16 @@ class Trial:
         self.tokens = torch.randn(CLIPS, STORED, 5, D, generator=drawn).half()
         # Not centred on zero, so that there is something to learn.
         self.latents = (torch.randn(CLIPS, STORED, *LATENT, generator=drawn) + 1).half()
+        self.dropout = 0.0
         self.seen: list[str] = []
         self.on_step: Callable[[Row], None] = lambda _: None
+        self.on_forward: Callable[[int], None] = lambda _: None  # with the forwards done before
         self.model = self.make_model()
 
-    @staticmethod
-    def make_model() -> FoveatedModel:
+    def make_model(self) -> FoveatedModel:
         torch.manual_seed(4)
         sizes: dict[str, Any] = {"vocab_size": 2, "hidden_size": 8, "intermediate_size": 8}
+        sizes["attention_dropout"] = self.dropout
         language = LlamaModel(LlamaConfig(**sizes, num_hidden_layers=1, num_attention_heads=2))
         language.set_input_embeddings(torch.nn.Identity())
         attention = ShallowAttention(D, temperature=1.0)
@@ -72,12 +76,16 @@ class Trial:
         return Batch(self.tokens[rows[:, None], frames], self.latents[rows[:, None], frames], keys)
 
     def checkpoints(self) -> Checkpoints:
-        identity = {"train": self.params.model_dump(exclude={"max_hours", "checkpoint_samples"})}
+        identity = {
+            "train": self.params.model_dump(exclude={"max_hours", "checkpoint_samples", "parallel"})
+        }
         return Checkpoints(self.root, {**identity, "data": "abc"})
 
     def run(self) -> TrainState:
         """Train a new model from whatever state is saved, as a new process would."""
         self.model = self.make_model()
+        forwards = itertools.count()
+        self.model.register_forward_pre_hook(lambda *_: self.on_forward(next(forwards)))
         torch.manual_seed(torch.seed())
         return train(
             self.model,
@@ -87,6 +95,12 @@ class Trial:
             device=torch.device("cpu"),
             on_step=lambda row: self.on_step(row),
         )
+
+    def last_state(self) -> TrainState:
+        """The state of the newest checkpoint; its weights are then those of `self.model`."""
+        self.model = self.make_model()
+        optimizer = make_optimizer(self.model, self.params)
+        return self.checkpoints().resume(self.model, optimizer)
 
     def last_checkpoint(self) -> dict[str, bytes]:
         """The bytes of the newest checkpoint: weights, moments, step and history."""

@@ -1,6 +1,5 @@
-import os
 import signal
-import time
+import threading
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -9,73 +8,11 @@ import pytest
 import torch
 
 from fvlm.errors import TrainingError
-from fvlm.training.loop import OutOfTimeError, Row, _prefetched
+from fvlm.training.loop import Row
 from fvlm.training.objective import Batch
 from fvlm.training.order import rows_at
 
 MakeTrial = Callable[[str], Any]  # Trial of conftest.py, which tests cannot import
-
-
-def stop_after(trial: Any, step: int) -> None:
-    """Ask for a stop by SIGTERM while the given step is in work."""
-
-    def on_step(row: Row) -> None:
-        if row["step"] == step - 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    trial.on_step = on_step
-
-
-@pytest.fixture(scope="module")
-def whole() -> dict[tuple[str, int], dict[str, bytes]]:
-    """Last checkpoints of uninterrupted trainings, by compute type and accumulation."""
-    return {}
-
-
-@pytest.mark.parametrize(("dtype", "accumulation"), [("float32", 2), ("bfloat16", 1)])
-@pytest.mark.parametrize("step", [1, 2, 3, 4, 5])
-def test_resumed_equals_uninterrupted_bit_for_bit(
-    make_trial: MakeTrial,
-    whole: dict[tuple[str, int], dict[str, bytes]],
-    dtype: str,
-    accumulation: int,
-    step: int,
-) -> None:
-    """Weights, moments, step and history; a step of 6 clips of 7 ends in the midst of an epoch."""
-    changes = {"dtype": dtype, "accumulation_steps": accumulation, "batch_size": 6 // accumulation}
-    if (dtype, accumulation) not in whole:
-        uninterrupted = make_trial("whole").change(**changes)
-        assert uninterrupted.run().step == 6
-        whole[dtype, accumulation] = uninterrupted.last_checkpoint()
-    stopped = make_trial("stopped").change(**changes)
-    stop_after(stopped, step)
-    with pytest.raises(OutOfTimeError, match=f"after step {step} of 6; the state is saved"):
-        stopped.run()
-    assert stopped.run().step == 6
-    assert stopped.last_checkpoint() == whole[dtype, accumulation]
-
-
-def test_ten_stops_in_one_run(make_trial: MakeTrial) -> None:
-    uninterrupted, stopped = make_trial("whole"), make_trial("stopped")
-    for one in (uninterrupted, stopped):
-        one.change(max_samples=66)
-    uninterrupted.run()
-    for step in range(1, 11):
-        stop_after(stopped, step)
-        with pytest.raises(OutOfTimeError):
-            stopped.run()
-    assert stopped.run().history == uninterrupted.run().history
-    assert stopped.last_checkpoint() == uninterrupted.last_checkpoint()
-
-
-def test_out_of_time_stops_after_a_step_and_continues(make_trial: MakeTrial) -> None:
-    uninterrupted, stopped = make_trial("whole"), make_trial("stopped").change(max_hours=1e-9)
-    uninterrupted.run()
-    for step in range(1, 6):
-        with pytest.raises(OutOfTimeError, match=f"after step {step} of 6"):
-            stopped.run()
-    assert stopped.run().step == 6
-    assert stopped.last_checkpoint() == uninterrupted.last_checkpoint()
 
 
 def test_a_crash_costs_the_steps_since_the_last_checkpoint_and_nothing_else(
@@ -111,6 +48,26 @@ def test_the_handler_of_sigterm_is_put_back(trial: Any) -> None:
     before = signal.getsignal(signal.SIGTERM)
     trial.run()
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_training_runs_outside_of_the_main_thread_too(trial: Any) -> None:
+    """Only the main thread may handle signals."""
+    thread = threading.Thread(target=trial.run)
+    thread.start()
+    thread.join()
+    assert len(list(trial.checkpoints().folder.glob("step-00000006"))) == 1
+
+
+def test_the_progress_line_tells_how_it_goes(
+    trial: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = trial.run().history[-1]
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("train: 6/6 steps, ")
+    for name in ("loss_coarse", "loss_fine"):
+        assert f"{name.replace('_', ' ')} {row[name]:.4f}" in line
+    for word in ("coarse fine ratio 1.", "samples per second", "memory gib"):
+        assert word in line.replace("ratio 0.", "ratio 1.")
 
 
 def test_training_learns_and_records_every_step(trial: Any) -> None:
@@ -212,26 +169,6 @@ def test_a_gradient_that_is_not_finite_stops_too(trial: Any) -> None:
     with pytest.raises(TrainingError, match=r"step 0: .*gradient norm (nan|inf): not finite"):
         trial.run()
     assert not trial.checkpoints().folder.exists()
-
-
-def make_batch(name: object) -> Batch:
-    return Batch(torch.zeros(1), torch.zeros(1), [str(name)])
-
-
-def test_prefetch_keeps_the_order_and_stays_one_batch_ahead() -> None:
-    loaded: list[int] = []
-
-    def load(positions: range) -> Batch:
-        time.sleep(0.002 * (positions.start % 3))
-        loaded.append(positions.start)
-        return make_batch(positions.start)
-
-    positions = iter([range(start, start + 1) for start in range(12)])
-    with _prefetched(load, positions) as batches:
-        for number, batch in enumerate(batches):
-            assert batch.keys == [str(number)]
-            assert len(loaded) <= number + 2
-    assert loaded == list(range(12))
 
 
 def test_an_error_of_the_loader_arrives_at_its_step(trial: Any) -> None:

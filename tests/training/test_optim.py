@@ -26,6 +26,7 @@ def make_params(**changes: object) -> TrainParams:
         "dtype": "float32",
         "seed": 0,
         "checkpoint_samples": 8,
+        "parallel": "ddp",
     }
     return TrainParams.model_validate(values | changes)
 
@@ -125,5 +126,5 @@ def test_steps_follow_from_clips() -> None:
 
 
 def test_a_warmup_longer_than_the_training_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"warmup_samples must be <= max_samples \(100\), got 101"):
+    with pytest.raises(ValueError, match=r"must be <= train.max_samples \(100\), got 101"):
         make_params(warmup_samples=101)

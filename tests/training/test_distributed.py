@@ -1,0 +1,165 @@
+"""Several processes train as one: real process groups over gloo, in forked processes."""
+
+import json
+import os
+import socket
+import sys
+from collections.abc import Callable
+from multiprocessing import get_context
+from typing import Any
+
+import pytest
+import torch
+
+from fvlm.errors import ParamsError
+from fvlm.training import distributed
+from fvlm.training.distributed import join_processes, share_of
+from fvlm.training.loop import OutOfTimeError
+
+MakeTrial = Callable[[str], Any]  # Trial of conftest.py, which tests cannot import
+STOPPED, FAILED = 75, 1
+
+
+def run_in_processes(trial: Any, count: int) -> list[int]:
+    """Train in that many processes; their exit codes. What rank n saw goes to seen-n.json."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    trial.root.mkdir(exist_ok=True)
+    context = get_context("fork")
+    processes = [context.Process(target=_run, args=(trial, n, count, port)) for n in range(count)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    return [process.exitcode or 0 for process in processes]
+
+
+def _run(trial: Any, rank: int, count: int, port: int) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    try:
+        with join_processes():
+            trial.run()
+    except OutOfTimeError:
+        sys.exit(STOPPED)
+    finally:
+        (trial.root / f"seen-{rank}.json").write_text(json.dumps(trial.seen))
+
+
+def seen(trial: Any, rank: int) -> list[str]:
+    clips: list[str] = json.loads((trial.root / f"seen-{rank}.json").read_text())
+    return clips
+
+
+def assert_same_training(one: Any, other: Any) -> None:
+    """Curves and final weights are those of `one`, to the rounding of sums."""
+    for row, same in zip(one.last_state().history, other.last_state().history, strict=True):
+        assert row == pytest.approx(same, rel=2e-4)
+    weights = one.model.state_dict()
+    for name, value in other.model.state_dict().items():
+        torch.testing.assert_close(value, weights[name], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(("count", "parallel"), [(2, "ddp"), (3, "ddp"), (2, "fsdp")])
+def test_processes_train_as_one_does_and_share_its_clips(
+    make_trial: MakeTrial, count: int, parallel: str
+) -> None:
+    alone, shared = make_trial("alone"), make_trial("shared")
+    for trial in (alone, shared):
+        trial.change(batch_size=6, max_samples=72, parallel=parallel)
+    alone.run()
+    assert run_in_processes(shared, count) == [0] * count
+    assert_same_training(alone, shared)
+    part = 6 // count
+    for rank in range(count):
+        mine = [clip for n, clip in enumerate(alone.seen) if n % 6 // part == rank]
+        assert seen(shared, rank) == mine
+
+
+@pytest.mark.parametrize(("counts", "parallel"), [((2, 3, 1), "ddp"), ((1, 2, 1), "fsdp")])
+def test_resumed_with_other_counts_it_goes_on_with_the_same_clips(
+    make_trial: MakeTrial, counts: tuple[int, ...], parallel: str
+) -> None:
+    """Stopped after steps 1 and 2; checkpoints of any number of processes are alike."""
+    alone, shared = make_trial("alone"), make_trial("shared")
+    for trial in (alone, shared):
+        trial.change(batch_size=6, accumulation_steps=1, parallel=parallel)
+    alone.run()
+    order = []
+    for number, processes in enumerate(counts, start=1):
+        last = number == len(counts)
+        shared.seen.clear()
+        shared.change(max_hours=1.0 if last else 1e-9)
+        codes = run_in_processes(shared, processes)
+        assert codes == [0 if last else STOPPED] * processes
+        size = 6 // processes
+        order += [
+            clip
+            for step in range(6 - len(counts) + 1 if last else 1)
+            for rank in range(processes)
+            for clip in seen(shared, rank)[step * size : (step + 1) * size]
+        ]
+    assert order == alone.seen
+    assert_same_training(alone, shared)
+
+
+def test_a_stop_of_one_process_stops_all_after_the_same_step(make_trial: MakeTrial) -> None:
+    trial = make_trial("shared").change(batch_size=6)
+    slow = trial.params.model_copy(update={"max_hours": 1e-9})
+    run = trial.run
+
+    def run_with_another_deadline() -> Any:
+        if distributed.rank() == 1:
+            trial.params = slow
+        return run()
+
+    trial.run = run_with_another_deadline
+    assert run_in_processes(trial, 2) == [STOPPED, STOPPED]
+    assert [path.name for path in trial.checkpoints().folder.iterdir()] == ["step-00000001"]
+
+
+def test_an_error_of_one_process_ends_the_others(make_trial: MakeTrial) -> None:
+    trial = make_trial("shared").change(batch_size=6)
+    load = trial.load_batch
+
+    def failing(positions: range) -> Any:
+        if distributed.rank() == 1 and positions.start >= 12:
+            raise OSError("disk on fire")
+        return load(positions)
+
+    trial.load_batch = failing
+    assert run_in_processes(trial, 2) == [FAILED, FAILED]
+
+
+def test_a_loss_that_is_not_finite_in_one_process_stops_all(make_trial: MakeTrial) -> None:
+    trial = make_trial("shared").change(batch_size=6)
+    load = trial.load_batch
+
+    def poisoned(positions: range) -> Any:
+        batch = load(positions)
+        if distributed.rank() == 1:
+            batch.latents.fill_(float("nan"))
+        return batch
+
+    trial.load_batch = poisoned
+    assert run_in_processes(trial, 2) == [FAILED, FAILED]
+    assert not list(trial.checkpoints().folder.glob("step-*"))
+
+
+def test_processes_of_different_trainings_refuse_each_other(make_trial: MakeTrial) -> None:
+    trial = make_trial("shared")
+
+    def run() -> None:
+        digest = f"{distributed.rank():064x}"[::-1]
+        distributed.check_same("data", "a" * 64)
+        distributed.check_same("data", digest)
+
+    trial.run = run
+    assert run_in_processes(trial, 2) == [0, FAILED]
+
+
+def test_a_batch_that_cannot_be_divided_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "count", lambda: 4)
+    with pytest.raises(ParamsError, match=r"train.batch_size \(6\) must be a multiple of the 4 pr"):
+        share_of(range(6))

@@ -1,0 +1,117 @@
+"""Resumed equals uninterrupted, bit for bit: weights, moments, schedule, randomness, order, curves.
+
+Every comparison is of the bytes of the last checkpoint, which hold all of these.
+"""
+
+import os
+import random
+import signal
+from collections.abc import Callable
+from multiprocessing import get_context
+from typing import Any
+
+import pytest
+
+from fvlm.training.loop import OutOfTimeError
+
+MakeTrial = Callable[[str], Any]  # Trial of conftest.py, which tests cannot import
+LONG = {"max_samples": 64 * 6, "checkpoint_samples": 30}
+
+
+def stop_at(trial: Any, forward: int) -> None:
+    """Ask for a stop by SIGTERM when that many forwards of this run are done."""
+
+    def on_forward(done: int) -> None:
+        if done == forward:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    trial.on_forward = on_forward
+
+
+def stop_and_resume(trial: Any, forward: int) -> dict[str, bytes]:
+    """Stop at that forward, go on to the end; the last checkpoint."""
+    step = forward // trial.params.accumulation_steps + 1
+    steps = trial.params.steps
+    stop_at(trial, forward)
+    if step < steps:
+        with pytest.raises(OutOfTimeError, match=f"after step {step} of {steps}; the state is sav"):
+            trial.run()
+    trial.on_forward = lambda _: None
+    assert trial.run().step == steps
+    return dict(trial.last_checkpoint())
+
+
+@pytest.fixture(scope="module")
+def whole() -> dict[str, dict[str, bytes]]:
+    """Last checkpoints of uninterrupted trainings."""
+    return {}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("forward", [0, 1, 3, 4, 7, 9, 11])
+def test_stopped_in_any_forward(
+    make_trial: MakeTrial, whole: dict[str, dict[str, bytes]], dtype: str, forward: int
+) -> None:
+    """Two forwards a step, the first and the second of them; 6 clips a step of 7 an epoch.
+
+    Attention drops out weights at random, so that the random state matters.
+    """
+    uninterrupted, stopped = make_trial("whole"), make_trial("stopped")
+    for trial in (uninterrupted, stopped):
+        trial.change(dtype=dtype).dropout = 0.3
+    if dtype not in whole:
+        uninterrupted.run()
+        whole[dtype] = uninterrupted.last_checkpoint()
+    assert stop_and_resume(stopped, forward) == whole[dtype]
+
+
+@pytest.mark.slow
+def test_stopped_in_every_forward_of_64_steps(make_trial: MakeTrial) -> None:
+    uninterrupted = make_trial("whole").change(**LONG)
+    uninterrupted.run()
+    expected = uninterrupted.last_checkpoint()
+    for forward in range(2 * 64):
+        assert stop_and_resume(make_trial(f"at {forward}").change(**LONG), forward) == expected
+
+
+def test_ten_stops_in_one_run(make_trial: MakeTrial) -> None:
+    uninterrupted, stopped = make_trial("whole"), make_trial("stopped")
+    for trial in (uninterrupted, stopped):
+        trial.change(max_samples=66)
+    uninterrupted.run()
+    for step in range(1, 11):
+        stop_at(stopped, step % 2)
+        with pytest.raises(OutOfTimeError, match=f"after step {step} of 11"):
+            stopped.run()
+    stopped.on_forward = lambda _: None
+    assert stopped.run().history == uninterrupted.run().history
+    assert stopped.last_checkpoint() == uninterrupted.last_checkpoint()
+
+
+def test_out_of_time_stops_after_a_step_and_continues(make_trial: MakeTrial) -> None:
+    uninterrupted, stopped = make_trial("whole"), make_trial("stopped").change(max_hours=1e-9)
+    uninterrupted.run()
+    for step in range(1, 6):
+        with pytest.raises(OutOfTimeError, match=f"after step {step} of 6"):
+            stopped.run()
+    assert stopped.run().step == 6
+    assert stopped.last_checkpoint() == uninterrupted.last_checkpoint()
+
+
+def test_ten_kills_at_any_moment(make_trial: MakeTrial) -> None:
+    """SIGKILL, also in the midst of writing a checkpoint: each of 64 steps writes one."""
+    changes = {**LONG, "checkpoint_samples": 6}
+    uninterrupted, killed = make_trial("whole").change(**changes), make_trial("k").change(**changes)
+    uninterrupted.run()
+    moments = random.Random(0)
+    reached = []
+    for _ in range(10):
+        process = get_context("fork").Process(target=killed.run)
+        process.start()
+        process.join(moments.uniform(0.05, 0.4))
+        process.kill()
+        process.join()
+        reached.append(max(killed.checkpoints().folder.glob("step-*"), default=None))
+    assert len(set(reached)) > 1
+    assert killed.run().step == 64
+    assert killed.last_checkpoint() == uninterrupted.last_checkpoint()
