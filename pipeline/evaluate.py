@@ -1,6 +1,7 @@
 """Evaluate the trained model and its controls on the held-out clips.
 
-Reads   models/foveated/, data/encode/, params.yaml:evaluate
+Reads   models/foveated/, data/encode/, data/decode/ (a model that takes frames),
+        params.yaml:evaluate
 Writes  metrics/evaluate.json, plots/evaluate.csv (clips), plots/evaluate_frames.csv,
         plots/evaluate_motion.csv, plots/ratio_by_frame.png, plots/ratio_by_motion.png,
         plots/controls.png
@@ -10,22 +11,18 @@ import csv
 import io
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from fvlm.compute import default_device
-from fvlm.errors import ParamsError
 from fvlm.evaluation.controls import ClipName, EvaluateParams, evaluate_clips
 from fvlm.evaluation.plots import plot_arms, plot_ratio_by_frame, plot_ratio_by_motion
 from fvlm.evaluation.summary import Row, summarize
 from fvlm.io import atomic_write, write_json
 from fvlm.models.build import load_model
 from fvlm.params import Params, load_params
-from fvlm.shards.read import ShardReader, open_shards
 from fvlm.training.order import even_frames
+from pipeline.clips import open_clips
 from pipeline.stage import run
 
-MODEL, SHARDS = Path("models/foveated"), Path("data/encode")
+MODEL, SHARDS, DECODED = Path("models/foveated"), Path("data/encode"), Path("data/decode")
 METRICS, CLIPS = Path("metrics/evaluate.json"), Path("plots/evaluate.csv")
 FRAMES, MOTION = Path("plots/evaluate_frames.csv"), Path("plots/evaluate_motion.csv")
 BY_FRAME, BY_MOTION = Path("plots/ratio_by_frame.png"), Path("plots/ratio_by_motion.png")
@@ -41,11 +38,14 @@ class Sections(Params):
 def main() -> None:
     """Measure every arm on the same clips and write figures, tables and pictures."""
     params, device = load_params(Sections).evaluate, default_device()
-    reader = open_shards(SHARDS, split="val")
+    model = load_model(MODEL).to(device)
+    reader = open_clips(SHARDS, DECODED, split="val", input=model.input)
+    reader.check_frames(params.num_frames, "evaluate.num_frames")
+    frames = even_frames(stored=reader.stored, count=params.num_frames)
     clips = [ClipName(key, reader.metadata(row)["video_id"]) for row, key in enumerate(reader.keys)]
     losses = evaluate_clips(
-        load_model(MODEL).to(device),
-        lambda rows: load_clips(reader, rows, params),
+        model,
+        lambda rows: reader.read(rows, frames),
         clips,
         batch_size=params.batch_size,
         seed=params.seed,
@@ -58,18 +58,6 @@ def main() -> None:
     plot_ratio_by_frame(summary, BY_FRAME)
     plot_ratio_by_motion(summary, BY_MOTION)
     plot_arms(summary, CONTROLS)
-
-
-def load_clips(reader: ShardReader, rows: range, params: EvaluateParams) -> tuple[Tensor, Tensor]:
-    """Tokens [B,T,N,D] and latents [B,T,C,h,w] of these clips, evenly spaced frames."""
-    stored = reader.fields["tokens"].shape[0]
-    if params.num_frames > stored:
-        raise ParamsError(
-            f"evaluate.num_frames ({params.num_frames}) must be <= decode.num_frames ({stored})"
-        )
-    frames = even_frames(stored=stored, count=params.num_frames)
-    arrays = reader.read(rows, fields=("tokens", "latents"), frames=frames)
-    return torch.from_numpy(arrays["tokens"]), torch.from_numpy(arrays["latents"])
 
 
 def write_csv(path: Path, rows: list[Row]) -> None:

@@ -1,6 +1,6 @@
 """Train the foveated model on encoded clips.
 
-Reads   data/encode/, params.yaml:model, params.yaml:train
+Reads   data/encode/, data/decode/ (train.input: frames), params.yaml:model, params.yaml:train
 Writes  models/foveated/, metrics/train.json, plots/train.csv
 
 Out of time (train.max_hours) or stopped by SIGTERM it saves its state and exits with 75: DVC keeps
@@ -20,26 +20,25 @@ import numpy as np
 import torch
 
 from fvlm.compute import peak_memory_gib
-from fvlm.errors import ParamsError
 from fvlm.io import atomic_write, hash_json, read_json, state_folder, write_json
+from fvlm.models.batch import Batch
 from fvlm.models.build import build_model, save_model
 from fvlm.models.foveated import ModelParams
 from fvlm.params import Params, load_params
 from fvlm.seeding import torch_seed
-from fvlm.shards.read import ShardReader, open_shards
 from fvlm.tracking import Tracker, read_sent
 from fvlm.training.checkpoint import Checkpoints
 from fvlm.training.distributed import check_same, is_main, join_processes, whole
 from fvlm.training.loop import OutOfTimeError, Row, train
-from fvlm.training.objective import Batch
 from fvlm.training.optim import TrainParams
 from fvlm.training.order import random_frames, rows_at
+from pipeline.clips import ClipReader, open_clips
 from pipeline.stage import UnfinishedError, run
 
-SHARDS, MODEL = Path("data/encode"), Path("models/foveated")
+SHARDS, DECODED, MODEL = Path("data/encode"), Path("data/decode"), Path("models/foveated")
 METRICS, CURVES = Path("metrics/train.json"), Path("plots/train.csv")
 # How a training is run, not what it computes: these may change between its parts.
-NOT_IDENTITY = {"max_hours", "checkpoint_samples", "parallel"}
+NOT_IDENTITY = {"max_hours", "checkpoint_samples", "parallel", "recompute_encoder"}
 TAIL = 0.1  # share of the steps, at the end, over which the reported losses are means
 
 
@@ -59,9 +58,13 @@ def main() -> None:
 def train_model(sections: Sections, device: torch.device) -> None:
     """Train in this process, or as one of several; the main one writes."""
     params = sections.train
-    manifest, reader = read_json(SHARDS / "manifest.json"), open_shards(SHARDS, split="train")
+    manifest = read_json(SHARDS / "manifest.json")
+    reader = open_clips(SHARDS, DECODED, split="train", input=params.input)
+    reader.check_frames(params.num_frames, "train.num_frames")
     torch.manual_seed(torch_seed(params.seed, "weights"))
-    model, config = build_model(sections.model, manifest)
+    model, config = build_model(sections.model, manifest, input=params.input)
+    if params.encoder_lr > 0:
+        model.train_encoder(recompute=params.recompute_encoder)
     identity = {
         "model": sections.model.model_dump(),
         "train": params.model_dump(exclude=NOT_IDENTITY),
@@ -114,18 +117,13 @@ def tracking(name: str, sections: Sections) -> Iterator[Tracker | None]:
         yield tracker
 
 
-def load_batch(reader: ShardReader, positions: range, params: TrainParams) -> Batch:
+def load_batch(reader: ClipReader, positions: range, params: TrainParams) -> Batch:
     """The clips at these positions of the sample stream, each with its own random frames."""
-    stored = reader.fields["tokens"].shape[0]
-    if params.num_frames > stored:
-        raise ParamsError(
-            f"train.num_frames ({params.num_frames}) must be <= decode.num_frames ({stored})"
-        )
     rows = rows_at(positions, clips=len(reader), seed=params.seed)
-    frames = random_frames(positions, stored=stored, count=params.num_frames, seed=params.seed)
-    arrays = reader.read(rows, fields=("tokens", "latents"), frames=frames)
-    tokens, latents = (torch.from_numpy(arrays[name]) for name in ("tokens", "latents"))
-    return Batch(tokens, latents, [reader.keys[row] for row in rows])
+    frames = random_frames(
+        positions, stored=reader.stored, count=params.num_frames, seed=params.seed
+    )
+    return reader.read(rows, frames)
 
 
 def write_curves(history: list[Row]) -> None:

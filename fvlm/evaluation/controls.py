@@ -9,7 +9,7 @@ The controls repeat the last fine pass and change nothing but its queries:
 Frame 1 of the last two keeps q_init, which nothing predicts. The length is kept because it sets the
 sharpness of the attention; only the direction is in question.
 
-Axes: B batch, T frames, N tokens, D token width, C h w latent.
+Axes: B batch, T frames, D token width, C h w latent.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from fvlm.errors import FvlmError
 from fvlm.evaluation.arms import ARMS
+from fvlm.models.batch import Batch
 from fvlm.models.foveated import FoveatedModel, frame_losses
 from fvlm.models.inference import run_autoregressive
 from fvlm.models.query_attention import FrameCache
@@ -31,7 +32,7 @@ from fvlm.progress import Progress
 from fvlm.seeding import generator
 
 Losses = dict[str, NDArray[np.float64]]
-LoadClips = Callable[[range], tuple[Tensor, Tensor]]
+LoadClips = Callable[[range], Batch]
 
 
 class EvaluateParams(Params):
@@ -62,7 +63,7 @@ def evaluate_clips(
 ) -> Losses:
     """Mean squared error of every arm, clip and frame: float64 [clips,T] by name of the arm.
 
-    `load` returns tokens [B,T,N,D] and latents [B,T,C,h,w] of a range of `clips`, any float type.
+    `load` returns the inputs and latents of a range of `clips`.
     The result does not depend on `batch_size` beyond float rounding. Undefined entries are NaN:
     frame 1 of `persistence`, and `shuffled` when there is no second video. Raises FvlmError when a
     loss is not finite.
@@ -75,18 +76,16 @@ def evaluate_clips(
     queries: list[Tensor] = []
     with Progress("evaluate", total=2 * len(clips), unit="clip") as progress:
         for rows in batches:
-            tokens, latents = _load(load, rows, device)
-            keys = [clips[row].key for row in rows]
-            losses, predicted = arm_losses(model, tokens, latents, keys=keys, seed=seed)
+            losses, predicted = arm_losses(model, load(rows).to(device), seed=seed)
             found.append(losses)
             queries.extend(predicted.cpu())
             progress.advance(len(rows))
         partners = other_video([clip.video_id for clip in clips])
         for rows, losses in zip(batches, found, strict=True):
             if partners is not None:
-                tokens, latents = _load(load, rows, device)
                 swapped = torch.stack([queries[partners[row]] for row in rows]).to(device)
-                losses["shuffled"] = losses_with_queries(model, tokens, latents, swapped)
+                batch = load(rows).to(device)
+                losses["shuffled"] = losses_with_queries(model, batch, swapped)
             else:
                 losses["shuffled"] = torch.full_like(losses["fine"], torch.nan)
             progress.advance(len(rows))
@@ -99,17 +98,18 @@ def evaluate_clips(
 
 @torch.inference_mode()
 def arm_losses(
-    model: FoveatedModel, tokens: Tensor, latents: Tensor, *, keys: Sequence[str], seed: int
+    model: FoveatedModel, batch: Batch, *, seed: int
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Losses float32 [B,T] of every arm but `shuffled`, and the predicted queries [B,T,D]."""
-    B, T = tokens.shape[:2]
-    cache = model.cache_frames(tokens)
+    latents = batch.latents
+    B, T = latents.shape[:2]
+    cache = model.cache_frames(batch.inputs)
     features = model.encode_previous(latents)
     passes = model.run_passes(cache, B, T)
     predicted = passes[-1].queries
     controls = {
         "static_in_fine": model.static_queries(B, T),
-        "random": random_queries(predicted, keys=keys, seed=seed),
+        "random": random_queries(predicted, keys=batch.keys, seed=seed),
     }
     predictors = {
         "coarse": passes[0].predictor,
@@ -129,13 +129,12 @@ def arm_losses(
 
 
 @torch.inference_mode()
-def losses_with_queries(
-    model: FoveatedModel, tokens: Tensor, latents: Tensor, queries: Tensor
-) -> Tensor:
+def losses_with_queries(model: FoveatedModel, batch: Batch, queries: Tensor) -> Tensor:
     """Losses float32 [B,T] of a fine pass with the given queries [B,T,D]."""
-    cache: FrameCache = model.cache_frames(tokens)
+    cache: FrameCache = model.cache_frames(batch.inputs)
     predictor = model.run_pass(cache, queries, mode="fine").predictor
-    return frame_losses(model.head(predictor, model.encode_previous(latents)), latents)
+    features = model.encode_previous(batch.latents)
+    return frame_losses(model.head(predictor, features), batch.latents)
 
 
 def random_queries(predicted: Tensor, *, keys: Sequence[str], seed: int) -> Tensor:
@@ -170,12 +169,6 @@ def other_video(video_ids: Sequence[str]) -> list[int] | None:
         following = ((row + step) % count for step in range(1, count))
         partners.append(next(other for other in following if video_ids[other] != video_id))
     return partners
-
-
-def _load(load: LoadClips, rows: range, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Stored as float16, computed in float32."""
-    tokens, latents = load(rows)
-    return tokens.to(device).float(), latents.to(device).float()
 
 
 def _check_finite(losses: Losses, clips: Sequence[ClipName]) -> None:

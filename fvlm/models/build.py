@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
@@ -16,30 +17,36 @@ from transformers import LlamaModel
 
 from fvlm.errors import CheckpointError, ShardError
 from fvlm.io import atomic_write, read_json, sha256_file, write_json
-from fvlm.models.dino import EncoderTail, load_dino
+from fvlm.models.batch import Input
+from fvlm.models.dino import DinoEncoder, EncoderTail, load_dino
 from fvlm.models.foveated import FoveatedModel, ModelParams
 from fvlm.models.language import language_from_config, load_language
 from fvlm.models.query_attention import DeepAttention, ShallowAttention
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-FORMAT = 1
+FORMAT = 2
 
 
 def build_model(
-    params: ModelParams, manifest: dict[str, Any]
+    params: ModelParams, manifest: dict[str, Any], *, input: Input = "features"
 ) -> tuple[FoveatedModel, dict[str, Any]]:
     """A model for the shards of this encode manifest, and the config that describes it.
 
-    Raises ShardError when the stored layer does not fit `model.query_layers`, WeightsError when a
-    pretrained part cannot be found.
+    For `frames` the encoder of these shards becomes a part of the model; the stored tokens are not
+    used, and any `query_layers` fit. Raises ShardError when the stored layer does not fit
+    `model.query_layers` or the encoder is not that of the shards, WeightsError when a pretrained
+    part cannot be found.
     """
-    check_layer(params, manifest)
+    if input == "features":
+        check_layer(params, manifest)
     language, source = load_language(params.llm, layers=params.llm_layers)
+    encoder = _load_encoder(manifest) if input == "frames" or params.query_layers > 0 else None
     config: dict[str, Any] = {
         "format": FORMAT,
+        "input": input,
         "model": params.model_dump(),
         "language": language.config.to_diff_dict(),
-        "encoder_tail": None,
+        "encoder": encoder.config_dict if encoder else None,
         "token_shape": manifest["tokens"]["shape"][1:],
         "latent_shape": manifest["latents"]["shape"][1:],
         "provenance": {
@@ -48,18 +55,20 @@ def build_model(
             "vae": manifest["vae"],
         },
     }
-    tail = None
-    if params.query_layers > 0:
-        encoder, found = load_dino(manifest["dino"]["source"])
-        if found.sha256 != manifest["dino"]["sha256"]:
-            raise ShardError(
-                f"data/encode was made with other weights of {found.source} than the installed "
-                f"ones (sha256 {manifest['dino']['sha256'][:12]} and {found.sha256[:12]}); "
-                "run `dvc repro encode`"
-            )
-        tail = encoder.tail(params.query_layers)
-        config["encoder_tail"] = tail.config_dict
-    return _assemble(params, language, tail, config), config
+    tail = encoder.cut(params.query_layers) if encoder else None
+    return _assemble(params, language, encoder, tail, config), config
+
+
+def _load_encoder(manifest: dict[str, Any]) -> DinoEncoder:
+    """The encoder that the shards were made with."""
+    encoder, found = load_dino(manifest["dino"]["source"])
+    if found.sha256 != manifest["dino"]["sha256"]:
+        raise ShardError(
+            f"data/encode was made with other weights of {found.source} than the installed "
+            f"ones (sha256 {manifest['dino']['sha256'][:12]} and {found.sha256[:12]}); "
+            "run `dvc repro encode`"
+        )
+    return encoder
 
 
 def check_layer(params: ModelParams, manifest: dict[str, Any]) -> None:
@@ -86,46 +95,60 @@ def save_model(weights: Mapping[str, Tensor], config: dict[str, Any], folder: Pa
 def load_model(folder: str | Path = "models/foveated") -> FoveatedModel:
     """Load a trained model in evaluation mode, float32, on the CPU.
 
-    Raises CheckpointError when the folder holds another format or damaged weights.
+    Raises CheckpointError when the folder holds another format, an incomplete config or damaged
+    weights.
     """
     folder = Path(folder)
     config = read_json(folder / CONFIG)
     if config.get("format") != FORMAT:
         raise CheckpointError(
-            f"{folder / CONFIG}: format {config.get('format')}, expected {FORMAT}"
+            f"{folder / CONFIG}: format {config.get('format')}, expected {FORMAT}; "
+            "run `dvc repro train` to make it anew"
         )
-    params = ModelParams.model_validate(config["model"])
-    language = language_from_config(config["language"])
-    tail = (
-        EncoderTail.from_config(config["encoder_tail"], params.query_layers)
-        if config["encoder_tail"]
-        else None
-    )
-    model = _assemble(params, language, tail, config)
-    _load_weights(model, folder / WEIGHTS, sha256=config.get("weights_sha256"))
+    try:
+        model, sha256 = _model_from_config(config), config["weights_sha256"]
+    except KeyError as error:
+        raise CheckpointError(f"{folder / CONFIG}: key {error} is missing") from None
+    except ValidationError as error:
+        raise CheckpointError(f"{folder / CONFIG}: model: {error}") from None
+    _load_weights(model, folder / WEIGHTS, sha256=sha256)
     return model.eval()
 
 
+def _model_from_config(config: dict[str, Any]) -> FoveatedModel:
+    params, encoder_config = ModelParams.model_validate(config["model"]), config["encoder"]
+    encoder, tail, k = None, None, params.query_layers
+    if config["input"] == "frames":
+        encoder = DinoEncoder.from_config(encoder_config)
+        tail = encoder.cut(k)
+    elif k > 0:
+        tail = EncoderTail.from_config(encoder_config, k)
+    return _assemble(params, language_from_config(config["language"]), encoder, tail, config)
+
+
 def _assemble(
-    params: ModelParams, language: LlamaModel, tail: EncoderTail | None, config: dict[str, Any]
+    params: ModelParams,
+    language: LlamaModel,
+    encoder: DinoEncoder | None,
+    tail: EncoderTail | None,
+    config: dict[str, Any],
 ) -> FoveatedModel:
     # Without text no token id is ever embedded, and the table is half of a small model.
     language.set_input_embeddings(nn.Identity())
     width = config["token_shape"][1]
     attention = (
-        DeepAttention(tail)
-        if tail is not None
-        else ShallowAttention(width, temperature=params.temperature)
+        DeepAttention(tail) if tail else ShallowAttention(width, temperature=params.temperature)
     )
     return FoveatedModel(
         language=language,
         attention=attention,
         latent_shape=tuple(config["latent_shape"]),
         fine_iterations=params.fine_iterations,
+        encoder=encoder if config["input"] == "frames" else None,
     )
 
 
-def _load_weights(model: FoveatedModel, path: Path, *, sha256: str | None) -> None:
+def _load_weights(model: FoveatedModel, path: Path, *, sha256: str) -> None:
     try:
         # safetensors notices a file that was cut short, but no changed byte.
         if sha256_file(path) != sha256:

@@ -16,6 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from transformers import Dinov2Config, Dinov2Model, DINOv3ViTConfig, DINOv3ViTModel
 from transformers.models.dinov2.modeling_dinov2 import Dinov2Layer
 from transformers.models.dinov3_vit.modeling_dinov3_vit import DINOv3ViTLayer
@@ -38,7 +39,10 @@ class EncoderBlock(nn.Module):
     """One pre-norm transformer block: x + scale1(out(attention(norm1(x)))), then the same with mlp.
 
     `q`, `k`, `v`, `out` are linear [..,D] -> [..,D]; `scale1`, `scale2` multiply by LayerScale.
+    With `recompute` only the input is kept for the backward pass, in which the block runs again.
     """
+
+    recompute = False
 
     def __init__(self, layer: Any, num_heads: int) -> None:
         """`layer` is a Dinov2Layer or DINOv3ViTLayer; its weights are shared, not copied."""
@@ -56,6 +60,14 @@ class EncoderBlock(nn.Module):
 
     def forward(self, x: Tensor, positions: Positions) -> Tensor:
         """Tokens [B,N,D] -> [B,N,D], as the stock layer."""
+        if self.recompute and torch.is_grad_enabled():
+            # Nothing in a block is random.
+            options: Any = {"use_reentrant": False, "preserve_rng_state": False}
+            recomputed: Tensor = checkpoint(self._forward, x, positions, **options)
+            return recomputed
+        return self._forward(x, positions)
+
+    def _forward(self, x: Tensor, positions: Positions) -> Tensor:
         key, value = self.keys_values(x, positions)
         query = self.rotate(self.split_heads(self.q(self.norm1(x))), positions)
         attended = F.scaled_dot_product_attention(query, key, value)
@@ -168,6 +180,17 @@ class DinoEncoder(nn.Module):
         self.register_buffer("mean", torch.tensor(_MEAN)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(_STD)[:, None, None], persistent=False)
 
+    @classmethod
+    def from_config(cls, config_dict: dict[str, Any]) -> "DinoEncoder":
+        """The architecture with random weights, to be filled by `load_state_dict`."""
+        family = config_dict["model_type"]
+        return cls(_MODELS[family](_CONFIGS[family].from_dict(config_dict)))
+
+    @property
+    def config_dict(self) -> dict[str, Any]:
+        """The configuration (JSON) that `from_config` takes."""
+        return _json_config(self.config)
+
     def num_tokens(self, size: int) -> int:
         """N for frames of `size` pixels; pixels beyond the last whole patch are not seen.
 
@@ -206,6 +229,19 @@ class DinoEncoder(nn.Module):
         """The last k blocks (1 to L) and the final norm; weights are shared, not copied."""
         _check_depth(k, self.blocks)
         return EncoderTail(list(self.layers[-k:]), self.final_norm, self.config)
+
+    def cut(self, k: int) -> EncoderTail | None:
+        """Hand over the last k blocks (0 to L) and keep what computes the tokens entering them.
+
+        With k > 0 the final norm goes too, and `forward` can give no later layer than L - k. The
+        two halves share no weight. None for k = 0.
+        """
+        if k == 0:
+            return None
+        tail = self.tail(k)
+        del self.layers[self.blocks - k :]
+        self.final_norm = nn.Identity()
+        return tail
 
     def _normalise(self, frames: Tensor) -> Tensor:
         if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[1] != 3:

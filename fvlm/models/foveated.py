@@ -9,7 +9,7 @@ predicts frame t has not seen frame t.
 
 `fine_iterations` K runs coarse -> fine_1 -> .. -> fine_K; inside a pass all frames run in parallel.
 
-Axes: B batch, T frames, N tokens, D token width, H hidden width, C h w latent.
+Axes: B batch, T frames, S pixels, N tokens, D token width, H hidden width, C h w latent.
 """
 
 from dataclasses import dataclass
@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlamaModel
 
+from fvlm.models.batch import Input
+from fvlm.models.dino import DinoEncoder, EncoderBlock
 from fvlm.models.film_head import FilmHead
 from fvlm.models.query_attention import DeepAttention, FrameCache, ShallowAttention
 from fvlm.params import Params
@@ -65,8 +67,10 @@ class Prediction:
 class FoveatedModel(nn.Module):
     """Language model, query attention and prediction head.
 
-    `latent_shape` is (C,h,w). The query attention comes with its own frozen encoder blocks; tokens
-    enter as the encode stage stored them.
+    `latent_shape` is (C,h,w). The query attention comes with its own blocks of the patch encoder.
+    Tokens enter as the encode stage stored them, before these blocks; with an `encoder`, which
+    computes just these tokens, frames enter instead. The whole patch encoder is frozen until
+    `train_encoder` is called.
     """
 
     def __init__(
@@ -76,10 +80,12 @@ class FoveatedModel(nn.Module):
         attention: ShallowAttention | DeepAttention,
         latent_shape: tuple[int, int, int],
         fine_iterations: int,
+        encoder: DinoEncoder | None = None,
     ) -> None:
         super().__init__()
         hidden, width = int(language.config.hidden_size), attention.width
         self.language, self.attention = language, attention
+        self.encoder = encoder.requires_grad_(False) if encoder else None
         self.fine_iterations = fine_iterations
         # Standard deviation 1, not 0.02: a small query attends uniformly, and coarse equals fine.
         self.q_static = nn.Parameter(torch.randn(width))
@@ -95,22 +101,52 @@ class FoveatedModel(nn.Module):
         self.y_init = nn.Parameter(torch.zeros(latent_shape))
         self.head = FilmHead(hidden, latent_shape[0])
 
-    def forward(self, tokens: Tensor, latents: Tensor) -> Prediction:
-        """Tokens [B,T,N,D] and latents [B,T,C,h,w] -> predictions of coarse and last fine pass."""
-        cache = self.cache_frames(tokens)
-        passes = self.run_passes(cache, *tokens.shape[:2])
+    @property
+    def input(self) -> Input:
+        """What `forward` takes: `features` (stored tokens) or `frames`."""
+        return "frames" if self.encoder else "features"
+
+    def train_encoder(self, *, recompute: bool) -> None:
+        """Let the patch encoder learn with the rest; only for a model that takes frames.
+
+        With `recompute` its blocks run again in the backward pass, which saves most of its memory.
+        """
+        assert self.encoder is not None
+        for name, part in self.named_children():
+            if name in ("encoder", "attention"):
+                for parameter_name, parameter in part.named_parameters():
+                    # No frame is masked: under several processes an unused weight is an error.
+                    parameter.requires_grad_("mask_token" not in parameter_name)
+                for module in part.modules():
+                    if isinstance(module, EncoderBlock):
+                        module.recompute = recompute
+
+    def forward(self, inputs: Tensor, latents: Tensor) -> Prediction:
+        """Predictions of the coarse and of the last fine pass.
+
+        inputs: tokens float [B,T,N,D], or frames uint8 [B,T,3,S,S] when there is an encoder;
+        latents [B,T,C,h,w], any float type.
+        """
+        cache = self.cache_frames(inputs)
+        passes = self.run_passes(cache, *inputs.shape[:2])
         features = self.encode_previous(latents)
         return Prediction(
             coarse=self.head(passes[0].predictor, features),
             fine=self.head(passes[-1].predictor, features),
         )
 
-    def cache_frames(self, tokens: Tensor) -> FrameCache:
-        """Keys and values of all B*T frames of tokens [B,T,N,D], float16 as stored or float32.
+    def cache_frames(self, inputs: Tensor) -> FrameCache:
+        """Keys and values of all B*T frames of the inputs of `forward`; serves every pass.
 
-        Serves every pass.
+        Raises TypeError when tokens are given to a model that takes frames, or frames to one that
+        takes tokens.
         """
-        return self.attention.cache_frames(tokens.flatten(0, 1).to(self.q_static.dtype))
+        if (inputs.dtype == torch.uint8) != (self.input == "frames"):
+            raise TypeError(f"this model takes {self.input}, got {inputs.dtype} as inputs")
+        flat = inputs.flatten(0, 1)
+        if self.encoder is None:
+            return self.attention.cache_frames(flat.to(self.q_static.dtype))
+        return self.attention.cache_frames(self.encoder(flat, layer=len(self.encoder.layers)))
 
     def run_passes(self, cache: FrameCache, B: int, T: int) -> list[PassOutput]:
         """The coarse pass and then the fine passes, each fed with the queries of the one before."""

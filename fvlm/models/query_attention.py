@@ -55,7 +55,7 @@ class DeepAttention(nn.Module):
     """The query passes through the last k blocks of the encoder as one more CLS-like token.
 
     It has no position: rotary encoders do not rotate it, as they do not rotate CLS and registers.
-    The blocks are frozen here; gradients flow through them to the query.
+    The blocks start frozen; gradients flow through them to the query.
     """
 
     def __init__(self, tail: EncoderTail) -> None:
@@ -65,8 +65,7 @@ class DeepAttention(nn.Module):
 
     def cache_frames(self, tokens: Tensor) -> FrameCache:
         """Tokens [F,N,D] entering the first of the k blocks -> keys and values of each block."""
-        with torch.no_grad():
-            return FrameCache(self.tail.cache_frames(tokens))
+        return FrameCache(self.tail.cache_frames(tokens))
 
     def forward(self, queries: Tensor, cache: FrameCache) -> tuple[Tensor, Tensor]:
         """Queries [F,D] -> their final token [F,D] and last-block attention [F,N].

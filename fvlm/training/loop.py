@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor
 
 from fvlm.compute import peak_memory_gib
 from fvlm.errors import TrainingError
+from fvlm.models.batch import Batch
 from fvlm.models.foveated import FoveatedModel
 from fvlm.progress import Progress
 from fvlm.seeding import torch_seed
@@ -24,7 +25,7 @@ from fvlm.training.distributed import (
     share_of,
     without_exchange,
 )
-from fvlm.training.objective import Batch, batch_losses
+from fvlm.training.objective import batch_losses
 from fvlm.training.optim import TrainParams, make_optimizer, make_schedule, set_learning_rate
 from fvlm.training.prefetch import prefetched
 

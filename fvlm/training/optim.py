@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from pydantic import Field, ValidationInfo, field_validator
@@ -9,6 +10,8 @@ from torch import nn
 from transformers import get_scheduler
 
 from fvlm.compute import Dtype
+from fvlm.models.batch import Input
+from fvlm.models.dino import DinoEncoder, EncoderTail
 from fvlm.params import Params
 from fvlm.training.distributed import Parallel
 
@@ -16,12 +19,15 @@ from fvlm.training.distributed import Parallel
 class TrainParams(Params):
     """Section `train` of params.yaml."""
 
+    input: Input
     num_frames: int = Field(ge=1)
     batch_size: int = Field(ge=1)
     accumulation_steps: int = Field(ge=1)
     max_samples: int = Field(ge=1)
     max_hours: float = Field(gt=0)
     lr: float = Field(gt=0)
+    encoder_lr: float = Field(ge=0)
+    recompute_encoder: bool
     warmup_samples: int = Field(ge=0)
     weight_decay: float = Field(ge=0)
     clip_norm: float = Field(gt=0)
@@ -38,6 +44,15 @@ class TrainParams(Params):
         most = info.data.get("max_samples", value)  # absent when that is itself at fault
         if value > most:
             raise ValueError(f"must be <= train.max_samples ({most}), got {value}")
+        return value
+
+    @field_validator("encoder_lr")
+    @classmethod
+    def _encoder_is_there(cls, value: float, info: ValidationInfo) -> float:
+        if value > 0 and info.data.get("input") == "features":
+            raise ValueError(
+                f"must be 0 with train.input: features (the encoder ran before), got {value}"
+            )
         return value
 
     @property
@@ -60,19 +75,28 @@ def make_optimizer(model: nn.Module, params: TrainParams) -> torch.optim.AdamW:
     """AdamW on float32 weights.
 
     Matrices and convolutions decay; norms, biases, embeddings, queries, the first latent do not.
+    A trainable patch encoder has groups of its own, with `lr_scale` = encoder_lr / lr.
     """
-    decayed: list[nn.Parameter] = []
-    kept: list[nn.Parameter] = []
+    encoder = {
+        parameter
+        for module in model.modules()
+        if isinstance(module, DinoEncoder | EncoderTail)
+        for parameter in module.parameters()
+    }
+    scale = params.encoder_lr / params.lr
+    groups: list[dict[str, Any]] = [
+        {"params": [], "weight_decay": decay, "lr_scale": lr_scale}
+        for lr_scale in (1.0, scale)
+        for decay in (params.weight_decay, 0.0)
+    ]
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
             if parameter.requires_grad:
                 matrix = isinstance(module, nn.Linear | nn.Conv2d) and parameter.ndim >= 2
-                (decayed if matrix else kept).append(parameter)
-    groups = [
-        {"params": decayed, "weight_decay": params.weight_decay},
-        {"params": kept, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=params.lr, fused=True)
+                number = 2 * (parameter in encoder) + (not matrix)
+                groups[number]["params"].append(parameter)
+    filled = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(filled, lr=params.lr, fused=True)
 
 
 def make_schedule(
@@ -95,6 +119,6 @@ def make_schedule(
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
-    """Set the rate of every group."""
+    """Set the rate of every group; the encoder's is that times its `lr_scale`."""
     for group in optimizer.param_groups:
-        group["lr"] = value
+        group["lr"] = value * group["lr_scale"]

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from fvlm.training.objective import Batch
+from fvlm.models.batch import Batch
 
 
 @contextmanager

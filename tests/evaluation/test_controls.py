@@ -20,6 +20,7 @@ from fvlm.evaluation.controls import (
     random_queries,
 )
 from fvlm.evaluation.summary import summarize
+from fvlm.models.batch import Batch
 from fvlm.models.foveated import FoveatedModel
 
 Clips = tuple[Tensor, Tensor]
@@ -31,12 +32,17 @@ def evaluate(model: FoveatedModel, clips: Clips, *, batch_size: int = 4, seed: i
     tokens, latents = clips
     return evaluate_clips(
         model,
-        lambda rows: (tokens[rows.start : rows.stop], latents[rows.start : rows.stop]),
+        lambda rows: batch_of((tokens, latents), rows),
         clip_names(len(tokens)),
         batch_size=batch_size,
         seed=seed,
         device=torch.device("cpu"),
     )
+
+
+def batch_of(clips: Clips, rows: range = range(7)) -> Batch:
+    tokens, latents = (part[rows.start : rows.stop] for part in clips)
+    return Batch(tokens, latents, [f"clip-{row}" for row in rows])
 
 
 def clip_names(count: int) -> list[ClipName]:
@@ -118,15 +124,15 @@ def test_evaluating_twice_gives_the_same_losses(make_model: MakeModel, clips: Cl
 def test_controls_change_nothing_but_the_queries(make_model: MakeModel, clips: Clips) -> None:
     """Given its own queries again, the control pass is the fine pass."""
     model = make_model(iterations=2)
-    losses, predicted = arm_losses(model, *clips, keys=list("abcdefg"), seed=0)
-    torch.testing.assert_close(losses_with_queries(model, *clips, predicted), losses["fine"])
+    batch = batch_of(clips)
+    losses, predicted = arm_losses(model, batch, seed=0)
+    torch.testing.assert_close(losses_with_queries(model, batch, predicted), losses["fine"])
 
 
 def test_shuffled_uses_the_queries_of_the_next_video(make_model: MakeModel, clips: Clips) -> None:
-    model = make_model()
-    tokens, latents = clips
-    _, predicted = arm_losses(model, tokens, latents, keys=list("abcdefg"), seed=0)
-    expected = losses_with_queries(model, tokens, latents, predicted.roll(-1, 0))
+    model, batch = make_model(), batch_of(clips)
+    _, predicted = arm_losses(model, batch, seed=0)
+    expected = losses_with_queries(model, batch, predicted.roll(-1, 0))
     found = evaluate(model, clips, batch_size=2)
     np.testing.assert_allclose(found["shuffled"], expected.numpy(), rtol=1e-4)
     assert np.abs(found["shuffled"] - found["fine"]).max() > 1e-3

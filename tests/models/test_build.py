@@ -198,7 +198,7 @@ def test_another_format_and_a_missing_folder_are_refused(folder: Path, tmp_path:
         load_model(tmp_path / "nowhere")
     model, config = build(folder)
     save_model(model.state_dict(), {**config, "format": 99}, tmp_path)
-    with pytest.raises(CheckpointError, match="format 99, expected 1"):
+    with pytest.raises(CheckpointError, match="format 99, expected 2"):
         load_model(tmp_path)
     write_json(tmp_path / "config.json", {})
     with pytest.raises(CheckpointError, match="format None"):

@@ -38,6 +38,19 @@ def test_the_published_features_set_up(params: Path) -> None:
     assert found.train.steps == 50_000
 
 
+def test_the_published_first_phase_on_frames(params: Path) -> None:
+    overlay_params(preset.Sections, ROOT / "presets/frames-phase1.yaml", params)
+    found = load_params(preset.Sections, params)
+    train = found.train
+    assert (train.input, train.num_frames, found.decode.num_frames) == ("frames", 8, 8)
+    assert (found.decode.size, train.dtype, train.clip_norm) == (256, "bfloat16", 1.0)
+    assert (train.batch_size, train.accumulation_steps, train.samples_per_step) == (10, 2, 20)
+    assert (train.lr, train.encoder_lr, train.lambda_coarse) == (1e-4, 1e-4, 1.0)
+    assert (train.steps, train.warmup_steps) == (50_000, 1_000)
+    # The stored layer fits too, so that the same shards serve training on features.
+    assert found.encode.layer + found.model.query_layers == 12
+
+
 def test_an_empty_preset_changes_no_byte(params: Path, tmp_path: Path) -> None:
     before = params.read_bytes()
     (tmp_path / "empty.yaml").write_text("train: {}\n")

@@ -9,11 +9,11 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaModel
 
+from fvlm.models.batch import Batch
 from fvlm.models.foveated import FoveatedModel
 from fvlm.models.query_attention import ShallowAttention
 from fvlm.training.checkpoint import Checkpoints, TrainState
 from fvlm.training.loop import Row, train
-from fvlm.training.objective import Batch
 from fvlm.training.optim import TrainParams, make_optimizer
 from fvlm.training.order import random_frames, rows_at
 
@@ -24,6 +24,9 @@ class Trial:
     """One training that can be run again and again; records what it saw."""
 
     params = TrainParams(
+        input="features",
+        encoder_lr=0.0,
+        recompute_encoder=False,
         num_frames=3,
         batch_size=3,
         accumulation_steps=2,

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from fvlm.errors import TrainingError
+from fvlm.models.batch import Batch
 from fvlm.training.loop import Row
-from fvlm.training.objective import Batch
 from fvlm.training.order import rows_at
 
 MakeTrial = Callable[[str], Any]  # Trial of conftest.py, which tests cannot import

@@ -1,24 +1,29 @@
 import math
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaModel
+from transformers import Dinov2Config, Dinov2Model, LlamaConfig, LlamaModel
 
+from fvlm.models.dino import DinoEncoder
 from fvlm.models.foveated import FoveatedModel
-from fvlm.models.query_attention import ShallowAttention
+from fvlm.models.query_attention import DeepAttention, ShallowAttention
 from fvlm.training.optim import TrainParams, make_optimizer, make_schedule, set_learning_rate
 
 
 def make_params(**changes: object) -> TrainParams:
     values: dict[str, object] = {
+        "input": "features",
         "num_frames": 3,
         "batch_size": 4,
         "accumulation_steps": 1,
         "max_samples": 100,
         "max_hours": 1.0,
         "lr": 1e-3,
+        "encoder_lr": 0.0,
+        "recompute_encoder": False,
         "warmup_samples": 20,
         "weight_decay": 0.1,
         "clip_norm": 1.0,
@@ -114,6 +119,46 @@ def test_the_rate_is_set_in_every_group() -> None:
     optimizer = make_optimizer(nn.Linear(2, 2), make_params())
     set_learning_rate(optimizer, 0.5)
     assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.5]
+
+
+def test_the_encoder_has_its_own_rate() -> None:
+    """All of it: the part that takes frames and the blocks of the query attention."""
+    sizes: dict[str, Any] = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2}
+    encoder = DinoEncoder(Dinov2Model(Dinov2Config(**sizes, image_size=28, patch_size=14)))
+    tail = encoder.cut(1)
+    assert tail is not None
+    model = FoveatedModel(
+        language=LlamaModel(LlamaConfig(**sizes, vocab_size=4, intermediate_size=24)),
+        attention=DeepAttention(tail),
+        latent_shape=(4, 2, 2),
+        fine_iterations=1,
+        encoder=encoder,
+    )
+    frozen = make_optimizer(model, make_params(input="frames"))
+    model.train_encoder(recompute=False)
+    optimizer = make_optimizer(model, make_params(input="frames", lr=1e-3, encoder_lr=1e-4))
+    set_learning_rate(optimizer, 0.5)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx(
+        [0.5] * 2 + [0.05] * 2
+    )
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0, 0.1, 0.0]
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    own = {
+        names[parameter] for group in optimizer.param_groups[2:] for parameter in group["params"]
+    }
+    assert own == {
+        name
+        for name in names.values()
+        if name.startswith(("encoder.", "attention.tail.")) and not name.endswith("mask_token")
+    }
+    assert len(frozen.param_groups) == 2
+    for group in frozen.param_groups:
+        assert not own & {names[parameter] for parameter in group["params"]}
+
+
+def test_an_encoder_that_is_not_there_has_no_rate() -> None:
+    with pytest.raises(ValueError, match=r"must be 0 with train.input: features .* got 0.1"):
+        make_params(encoder_lr=0.1)
 
 
 def test_steps_follow_from_clips() -> None:

@@ -2,7 +2,7 @@ import time
 
 import torch
 
-from fvlm.training.objective import Batch
+from fvlm.models.batch import Batch
 from fvlm.training.prefetch import prefetched
 
 

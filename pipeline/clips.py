@@ -1,0 +1,81 @@
+"""The clips of one split, read as the model takes them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fvlm.errors import ParamsError, ShardError
+from fvlm.models.batch import Batch, Input
+from fvlm.shards.read import ShardReader, open_shards
+
+Indices = NDArray[np.int64]
+
+
+class ClipReader:
+    """Clips by row, in the order of the encode shards.
+
+    `keys`, one a clip; `stored`, frames of a clip. Latents come from the encode shards, and so do
+    the tokens; frames come from the decode shards, found by key.
+    """
+
+    def __init__(self, encoded: ShardReader, decoded: ShardReader | None) -> None:
+        self.keys = encoded.keys
+        self.stored: int = encoded.fields["latents"].shape[0]
+        self._encoded, self._decoded = encoded, decoded
+        self._decoded_rows = _match(encoded, decoded) if decoded else None
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def metadata(self, row: int) -> dict[str, Any]:
+        """What is known of a clip besides its pixels: caption, pts_seconds, video_id, sha256."""
+        return self._encoded.metadata(row)
+
+    def read(self, rows: Sequence[int] | Indices, frames: Indices) -> Batch:
+        """Clips `rows` [B] with their `frames`, int64 [B,T] or the same [T] for each."""
+        names = ("latents",) if self._decoded else ("tokens", "latents")
+        arrays = self._encoded.read(rows, fields=names, frames=frames)
+        if self._decoded is not None and self._decoded_rows is not None:
+            chosen = self._decoded_rows[np.asarray(rows)]
+            arrays |= self._decoded.read(chosen, fields=("frames",), frames=frames)
+        inputs = arrays["frames" if self._decoded else "tokens"]
+        return Batch(
+            inputs=torch.from_numpy(inputs),
+            latents=torch.from_numpy(arrays["latents"]),
+            keys=[self.keys[row] for row in rows],
+        )
+
+    def check_frames(self, wanted: int, key: str) -> None:
+        """Raise ParamsError when the parameter `key` asks for more frames than are stored."""
+        if wanted > self.stored:
+            raise ParamsError(f"{key} ({wanted}) must be <= decode.num_frames ({self.stored})")
+
+
+def open_clips(encoded: Path, decoded: Path, *, split: str, input: Input) -> ClipReader:
+    """Open the shards of a split; those of the folder `decoded` only when `input` is frames.
+
+    Raises ShardError when both folders do not hold the same clips.
+    """
+    frames = open_shards(decoded, split=split) if input == "frames" else None
+    return ClipReader(open_shards(encoded, split=split), frames)
+
+
+def _match(encoded: ShardReader, decoded: ShardReader) -> Indices:
+    """For every encoded clip its row in the decode shards, int64 [len(encoded)]."""
+    if different := sorted(set(encoded.keys) ^ set(decoded.keys)):
+        raise ShardError(
+            f"the encode and decode shards do not hold the same clips: {len(different)} are in one "
+            f"of them only, such as {different[0]}; run `dvc repro encode`"
+        )
+    frames, latents = decoded.fields["frames"].shape[0], encoded.fields["latents"].shape[0]
+    if frames != latents:
+        raise ShardError(
+            f"the decode shards hold {frames} frames of a clip, the encode shards {latents}; "
+            "run `dvc repro encode`"
+        )
+    rows = {key: row for row, key in enumerate(decoded.keys)}
+    return np.asarray([rows[key] for key in encoded.keys], np.int64)
