@@ -9,22 +9,28 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from transformers import LlamaModel
 
-from fvlm.errors import CheckpointError, ShardError
+from fvlm.errors import CheckpointError, ParamsError, ShardError
 from fvlm.io import atomic_write, read_json, sha256_file, write_json
 from fvlm.models.batch import Input
 from fvlm.models.dino import DinoEncoder, EncoderTail, load_dino
 from fvlm.models.foveated import FoveatedModel, ModelParams
 from fvlm.models.language import language_from_config, load_language
 from fvlm.models.query_attention import DeepAttention, ShallowAttention
+from fvlm.params import Params, validate_params
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 FORMAT = 2
+
+
+class _Sections(Params):
+    """What of a saved config has the form of params.yaml."""
+
+    model: ModelParams
 
 
 def build_model(
@@ -106,23 +112,23 @@ def load_model(folder: str | Path = "models/foveated") -> FoveatedModel:
             "run `dvc repro train` to make it anew"
         )
     try:
-        model, sha256 = _model_from_config(config), config["weights_sha256"]
+        params = validate_params(_Sections, config, folder / CONFIG).model
+        model, sha256 = _model_from_config(params, config), config["weights_sha256"]
     except KeyError as error:
         raise CheckpointError(f"{folder / CONFIG}: key {error} is missing") from None
-    except ValidationError as error:
-        raise CheckpointError(f"{folder / CONFIG}: model: {error}") from None
+    except ParamsError as error:
+        raise CheckpointError(str(error)) from None
     _load_weights(model, folder / WEIGHTS, sha256=sha256)
     return model.eval()
 
 
-def _model_from_config(config: dict[str, Any]) -> FoveatedModel:
-    params, encoder_config = ModelParams.model_validate(config["model"]), config["encoder"]
+def _model_from_config(params: ModelParams, config: dict[str, Any]) -> FoveatedModel:
     encoder, tail, k = None, None, params.query_layers
     if config["input"] == "frames":
-        encoder = DinoEncoder.from_config(encoder_config)
+        encoder = DinoEncoder.from_config(config["encoder"])
         tail = encoder.cut(k)
     elif k > 0:
-        tail = EncoderTail.from_config(encoder_config, k)
+        tail = EncoderTail.from_config(config["encoder"], k)
     return _assemble(params, language_from_config(config["language"]), encoder, tail, config)
 
 

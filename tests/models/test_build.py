@@ -13,8 +13,9 @@ from transformers import (
     LlamaModel,
 )
 
-from fvlm.errors import CheckpointError, FvlmError, ShardError
+from fvlm.errors import CheckpointError, FvlmError, ParamsError, ShardError
 from fvlm.io import read_json, write_json
+from fvlm.models.batch import Input
 from fvlm.models.build import build_model, check_layer, load_model, save_model
 from fvlm.models.dino import load_dino
 from fvlm.models.foveated import FoveatedModel, ModelParams, Prediction
@@ -66,31 +67,47 @@ def make_manifest(folder: Path, family: str, *, layer: int) -> dict[str, Any]:
 
 
 def build(
-    folder: Path, *, family: str = "dinov2", k: int = 0, **changes: object
+    folder: Path,
+    *,
+    family: str = "dinov2",
+    k: int = 0,
+    input: Input = "features",
+    **changes: object,
 ) -> tuple[FoveatedModel, dict[str, Any]]:
     manifest = make_manifest(folder, family, layer=L - k)
-    return build_model(make_params(folder, query_layers=k, **changes), manifest)
+    return build_model(make_params(folder, query_layers=k, **changes), manifest, input=input)
 
 
 def predict(model: FoveatedModel, *, tokens: int) -> torch.Tensor:
     torch.manual_seed(3)
+    inputs = torch.randn(2, 3, tokens, D)
+    if model.input == "frames":
+        inputs = torch.randint(0, 256, (2, 3, 3, SIZE, SIZE), dtype=torch.uint8)
     with torch.no_grad():
-        prediction: Prediction = model(torch.randn(2, 3, tokens, D), torch.randn(2, 3, 4, 5, 5))
+        prediction: Prediction = model(inputs, torch.randn(2, 3, 4, 5, 5))
     return prediction.fine
 
 
+@pytest.mark.parametrize("input", ["features", "frames"])
 @pytest.mark.parametrize(
     ("family", "k"), [("dinov2", 0), ("dinov2", 2), ("dinov3", 1), ("dinov3", L)]
 )
 def test_a_saved_model_comes_back_bit_for_bit_without_its_parts(
-    folder: Path, tmp_path: Path, family: str, k: int, monkeypatch: pytest.MonkeyPatch
+    folder: Path,
+    tmp_path: Path,
+    family: str,
+    k: int,
+    input: Input,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    model, config = build(folder, family=family, k=k, temperature=0.5, fine_iterations=2)
+    changes: dict[str, Any] = {"temperature": 0.5, "fine_iterations": 2}
+    model, config = build(folder, family=family, k=k, input=input, **changes)
     save_model(model.state_dict(), config, tmp_path / "saved")
     monkeypatch.setattr("fvlm.models.build.load_language", None)
     monkeypatch.setattr("fvlm.models.build.load_dino", None)
     loaded = load_model(tmp_path / "saved")
     assert not loaded.training
+    assert loaded.input == input
     weights = model.state_dict()
     assert loaded.state_dict().keys() == weights.keys()
     assert all(torch.equal(value, weights[name]) for name, value in loaded.state_dict().items())
@@ -140,6 +157,17 @@ def test_the_language_model_is_the_pretrained_one(folder: Path) -> None:
             assert torch.equal(model.language.state_dict()[name], value), name
 
 
+@pytest.mark.parametrize("k", [0, 1, L])
+def test_frames_fit_any_depth_up_to_the_encoders(folder: Path, k: int) -> None:
+    """The stored layer is that of the tokens, which a model with its own encoder does not read."""
+    manifest = make_manifest(folder, "dinov3", layer=2)
+    model, _ = build_model(make_params(folder, query_layers=k), manifest, input="frames")
+    assert model.encoder is not None
+    assert len(model.encoder.layers) == L - k
+    with pytest.raises(ParamsError, match=rf"must be 0 \(shallow\) to {L}.* got {L + 1}"):
+        build_model(make_params(folder, query_layers=L + 1), manifest, input="frames")
+
+
 @pytest.mark.parametrize("layer", [0, L - 2, L])
 def test_a_stored_layer_that_does_not_fit_names_both_parameters(folder: Path, layer: int) -> None:
     params = make_params(folder, query_layers=1)
@@ -162,6 +190,8 @@ def test_other_encoder_weights_than_those_of_the_shards_are_refused(folder: Path
     manifest["dino"]["sha256"] = "0" * 64
     with pytest.raises(ShardError, match="other weights"):
         build_model(make_params(folder, query_layers=1), manifest)
+    with pytest.raises(ShardError, match="other weights"):
+        build_model(make_params(folder), manifest, input="frames")
 
 
 def test_damaged_weights_are_refused(folder: Path, tmp_path: Path) -> None:
@@ -196,9 +226,18 @@ def test_weights_of_another_model_are_refused(folder: Path, tmp_path: Path) -> N
 def test_another_format_and_a_missing_folder_are_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(FvlmError, match=r"config\.json not found"):
         load_model(tmp_path / "nowhere")
-    model, config = build(folder)
+    model, config = build(folder, k=1)
     save_model(model.state_dict(), {**config, "format": 99}, tmp_path)
     with pytest.raises(CheckpointError, match="format 99, expected 2"):
+        load_model(tmp_path)
+    saved = read_json(tmp_path / "config.json") | {"format": 2}
+    for missing in saved.keys() - {"format", "provenance"}:
+        write_json(tmp_path / "config.json", {k: v for k, v in saved.items() if k != missing})
+        with pytest.raises(CheckpointError, match=rf"(?s)config\.json.*{missing}.* missing"):
+            load_model(tmp_path)
+    write_json(tmp_path / "config.json", saved | {"model": {"llm": "x", "lm_layers": 1}})
+    message = r"(?s)config\.json.*model.llm_layers: missing.*model.lm_layers: unknown"
+    with pytest.raises(CheckpointError, match=message):
         load_model(tmp_path)
     write_json(tmp_path / "config.json", {})
     with pytest.raises(CheckpointError, match="format None"):
