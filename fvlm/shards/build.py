@@ -6,7 +6,7 @@
             yield plan, ShardContent(samples=decode_all(plan.members, notes), notes=notes)
 
     recipe = {"stage": "decode", "code": 1, "params": params.model_dump()}
-    plans = [ShardPlan.of(split, members, recipe) for split in ... for members in plan_shards(...)]
+    plans = plan_splits({"train": members, "val": members}, recipe, clips_per_shard=8)
     manifest = build_shards(
         stage="decode", plans=plans, produce=produce, out=Path("data/decode"),
         manifest={"stage": "decode", "params": ..., "frames": ...},
@@ -21,7 +21,7 @@ import errno
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import chain
@@ -30,7 +30,7 @@ from typing import Any
 
 from fvlm.errors import ShardError
 from fvlm.io import fsync_folder, hash_json, write_json
-from fvlm.shards.plan import Member
+from fvlm.shards.plan import Member, plan_shards
 from fvlm.shards.reuse import ShardRecord, ShardStore
 from fvlm.shards.write import Sample, write_shard
 
@@ -58,7 +58,9 @@ class ShardContent:
 
     samples: (key, fields) as `write_shard` takes them, consumed once.
     notes: rows about members without a sample, with a `video_id`; read after the samples. They
-        are remembered with the shard and stand in the manifest whenever the shard is reused.
+        are remembered with the shard and stand in the manifest whenever the shard is reused. One
+        with a true `retry` is about the machine, not the member: its shard is not remembered, so
+        the next run makes it anew.
     """
 
     samples: Iterable[Sample]
@@ -125,7 +127,8 @@ def _compute(
         if first is not None:
             facts = write_shard(store.path(plan.fingerprint), chain([first], samples))
         record = ShardRecord(facts, content.notes)
-        store.remember(plan.fingerprint, record)
+        if not any(note.get("retry") for note in content.notes):
+            store.remember(plan.fingerprint, record)
         done[plan.fingerprint] = record
         if on_shard:
             on_shard(plan, record, False)
@@ -168,6 +171,17 @@ def _assemble(
     shutil.rmtree(old, ignore_errors=True)
     store.forget_files(placed)
     return document
+
+
+def plan_splits(
+    members: Mapping[str, Iterable[Member]], recipe: object, *, clips_per_shard: int
+) -> list[ShardPlan]:
+    """The shards of every split, in the order of `members` (split -> its clips)."""
+    return [
+        ShardPlan.of(split, shard, recipe)
+        for split, clips in members.items()
+        for shard in plan_shards(clips, clips_per_shard)
+    ]
 
 
 def _note_order(note: dict[str, Any]) -> tuple[str, str]:

@@ -15,8 +15,8 @@ A known fingerprint is served from `F.tar` or from DVC's cache, which names file
 are shared and read-only: they are linked, never written. A damaged one is deleted and the shard
 computed again.
 
-That a video could not be decoded is remembered with the shard, too: to try such videos again (after
-a time-out on a busy machine, say), delete the folder.
+That a video's content cannot be decoded is remembered with the shard, too. A failure of the machine
+(a time-out, say) is not: such a shard is made anew whenever the stage runs.
 """
 
 import fcntl

@@ -15,10 +15,8 @@ from typing import Any
 
 from fvlm.errors import VideoError
 from fvlm.io import hash_json, sha256_file
-from fvlm.video.reasons import Reason
+from fvlm.video.reasons import PASSING, Reason
 
-# Failures that another run may not meet again: they are not remembered.
-PASSING = frozenset({Reason.NOT_A_FILE, Reason.TIMEOUT, Reason.CRASHED, Reason.OUT_OF_MEMORY})
 PROBE = "fvlm.video.probe:probe_request"
 
 

@@ -1,5 +1,7 @@
 """Why a video cannot be used: the one list of typed reasons that manifests and metrics carry."""
 
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 
 
@@ -26,3 +28,21 @@ class Reason(StrEnum):
     TIMEOUT = "timeout"  # took longer than the deadline
     CRASHED = "crashed"  # the process died
     OUT_OF_MEMORY = "out_of_memory"  # needed more memory than the limit
+
+
+# Reasons that the machine or the moment gave, not the content: another run may not meet them, so
+# they are not remembered.
+PASSING = frozenset(
+    {
+        Reason.NOT_A_FILE,
+        Reason.CHANGED_SINCE_FILTER,
+        Reason.TIMEOUT,
+        Reason.CRASHED,
+        Reason.OUT_OF_MEMORY,
+    }
+)
+
+
+def count_reasons(rows: Iterable[Mapping[str, object]]) -> dict[str, int]:
+    """How often each `reason` stands in the rows, by name."""
+    return dict(sorted(Counter(str(row["reason"]) for row in rows).items()))

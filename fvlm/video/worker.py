@@ -19,6 +19,7 @@ results. What a worker prints is kept out of the protocol and quoted when it die
 import json
 import math
 import os
+import resource
 import selectors
 import signal
 import subprocess
@@ -41,6 +42,7 @@ DEADLINE_SECONDS = 60.0  # wall clock, per item
 START_SECONDS = 60.0  # allowed on top for a worker's first item: a busy disk at start-up
 MEMORY_BYTES = 2 * 2**30  # address space of one worker
 ITEMS_PER_WORKER = 500  # then it is replaced, so that no leak adds up
+AHEAD = 16  # results per worker that may wait for an earlier one, in order
 EXIT_SECONDS = 1.0  # from the end of a worker's output to the end of its process
 READ_BYTES = 2**20
 HEADER_BYTES = 2**24  # largest JSON of a result
@@ -69,32 +71,54 @@ def map_isolated(
     items: Iterable[Item],
     *,
     workers: int | None = None,
+    in_order: bool = False,
     deadline_seconds: float = DEADLINE_SECONDS,
     memory_bytes: int = MEMORY_BYTES,
 ) -> Generator[tuple[Item, Outcome | VideoError], None, None]:
-    """Yield (item, outcome) for every item, in the order in which they finish.
+    """Yield (item, outcome) for every item, as they finish or `in_order` of the items.
 
     `workers` defaults to the processor cores at hand. At most one result per worker is in flight,
-    so memory does not grow with the number of items. A worker that dies or is late costs its item
-    (VideoError crashed, timeout or out_of_memory) and is replaced. Time that the caller spends
-    between two results does not count against any deadline.
+    and in order at most AHEAD per worker wait for an earlier one, so memory does not grow with the
+    number of items. A worker that dies or is late costs its item (VideoError crashed, timeout or
+    out_of_memory) and is replaced. Time that the caller spends between two results does not count
+    against any deadline.
     """
     name = function if isinstance(function, str) else f"{function.__module__}:{function.__name__}"
     pool = _Pool(name, deadline_seconds, memory_bytes)
     count = workers or len(os.sched_getaffinity(0))
-    waiting = iter(items)
+    most = count * AHEAD if in_order else sys.maxsize  # items begun and not delivered
+    waiting, begun, delivered = iter(items), 0, 0
+    early: dict[int, tuple[Item, Outcome | VideoError]] = {}
     try:
         while True:
-            while len(pool.busy) < count and (item := next(waiting, None)) is not None:
-                pool.start(item)
+            while len(pool.busy) < count and begun - delivered < most:
+                if (item := next(waiting, None)) is None:
+                    break
+                pool.start(begun, item)
+                begun += 1
             if not pool.busy:
                 return
-            for done, outcome in pool.wait():
-                paused = time.monotonic()
-                yield done, outcome
-                pool.forgive(time.monotonic() - paused)
+            for number, *result in pool.wait():
+                early[number if in_order else delivered] = (result[0], result[1])
+                while delivered in early:
+                    delivered += 1
+                    paused = time.monotonic()
+                    yield early.pop(delivered - 1)
+                    pool.forgive(time.monotonic() - paused)
     finally:
         pool.close()
+
+
+def peak_memory_gib() -> float:
+    """An upper bound of resident memory so far: this process, and a worker for each core.
+
+    All workers count as the largest child process that has ended.
+    """
+    own, largest = (
+        resource.getrusage(who).ru_maxrss  # KiB
+        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+    return (own + largest * len(os.sched_getaffinity(0))) / 2**20
 
 
 class _Pool:
@@ -108,31 +132,32 @@ class _Pool:
         self.busy: set[_Worker] = set()
         self._selector = selectors.DefaultSelector()
 
-    def start(self, item: Any) -> None:
+    def start(self, number: int, item: Any) -> None:
         worker = self._idle.popleft() if self._idle else None
         if worker is None or not worker.send(item, self._deadline_seconds):
             if worker is not None:
                 worker.kill()  # died while idle: the next item is not to blame
             worker = _Worker(*self._arguments)
             worker.send(item, self._deadline_seconds + START_SECONDS)
+        worker.number = number
         self.busy.add(worker)
         self._selector.register(worker.replies, selectors.EVENT_READ, worker)
 
-    def wait(self) -> Iterator[tuple[Any, Outcome | VideoError]]:
-        """Block until something happens; yield the items that are done."""
+    def wait(self) -> Iterator[tuple[int, Any, Outcome | VideoError]]:
+        """Block until something happens; yield number, item, outcome of what is done."""
         timeout = min(worker.deadline for worker in self.busy) - time.monotonic()
         ready = [key.data for key, _ in self._selector.select(max(timeout, 0))]
         for worker in ready:
             outcome = worker.receive(self._memory_bytes)
             if outcome is not None:
                 self._release(worker)
-                yield worker.item, outcome
+                yield worker.number, worker.item, outcome
         for worker in [worker for worker in self.busy if worker not in ready]:
             if worker in self.busy and time.monotonic() >= worker.deadline:
                 worker.kill()
                 self._release(worker)
                 message = f"no result after {self._deadline_seconds:g} seconds"
-                yield worker.item, VideoError(Reason.TIMEOUT, message)
+                yield worker.number, worker.item, VideoError(Reason.TIMEOUT, message)
 
     def forgive(self, seconds: float) -> None:
         """Do not count time during which nobody listened."""
@@ -174,6 +199,7 @@ class _Worker:
         assert self._process.stdout is not None
         self._requests, self.replies = self._process.stdin, self._process.stdout
         os.set_blocking(self.replies.fileno(), False)
+        self.number = 0
         self.item: Any = None
         self.deadline = math.inf
         self._served = 0
