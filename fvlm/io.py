@@ -1,5 +1,6 @@
 """Files: atomic writes, JSON lines, hashes, and the folders outside of DVC's control."""
 
+import errno
 import hashlib
 import json
 import os
@@ -10,18 +11,21 @@ from typing import IO, Any
 
 from fvlm.errors import FvlmError
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk full, quota, `ulimit -f`
+
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """Open a temporary file that becomes `path` only when the block ends without an error.
 
     The data and the folder entry are fsynced, so that after a crash `path` holds either the old
-    bytes or all of the new ones.
+    bytes or all of the new ones. What a killed process left of the same file is deleted.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    _delete_leftovers(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with naming_full_disk(path), temporary.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -29,6 +33,36 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
         fsync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _delete_leftovers(path: Path) -> None:
+    """Temporary files of `path` whose process is gone."""
+    for name in os.listdir(path.parent):  # noqa: PTH208 - quick in a folder of many files
+        if name.startswith(f".{path.name}.") and name.endswith(".tmp"):
+            process = name.removeprefix(f".{path.name}.").removesuffix(".tmp")
+            if process.isdigit() and not _is_running(int(process)):
+                path.with_name(name).unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):  # another user's; no process at all
+        return True
+    return True
+
+
+@contextmanager
+def naming_full_disk(path: Path) -> Iterator[None]:
+    """Add the file's name to an OSError that says that there is no room for it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in NO_ROOM and error.filename is None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
 
 
 def fsync_folder(folder: Path) -> None:

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable
 
 from fvlm.errors import FvlmError
+from fvlm.io import NO_ROOM
 
 UNFINISHED = 75  # sysexits.h EX_TEMPFAIL: DVC keeps the stage unfinished, the next run continues
 
@@ -13,7 +14,10 @@ class UnfinishedError(FvlmError):
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a stage; an FvlmError is printed alone, and a stage that is out of time exits with 75."""
+    """Run a stage; an FvlmError is printed alone, and a stage that is out of time exits with 75.
+
+    So is a full disk, with the file that did not fit.
+    """
     try:
         main()
     except UnfinishedError as error:
@@ -21,4 +25,9 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(UNFINISHED)
     except FvlmError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        print(f"error: no room: {error}; make room and run again", file=sys.stderr)
         sys.exit(1)

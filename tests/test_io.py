@@ -123,3 +123,17 @@ def test_state_lives_in_the_checkout_even_inside_an_experiment(
 def test_the_cache_can_be_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FVLM_CACHE", str(tmp_path))
     assert io.cache_folder() == tmp_path
+
+
+def test_leftovers_of_a_killed_writer_are_deleted_those_of_a_living_one_stay(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "a.json"
+    dead, alive, other = (
+        tmp_path / name
+        for name in (".a.json.4194999.tmp", f".a.json.{os.getppid()}.tmp", ".a.json.x.tmp")
+    )
+    for leftover in (dead, alive, other):
+        leftover.touch()
+    write_json(path, 1)
+    assert sorted(tmp_path.iterdir()) == sorted([path, alive, other])

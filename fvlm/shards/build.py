@@ -17,7 +17,6 @@ until the output folder is put together, in one rename, from all of them. A run 
 loses the shards in work and nothing else; what is known by its fingerprint is linked, not computed.
 """
 
-import errno
 import json
 import shutil
 from collections import Counter
@@ -29,12 +28,10 @@ from pathlib import Path
 from typing import Any
 
 from fvlm.errors import ShardError
-from fvlm.io import fsync_folder, hash_json, write_json
+from fvlm.io import NO_ROOM, fsync_folder, hash_json, write_json
 from fvlm.shards.plan import Member, plan_shards
 from fvlm.shards.reuse import ShardRecord, ShardStore
 from fvlm.shards.write import Sample, write_shard
-
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from fvlm.errors import FvlmError
-from fvlm.io import atomic_write, read_json, state_folder, write_json
+from fvlm.io import atomic_write, naming_full_disk, read_json, state_folder, write_json
 from fvlm.shards.verify import DamagedShardError, verify_file
 from fvlm.shards.write import ShardFacts
 
@@ -63,17 +63,18 @@ class ShardStore:
         The lock is the kernel's, not the file: it vanishes with its process, however that ends.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
-        with (self._folder / "lock").open("a+") as file:
+        with (self._folder / "lock").open("a+b", buffering=0) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 file.seek(0)
-                holder = file.read().strip() or "another process"
+                holder = file.read().decode().strip() or "another process"
                 raise FvlmError(f"stage {self._stage} is already being run by {holder}") from None
             file.truncate(0)
             started = time.strftime("%Y-%m-%d %H:%M:%S %z")
-            file.write(f"process {os.getpid()} on {socket.gethostname()} since {started}\n")
-            file.flush()
+            with naming_full_disk(Path(file.name)):
+                holder = f"process {os.getpid()} on {socket.gethostname()} since {started}\n"
+                file.write(holder.encode())
             self._delete_leftovers()
             yield
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fvlm.errors import VideoError
-from fvlm.io import hash_json, sha256_file
+from fvlm.io import hash_json, naming_full_disk, sha256_file
 from fvlm.video.reasons import PASSING, Reason
 
 PROBE = "fvlm.video.probe:probe_request"
@@ -94,7 +94,7 @@ class FactRecord:
             entry |= {"reason": str(outcome.reason), "message": str(outcome)}
         else:
             entry["facts"] = asdict(outcome)
-        with self._path.open("ab") as file:
+        with naming_full_disk(self._path), self._path.open("ab") as file:
             file.write(self._separator + json.dumps(entry).encode() + b"\n")
         self._separator = b""
 

@@ -18,11 +18,15 @@ KINDS = {
 
 
 class Faults:
-    """Counts operations by kind; the `at`-th one of `kind` is hit, a write half way through."""
+    """Counts operations by kind; the `at`-th one of `kind` is hit, a write half way through.
+
+    Operations of processes that are forked later are their own affair.
+    """
 
     def __init__(self, kind: str = "", at: int = 0, *, kill: bool = True) -> None:
         self.counts = dict.fromkeys(KINDS, 0)
         self._kind, self._at, self._kill = kind, at, kill
+        self._pid = os.getpid()
 
     def install(self) -> None:
         """Patch this process for good: for forked children only."""
@@ -32,6 +36,8 @@ class Faults:
         builtins.open = io.open
 
     def hit(self, kind: str) -> bool:
+        if os.getpid() != self._pid:
+            return False
         self.counts[kind] += 1
         return kind == self._kind and self.counts[kind] == self._at
 

@@ -13,7 +13,7 @@ import pytest
 
 from fvlm.errors import VideoError
 from fvlm.video.reasons import Reason
-from fvlm.video.worker import Outcome, map_isolated
+from fvlm.video.worker import AHEAD, Outcome, map_isolated
 
 FOLDER = str(Path(__file__).parent)
 
@@ -31,7 +31,7 @@ def misbehave(how: str, **more: Any) -> tuple[Outcome | VideoError, bool]:
             "worker_functions:misbehave",
             requests,
             workers=1,
-            deadline_seconds=1.5,
+            deadline_seconds=1.5 if how in ("spin", "fork") else 30,
             memory_bytes=2**29,
         )
     )
@@ -170,6 +170,37 @@ def test_workers_die_with_a_killed_parent() -> None:
     while any(_is_running(pid) for pid in workers) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(_is_running(pid) for pid in workers)
+
+
+def test_limits_of_the_user_may_be_lower_than_the_sandbox() -> None:
+    code = (
+        "import os, resource; from fvlm.video.sandbox import _limit\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (48, 48))\n"
+        "if os.geteuid() == 0: os.seteuid(65534)\n"
+        "_limit(2**31); print(resource.getrlimit(resource.RLIMIT_NOFILE))"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, stdout=-1, check=True)
+    assert done.stdout == b"(48, 48)\n"
+
+
+def test_in_order_waits_for_the_slow_one_and_begins_a_bounded_number() -> None:
+    begun = 0
+
+    def requests() -> Any:
+        nonlocal begun
+        for number in range(100):
+            begun += 1
+            yield {"how": "sleep", "seconds": 0.5 * (number == 0), "number": number}
+
+    numbers: list[int] = []
+    for request, outcome in map_isolated(
+        "worker_functions:misbehave", requests(), workers=2, in_order=True
+    ):
+        assert isinstance(outcome, Outcome)
+        assert begun <= len(numbers) + 2 * AHEAD
+        numbers.append(request["number"])
+    assert numbers == list(range(100))
 
 
 def _children_of_sandboxes() -> list[int]:

@@ -1,0 +1,108 @@
+"""Forks a stage from a process that has imported it, so that a run costs no start-up.
+
+    python launcher.py STAGE FAULTS.py
+
+Reads one JSON order a line: {"folder", "said", "kind", "at", "kill", "file_bytes", "spawn"}.
+Answers with the process id, and when the process has ended with {"code", "counts"}: its exit code
+and, of an undisturbed run, its operations by kind. What it prints goes to the file `said`. Unless
+`spawn` is set, the stage's sandboxed workers are forked as well instead of being started anew; the
+sandbox itself stays as it is.
+"""
+
+import contextlib
+import importlib
+import importlib.util
+import json
+import os
+import resource
+import sys
+from typing import Any
+
+from fvlm.video import decode, sandbox, worker
+from pipeline.stage import run
+
+
+class ForkedWorker:
+    """Stands for `subprocess.Popen` of a worker: the same pipes, session and sandbox."""
+
+    def __init__(self, command: list[str], *, stderr: Any, **_: Any) -> None:
+        parent, function, deadline_seconds, memory_bytes = command[-4:]
+        theirs_in, ours_out = os.pipe()
+        ours_in, theirs_out = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                os.setsid()
+                for number, descriptor in enumerate((theirs_in, theirs_out, stderr.fileno())):
+                    os.dup2(descriptor, number)
+                os.closerange(3, 256)
+                sandbox.serve(int(parent), function, float(deadline_seconds), int(memory_bytes))
+            finally:
+                os._exit(0)
+        for descriptor in (theirs_in, theirs_out):
+            os.close(descriptor)
+        self.stdin, self.stdout = os.fdopen(ours_out, "wb"), os.fdopen(ours_in, "rb")
+
+    def wait(self, _timeout: float | None = None) -> int:
+        with contextlib.suppress(ChildProcessError):
+            return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return 0
+
+
+def obey(order: dict[str, Any], stage: Any, faults: Any, counts: int) -> None:
+    """In the forked process: run the stage."""
+    os.chdir(order["folder"])
+    said = os.open(order["said"], os.O_WRONLY | os.O_TRUNC)
+    os.dup2(said, 1)
+    os.dup2(said, 2)
+    sys.stdout = os.fdopen(1, "w", closefd=False)
+    sys.stderr = os.fdopen(2, "w", closefd=False, buffering=1)
+    counter = faults.Faults(order.get("kind", ""), order.get("at", 0), kill=order.get("kill", True))
+    counter.install()
+    if order.get("file_bytes"):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (order["file_bytes"],) * 2)
+    if not order.get("spawn"):
+        vars(worker)["subprocess"] = Forked
+    run(stage.main)
+    os.write(counts, json.dumps(counter.counts).encode())
+
+
+class Forked:
+    """What `fvlm.video.worker` uses of the module `subprocess`."""
+
+    Popen, PIPE, TimeoutExpired = ForkedWorker, -1, TimeoutError
+
+
+def main() -> None:
+    stage = importlib.import_module(f"pipeline.{sys.argv[1]}")
+    spec = importlib.util.spec_from_file_location("faults", sys.argv[2])
+    assert spec is not None
+    assert spec.loader is not None
+    faults = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(faults)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)  # threads do not survive a fork
+    assert decode  # workers are forked with their function in place
+    for line in sys.stdin:
+        reader, writer = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                obey(json.loads(line), stage, faults, writer)
+            except SystemExit as leave:
+                os._exit(int(leave.code or 0))
+            except BaseException:
+                sys.excepthook(*sys.exc_info())
+                os._exit(1)
+            os._exit(0)
+        os.setpgid(pid, pid)  # a signal to the group may come at once
+        os.close(writer)
+        print(pid, flush=True)
+        counts = os.read(reader, 4096)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        os.close(reader)
+        print(json.dumps({"code": code, "counts": json.loads(counts or b"{}")}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

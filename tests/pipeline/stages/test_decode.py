@@ -1,0 +1,129 @@
+"""The decode stage accounts for every video, and tries again what the machine got wrong."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fvlm.errors import FvlmError, VideoError
+from fvlm.io import read_json, read_jsonl, write_jsonl
+from fvlm.video.reasons import Reason
+from fvlm.video.worker import map_isolated
+from pipeline import decode
+
+Manifest = dict[str, Any]
+
+
+def run() -> Manifest:
+    decode.main()
+    manifest: Manifest = read_json(decode.SHARDS / "manifest.json")
+    return manifest
+
+
+@pytest.mark.usefixtures("project")
+def test_accounting_adds_up(capfd: pytest.CaptureFixture[str]) -> None:
+    manifest = run()
+    metrics = read_json(decode.METRICS)
+    assert metrics["inputs"] == 10 == metrics["decoded"] + metrics["quarantined"]
+    reasons = {name: count for name, count in metrics.items() if name.startswith("reason_")}
+    assert sum(reasons.values()) == metrics["quarantined"] == 1 == len(manifest["quarantined"])
+    assert metrics["shards"] == len(manifest["shards"]) > 2
+    assert metrics["reused"] == 0
+    assert metrics["clips_per_second"] > 0
+    assert 0.01 < metrics["peak_memory_gib"] < 64
+    said = capfd.readouterr().err
+    assert "decode: 10/10 videos" in said
+    assert " videos/s" in said
+    assert "decode error 1" in said
+    run()
+    assert read_json(decode.METRICS)["reused"] == 10
+
+
+@pytest.mark.usefixtures("project")
+@pytest.mark.parametrize("reason", [Reason.TIMEOUT, Reason.CRASHED, Reason.OUT_OF_MEMORY])
+def test_failures_of_the_machine_are_tried_again(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], reason: Reason
+) -> None:
+    expected = run()
+    shutil.rmtree(".state")
+
+    def unlucky(*args: Any, **kwargs: Any) -> Iterator[Any]:
+        for number, (request, outcome) in enumerate(map_isolated(*args, **kwargs)):
+            path = request["path"]
+            bad = number == 2 and path != str(Path(path).with_name("4.mp4"))
+            yield request, VideoError(reason, f"{path}: not now") if bad else outcome
+
+    with monkeypatch.context() as patch:
+        patch.setattr(decode, "map_isolated", unlucky)
+        manifest = run()
+    (note,) = [note for note in manifest["quarantined"] if "retry" in note]
+    assert note["reason"] == reason
+    assert note["message"] == "the video: not now"
+    assert "1 failures may be this machine's" in capfd.readouterr().out
+    assert run() == expected  # nothing was edited in between
+    metrics = read_json(decode.METRICS)
+    assert 0 < metrics["reused"] < 10  # the damaged video's shard is among the known ones
+    assert run() == expected
+    assert read_json(decode.METRICS)["reused"] == 10
+
+
+def test_a_video_that_vanished_or_changed_is_back_when_it_is_back(
+    project: Path, filtered: Path
+) -> None:
+    rows = read_jsonl(decode.VIDEOS)
+    for row in rows:  # own copies of two videos
+        if row["video_id"] in ("2.mp4", "3.mp4"):
+            row["path"] = str(shutil.copy(row["path"], project / row["video_id"]))
+    write_jsonl(decode.VIDEOS, rows)
+    expected = run()
+    shutil.rmtree(".state")
+    (project / "2.mp4").unlink()
+    (project / "3.mp4").write_bytes((filtered / "videos" / "5.mp4").read_bytes())
+    reasons = {note["video_id"]: note["reason"] for note in run()["quarantined"]}
+    assert reasons == {
+        "2.mp4": "not_a_file",
+        "3.mp4": "changed_since_filter",
+        "4.mp4": "decode_error",
+    }
+    for name in ("2.mp4", "3.mp4"):
+        shutil.copy(filtered / "videos" / name, project / name)
+    assert run() == expected
+
+
+@pytest.mark.usefixtures("project")
+def test_too_many_failures_stop_before_anything_is_in_place() -> None:
+    text = Path("params.yaml").read_text()
+    Path("params.yaml").write_text(
+        text.replace("max_failed_fraction: 0.3", "max_failed_fraction: 0")
+    )
+    with pytest.raises(FvlmError, match=r"1 of 10 videos cannot be decoded.*\n  4\.mp4: decode_er"):
+        decode.main()
+    assert not decode.SHARDS.exists()
+    assert not decode.METRICS.exists()
+
+
+@pytest.mark.usefixtures("project")
+def test_bytes_do_not_depend_on_workers_order_of_the_list_or_where_videos_lie(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    expected = run(), contents()
+    rows = read_jsonl(decode.VIDEOS)
+    for row in rows:
+        elsewhere = tmp_path / f"elsewhere-{row['video_id']}"
+        row["path"] = str(shutil.copy(row["path"], elsewhere))
+    write_jsonl(decode.VIDEOS, rows[::-1])
+    for workers in (1, 3):
+        shutil.rmtree(".state")
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                decode,
+                "map_isolated",
+                lambda *args, n=workers, **more: map_isolated(*args, workers=n, **more),
+            )
+            assert (run(), contents()) == expected
+
+
+def contents() -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in decode.SHARDS.iterdir()}

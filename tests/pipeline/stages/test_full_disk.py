@@ -1,0 +1,152 @@
+"""The real stages on a full disk: an error that names the file, nothing half, and then the rest."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fvlm.shards.reuse import ShardStore
+from fvlm.shards.verify import verify_file
+from pipeline import collect, decode, encode
+
+ROOT = Path(__file__).parents[3]
+OUTS = {"decode": decode.SHARDS, "encode": encode.SHARDS}
+Launch = Callable[[str], Any]
+
+
+@pytest.fixture(params=OUTS)
+def stage(request: pytest.FixtureRequest, project: Path) -> str:
+    """Name of a stage that can run in the working directory."""
+    if request.param == "encode":
+        decode.main()
+        shutil.rmtree(project / ".state")
+    return str(request.param)
+
+
+def output(folder: Path, stage: str) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (folder / OUTS[stage]).glob("*")}
+
+
+def expect_no_room(launcher: Any, folder: Path, **order: Any) -> None:
+    assert launcher.run(folder, **order) == 1
+    said = launcher.said
+    assert "error: no room" in said
+    assert "make room and run again" in said
+    assert "Traceback" not in said
+    names = (f".state/shards/{launcher.stage}/", f"/{launcher.stage}.json", "manifest.json")
+    assert any(name in said for name in names), said
+    assert not output(folder, launcher.stage)
+    check_kept(folder, launcher.stage)
+
+
+def check_kept(folder: Path, stage: str) -> None:
+    """No partial file under a final name: a shard that is kept is the one on record."""
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        for record in Path(f".state/shards/{stage}").glob("*.json"):
+            remembered = ShardStore(stage).recall(record.stem)
+            if remembered and remembered.facts:
+                facts = remembered.facts
+                verify_file(record.with_suffix(".tar"), size=facts.bytes, sha256=facts.sha256)
+        assert not list(Path(".state").rglob("*.tmp"))
+    finally:
+        os.chdir(before)
+
+
+@pytest.mark.parametrize("file_bytes", [700, 6000])
+def test_file_size_limit(launcher: Launch, project: Path, stage: str, file_bytes: int) -> None:
+    process = launcher(stage)
+    expect_no_room(process, project, file_bytes=file_bytes)
+    assert process.run(project) == 0
+    limited = output(project, stage)
+    shutil.rmtree(project / ".state")
+    assert process.run(project) == 0
+    assert output(project, stage) == limited
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """small_disk(KiB) -> a folder on a file system of that size, or of a new size."""
+    folder = tmp_path / "disk"
+
+    def resize(kilobytes: int) -> Path:
+        options = f"size={kilobytes}k"
+        if folder.exists():
+            options = f"remount,{options}"
+        folder.mkdir(exist_ok=True)
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+        if subprocess.run(command, capture_output=True, check=False).returncode:
+            pytest.skip("mounting a small file system needs root")
+        return folder
+
+    yield resize
+    if folder.exists():
+        subprocess.run(["umount", str(folder)], capture_output=True, check=False)
+
+
+@pytest.mark.parametrize("free_kilobytes", [8, 28])
+def test_full_file_system(
+    launcher: Launch,
+    project: Path,
+    stage: str,
+    small_disk: Callable[[int], Path],
+    free_kilobytes: int,
+) -> None:
+    process = launcher(stage)
+    assert process.run(project) == 0
+    expected = output(project, stage)
+    disk = small_disk(8192)
+    for name in ("params.yaml", "weights", "data/filter", "data/decode"):
+        source = project / name
+        if source.is_dir() and Path(name) != OUTS[stage]:
+            shutil.copytree(source, disk / name)
+        elif source.is_file():
+            shutil.copy(source, disk / name)
+    used = sum(-(-path.stat().st_size // 4096) * 4 for path in disk.rglob("*") if path.is_file())
+    small_disk(used + free_kilobytes)
+    expect_no_room(process, disk)
+    small_disk(8192)
+    assert process.run(disk) == 0
+    assert output(disk, stage) == expected
+
+
+@pytest.mark.usefixtures("project")
+def test_collect_names_the_file_that_does_not_fit(filtered: Path) -> None:
+    code = (
+        "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n"
+        "from pipeline import collect, stage; stage.run(collect.main)"
+    )
+    collect.VIDEOS.unlink()
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "DVC_ROOT": str(filtered)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: no room: ")
+    assert str(collect.VIDEOS) in done.stderr
+    assert not list(collect.VIDEOS.parent.iterdir())
+
+
+def test_second_run_names_the_holder_and_a_killed_holder_frees_the_lock(
+    launcher: Launch, project: Path, stage: str
+) -> None:
+    process = launcher(stage)
+    lock = project / ".state" / "shards" / stage / "lock"
+    lock.parent.mkdir(parents=True)
+    lock.write_text("process 1 on elsewhere since yesterday\n")  # stale: nobody holds it
+    with ShardStore(stage).locked():
+        assert process.run(project) == 1
+        holder = f"stage {stage} is already being run by process {os.getpid()} on"
+        assert holder in process.said
+        assert not output(project, stage)
+    assert process.run(project) == 0
+    assert output(project, stage)
