@@ -35,6 +35,7 @@ import torch
 import webdataset
 from torch.utils.data import DataLoader, Dataset
 
+from fvlm.shards.manifest import write_manifest
 from fvlm.shards.read import open_shards
 from fvlm.shards.write import write_shard
 
@@ -64,7 +65,7 @@ def with_shards(folder: Path, count: int) -> tuple[Way, Way]:
         rows = ((f"{n:06d}", {"tokens.npy": sample(n), "json": {"number": n}}) for n in numbers)
         facts = write_shard(path, rows)
         entries.append({"name": path.name, "split": "train", **vars(facts)})
-    (folder / "manifest.json").write_text(json.dumps({"shards": entries}))
+    write_manifest(folder, {"shards": entries})
     reader = open_shards(folder, split="train")
     buffer = np.empty((BATCH, KEPT, *SHAPE[1:]), np.float16)
     plain = buffer.reshape(-1).view(np.uint8).data

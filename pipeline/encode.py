@@ -18,8 +18,9 @@ from fvlm.models.vae import load_vae
 from fvlm.params import Params, load_params
 from fvlm.progress import Progress
 from fvlm.shards.build import ShardContent, ShardPlan, build_shards
+from fvlm.shards.manifest import read_manifest
 from fvlm.shards.plan import Member
-from fvlm.shards.read import ShardReader, open_shards, read_manifest
+from fvlm.shards.read import ShardReader, open_shards
 from fvlm.shards.reuse import ShardRecord
 from fvlm.shards.write import Sample
 from pipeline.stage import run

@@ -20,12 +20,13 @@ import numpy as np
 import torch
 
 from fvlm.compute import peak_memory_gib
-from fvlm.io import atomic_write, hash_json, read_json, state_folder, write_json
+from fvlm.io import atomic_write, hash_json, state_folder, write_json
 from fvlm.models.batch import Batch
 from fvlm.models.build import build_model, save_model
 from fvlm.models.foveated import ModelParams
 from fvlm.params import Params, load_params
 from fvlm.seeding import torch_seed
+from fvlm.shards.manifest import read_manifest
 from fvlm.tracking import Tracker, read_sent
 from fvlm.training.checkpoint import Checkpoints
 from fvlm.training.distributed import check_same, is_main, join_processes, whole
@@ -58,7 +59,7 @@ def main() -> None:
 def train_model(sections: Sections, device: torch.device) -> None:
     """Train in this process, or as one of several; the main one writes."""
     params = sections.train
-    manifest = read_json(SHARDS / "manifest.json")
+    manifest = read_manifest(SHARDS)
     reader = open_clips(SHARDS, DECODED, split="train", input=params.input)
     reader.check_frames(params.num_frames, "train.num_frames")
     torch.manual_seed(torch_seed(params.seed, "weights"))

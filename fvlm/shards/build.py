@@ -28,7 +28,8 @@ from pathlib import Path
 from typing import Any
 
 from fvlm.errors import ShardError
-from fvlm.io import NO_ROOM, fsync_folder, hash_json, write_json
+from fvlm.io import NO_ROOM, fsync_folder, hash_json
+from fvlm.shards.manifest import write_manifest
 from fvlm.shards.plan import Member, plan_shards
 from fvlm.shards.reuse import ShardRecord, ShardStore
 from fvlm.shards.write import Sample, write_shard
@@ -159,7 +160,7 @@ def _assemble(
         facts = {key: value for key, value in asdict(record.facts).items() if key != "md5"}
         shards.append({"name": name, "split": plan.split, "fingerprint": plan.fingerprint, **facts})
     document = {**manifest, "shards": shards, "quarantined": sorted(notes, key=_note_order)}
-    write_json(building / "manifest.json", document)
+    write_manifest(building, document)
     fsync_folder(building)
     if out.exists():  # DVC deletes it before a run; without DVC the old output is still here
         out.rename(old)

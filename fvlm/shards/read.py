@@ -21,25 +21,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fvlm.errors import ShardError
-from fvlm.io import read_json
 from fvlm.progress import Progress
 from fvlm.shards.index import ShardIndex, index_shard
+from fvlm.shards.manifest import read_manifest
 from fvlm.shards.verify import DamagedShardError, is_verified
-
-ENTRY = {"name", "split", "bytes", "sha256", "samples", "sample_crc32"}
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a stage's output folder; raises FvlmError when missing or not understood."""
-    return check_manifest(read_json(folder / "manifest.json"), folder)
-
-
-def check_manifest(manifest: Any, folder: Path | str) -> dict[str, Any]:
-    """The manifest itself if it describes shards as they are read here, else ShardError."""
-    shards = manifest.get("shards") if isinstance(manifest, dict) else None
-    if not isinstance(shards, list) or not all(set(shard) >= ENTRY for shard in shards):
-        raise ShardError(f"{folder}/manifest.json is of another version; run `dvc repro`")
-    return dict(manifest)
 
 
 def open_shards(folder: Path, *, split: str, threads: int | None = None) -> "ShardReader":

@@ -16,7 +16,7 @@ import fsspec
 import numpy as np
 
 from fvlm.errors import ShardError
-from fvlm.shards.read import check_manifest
+from fvlm.shards.manifest import NAME, parse_manifest
 
 CHUNK = 8 << 20  # bytes fetched at once
 
@@ -35,10 +35,10 @@ def stream_shards(location: str, *, split: str) -> Any:
 
     location = location.rstrip("/")
     try:
-        with fsspec.open(f"{location}/manifest.json", "rb") as file:
-            manifest = check_manifest(json.load(file), location)
-    except (OSError, ValueError) as error:
-        raise ShardError(f"{location}/manifest.json cannot be read: {error!r}") from None
+        with fsspec.open(f"{location}/{NAME}", "rb") as file:
+            manifest = parse_manifest(file.read(), f"{location}/{NAME}")
+    except OSError as error:
+        raise ShardError(f"{location}/{NAME} cannot be read: {error!r}") from None
     entries = {f"{location}/{e['name']}": e for e in manifest["shards"] if e["split"] == split}
     if not entries:
         raise ShardError(f"{location} has no {split} shards")

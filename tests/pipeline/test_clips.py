@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from fvlm.errors import ParamsError, ShardError
-from fvlm.io import write_json
 from fvlm.models.batch import Input
+from fvlm.shards.manifest import write_manifest
 from fvlm.shards.write import write_shard
 from pipeline.clips import ClipReader, open_clips
 
@@ -37,7 +37,7 @@ def write_folder(folder: Path, fields: dict[str, Any], *, stored: int = STORED) 
     samples = [(key, arrays(number)) for key, number in fields.items()]
     facts = asdict(write_shard(folder / "val-000000.tar", samples))
     shard = {"name": "val-000000.tar", "split": "val", "fingerprint": "", **facts}
-    write_json(folder / "manifest.json", {"stage": folder.name, "shards": [shard]})
+    write_manifest(folder, {"stage": folder.name, "shards": [shard]})
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from fvlm.errors import FvlmError, ParamsError, ShardError
 from fvlm.io import write_json
 from fvlm.models.build import build_model, save_model
 from fvlm.models.foveated import ModelParams
+from fvlm.shards.manifest import write_manifest
 from fvlm.shards.write import sample_key, write_shard
 from pipeline import evaluate, verdict
 
@@ -98,7 +99,7 @@ def write_encode_folder(clips: int) -> dict[str, Any]:
         "shards": shards,
         "quarantined": [],
     }
-    write_json(evaluate.SHARDS / "manifest.json", manifest)
+    write_manifest(evaluate.SHARDS, manifest)
     return manifest
 
 

@@ -19,7 +19,7 @@ def manifest(project: Any) -> Any:
 def test_manifest_describes_the_files(project: Any) -> None:
     shards = project.run()
     document = manifest(project)
-    assert list(document) == ["stage", "params", "shards", "quarantined"]
+    assert list(document) == ["stage", "params", "shards", "quarantined", "manifest_sha256"]
     assert len(document["shards"]) == shards
     assert {entry["name"] for entry in document["shards"]} == set(project.out) - {"manifest.json"}
     for entry in document["shards"]:

@@ -230,7 +230,7 @@ def test_missing_files_say_what_to_do(project: Any) -> None:
         open_shards(OUT, split="val")
     (OUT / "manifest.json").unlink()
     (OUT / "manifest.json").write_text('{"shards": [{"name": "x"}]}')
-    with pytest.raises(ShardError, match="of another version; run `dvc repro`"):
+    with pytest.raises(ShardError, match=r"is damaged or of another version; run `dvc repro"):
         open_shards(OUT, split="train")
 
 
