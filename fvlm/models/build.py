@@ -142,14 +142,18 @@ def _assemble(
     # Without text no token id is ever embedded, and the table is half of a small model.
     language.set_input_embeddings(nn.Identity())
     width = config["token_shape"][1]
+    temperature = params.temperature
     attention = (
-        DeepAttention(tail) if tail else ShallowAttention(width, temperature=params.temperature)
+        DeepAttention(tail, sees_itself=params.query_sees_itself, temperature=temperature)
+        if tail
+        else ShallowAttention(width, temperature=temperature)
     )
     return FoveatedModel(
         language=language,
         attention=attention,
         latent_shape=tuple(config["latent_shape"]),
         fine_iterations=params.fine_iterations,
+        head_channels=params.head_channels,
         encoder=encoder if config["input"] == "frames" else None,
     )
 

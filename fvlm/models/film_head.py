@@ -10,7 +10,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-CHANNELS = (64, 128, 256)  # of the three convolutions before the modulation
+CHANNELS = 256  # where the modulation acts; the convolutions before it have 1/4 and 1/2 of them
 FILM_HIDDEN = 512
 
 
@@ -20,19 +20,20 @@ class FilmHead(nn.Module):
         feat = convs(previous latent);  (gamma, beta) = mlp(h)
         prediction = convs(gamma * feat + beta)
 
-    Not residual. 1,300,612 parameters at H = 576, C = 4.
+    Not residual. 1,300,612 parameters at H = 576, C = 4 and 256 `channels`, a multiple of 4.
     """
 
-    def __init__(self, hidden: int, latent_channels: int) -> None:
+    def __init__(self, hidden: int, latent_channels: int, *, channels: int = CHANNELS) -> None:
         super().__init__()
         self.film = nn.Sequential(
-            nn.Linear(hidden, FILM_HIDDEN), nn.GELU(), nn.Linear(FILM_HIDDEN, 2 * CHANNELS[-1])
+            nn.Linear(hidden, FILM_HIDDEN), nn.GELU(), nn.Linear(FILM_HIDDEN, 2 * channels)
         )
-        self.before = _convolutions((latent_channels, *CHANNELS))
-        self.after = _convolutions((*reversed(CHANNELS), latent_channels))
+        widths = (channels // 4, channels // 2, channels)
+        self.before = _convolutions((latent_channels, *widths))
+        self.after = _convolutions((*reversed(widths), latent_channels))
 
     def encode_previous(self, previous: Tensor) -> Tensor:
-        """Features of the previous latents [B,T,C,h,w] -> [B*T,256,h,w].
+        """Features of the previous latents [B,T,C,h,w] -> [B*T,channels,h,w].
 
         They do not depend on the hidden state, so that one call serves the coarse and fine passes.
         """

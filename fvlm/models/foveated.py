@@ -23,7 +23,7 @@ from transformers import LlamaModel
 
 from fvlm.models.batch import Input
 from fvlm.models.dino import DinoEncoder, EncoderBlock
-from fvlm.models.film_head import FilmHead
+from fvlm.models.film_head import CHANNELS, FilmHead
 from fvlm.models.query_attention import DeepAttention, FrameCache, ShallowAttention
 from fvlm.params import Params
 
@@ -36,8 +36,10 @@ class ModelParams(Params):
     llm: str
     llm_layers: int = Field(ge=0)
     query_layers: int = Field(ge=0)
+    query_sees_itself: bool
     temperature: float = Field(gt=0)
     fine_iterations: int = Field(ge=1)
+    head_channels: int = Field(ge=4, multiple_of=4)
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ class FoveatedModel(nn.Module):
         latent_shape: tuple[int, int, int],
         fine_iterations: int,
         encoder: DinoEncoder | None = None,
+        head_channels: int = CHANNELS,
     ) -> None:
         super().__init__()
         hidden, width = int(language.config.hidden_size), attention.width
@@ -99,7 +102,7 @@ class FoveatedModel(nn.Module):
             {mode: nn.Parameter(torch.randn(hidden) * 0.02) for mode in ("coarse", "fine")}
         )
         self.y_init = nn.Parameter(torch.zeros(latent_shape))
-        self.head = FilmHead(hidden, latent_shape[0])
+        self.head = FilmHead(hidden, latent_shape[0], channels=head_channels)
 
     @property
     def input(self) -> Input:

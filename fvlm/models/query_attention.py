@@ -1,7 +1,7 @@
 """Query attention: a query reads one frame's tokens and comes back as one token.
 
-Asymmetric: the query sees every token of its frame (and itself), tokens never see the query. The
-frame's own forward is therefore independent of the query: `cache_frames` computes its keys and
+Asymmetric: the query sees every token of its frame (and may see itself), no token sees the query.
+The frame's own forward is therefore independent of the query: `cache_frames` computes its keys and
 values once, and any number of queries (static, predicted, controls) run through them cheaply.
 
 One parameter, `query_layers` = k, spans the two variants here:
@@ -56,11 +56,19 @@ class DeepAttention(nn.Module):
 
     It has no position: rotary encoders do not rotate it, as they do not rotate CLS and registers.
     The blocks start frozen; gradients flow through them to the query.
+
+    With `sees_itself` it has a key and a value of its own, as CLS has. Without, all of its
+    attention goes to the frame: a query that was never a token of the encoder likes itself best
+    (see benchmarks/calibration.md), and hardly learns where to look. `temperature` divides the
+    attention logits of the query, not those of the frame's own tokens; 1 is the encoder's own.
     """
 
-    def __init__(self, tail: EncoderTail) -> None:
+    def __init__(
+        self, tail: EncoderTail, *, sees_itself: bool = True, temperature: float = 1.0
+    ) -> None:
         super().__init__()
         self.width = tail.width
+        self.sees_itself, self.temperature = sees_itself, temperature
         self.tail = tail.requires_grad_(False)
 
     def cache_frames(self, tokens: Tensor) -> FrameCache:
@@ -75,26 +83,30 @@ class DeepAttention(nn.Module):
         x = queries
         for block, (keys, values) in zip(self.tail.blocks, cache.blocks, strict=True):
             assert isinstance(block, EncoderBlock)
-            x, weights = _query_block(block, x, keys, values)
+            x, weights = self._run_block(block, x, keys, values)
         return self.tail.final_norm(x), weights.mean(dim=1)
 
-
-def _query_block(
-    block: EncoderBlock, x: Tensor, keys: Tensor, values: Tensor
-) -> tuple[Tensor, Tensor]:
-    """One encoder block for the query token alone; x [F,D] -> [F,D], attention [F,heads,N]."""
-    heads, d = keys.shape[1], keys.shape[3]
-    normed = block.norm1(x)
-    query, own_key, own_value = (
-        projection(normed).unflatten(-1, (heads, d)) for projection in (block.q, block.k, block.v)
-    )
-    scale = 1 / math.sqrt(d)
-    own_logit = (query * own_key).sum(-1, keepdim=True) * scale
-    weights = torch.softmax(torch.cat([_logits(query, keys, scale), own_logit], dim=-1), dim=-1)
-    weights, own_weight = weights[..., :-1], weights[..., -1:]
-    attended = _weighted(weights, values) + own_weight * own_value
-    x = x + block.scale1(block.out(attended.flatten(1)))
-    return x + block.scale2(block.mlp(block.norm2(x))), weights
+    def _run_block(
+        self, block: EncoderBlock, x: Tensor, keys: Tensor, values: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """One encoder block for the query token alone; x [F,D] -> [F,D], attention [F,heads,N]."""
+        heads, d = keys.shape[1], keys.shape[3]
+        normed, scale = block.norm1(x), 1 / (math.sqrt(d) * self.temperature)
+        query = block.q(normed).unflatten(-1, (heads, d))
+        logits = _logits(query, keys, scale)
+        if self.sees_itself:
+            own_key, own_value = (
+                projection(normed).unflatten(-1, (heads, d)) for projection in (block.k, block.v)
+            )
+            own_logit = (query * own_key).sum(-1, keepdim=True) * scale
+            weights = torch.softmax(torch.cat([logits, own_logit], dim=-1), dim=-1)
+            weights, own_weight = weights[..., :-1], weights[..., -1:]
+            attended = _weighted(weights, values) + own_weight * own_value
+        else:
+            weights = torch.softmax(logits, dim=-1)
+            attended = _weighted(weights, values)
+        x = x + block.scale1(block.out(attended.flatten(1)))
+        return x + block.scale2(block.mlp(block.norm2(x))), weights
 
 
 def _logits(query: Tensor, keys: Tensor, scale: float) -> Tensor:

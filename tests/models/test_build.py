@@ -48,8 +48,10 @@ def make_params(folder: Path, **changes: object) -> ModelParams:
         "llm": str(folder / "llama"),
         "llm_layers": 0,
         "query_layers": 0,
+        "query_sees_itself": True,
         "temperature": 1.0,
         "fine_iterations": 1,
+        "head_channels": 16,
     }
     return ModelParams.model_validate(values | changes)
 

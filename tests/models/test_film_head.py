@@ -7,6 +7,14 @@ def test_parameter_count_at_the_published_width() -> None:
     assert sum(value.numel() for value in FilmHead(576, 4).parameters()) == 1_300_612
 
 
+def test_fewer_channels_make_a_smaller_head() -> None:
+    head = FilmHead(16, 4, channels=8)
+    features = head.encode_previous(torch.randn(2, 3, 4, 5, 5))
+    assert features.shape == (6, 8, 5, 5)
+    assert head(torch.randn(2, 3, 16), features).shape == (2, 3, 4, 5, 5)
+    assert sum(value.numel() for value in head.parameters()) < 30_000
+
+
 def test_features_shared_by_passes_equal_separate_computation() -> None:
     head = FilmHead(16, 4)
     previous = torch.randn(2, 3, 4, 8, 8)

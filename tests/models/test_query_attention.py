@@ -51,11 +51,13 @@ def frames(count: int = 3) -> Tensor:
     return torch.randint(0, 256, (count, 3, SIZE, SIZE), dtype=torch.uint8)
 
 
-def masked_encoder(model: Stock, pixels: Tensor, query: Tensor, k: int) -> Tensor:
+def masked_encoder(
+    model: Stock, pixels: Tensor, query: Tensor, k: int, *, sees_itself: bool
+) -> Tensor:
     """The final token of a query that joins the tokens entering the last k blocks.
 
-    In the explicit mask only the query's row sees the query's column. For DINOv3 the query stands
-    among the tokens without position: in front.
+    In the explicit mask only the query's row may see the query's column. For DINOv3 the query
+    stands among the tokens without position: in front.
     """
     if isinstance(model, Dinov2Model):
         layers, norm, extra = model.encoder.layer, model.layernorm, {}
@@ -67,23 +69,28 @@ def masked_encoder(model: Stock, pixels: Tensor, query: Tensor, k: int) -> Tenso
         tokens = layer(tokens, **extra)
     tokens = torch.cat([query[:, None], tokens], dim=1)
     mask = torch.zeros(1, 1, tokens.shape[1], tokens.shape[1])
-    mask[..., 1:, 0] = -math.inf
+    mask[..., int(sees_itself) :, 0] = -math.inf
     for layer in layers[L - k :]:
         tokens = layer(tokens, attention_mask=mask, **extra)
     final: Tensor = norm(tokens)[:, 0]
     return final
 
 
+@pytest.mark.parametrize("sees_itself", [True, False])
 @pytest.mark.parametrize("k", range(1, L + 1))
 @torch.no_grad()
-def test_the_cached_query_equals_the_masked_full_encoder(stock: Stock, k: int) -> None:
+def test_the_cached_query_equals_the_masked_full_encoder(
+    stock: Stock, k: int, sees_itself: bool
+) -> None:
     encoder, pixels = DinoEncoder(stock), frames()
     query = torch.randn(3, D)
-    attention = DeepAttention(encoder.tail(k))
+    attention = DeepAttention(encoder.tail(k), sees_itself=sees_itself)
     found, weights = attention(query, attention.cache_frames(encoder(pixels, layer=L - k)))
-    expected = masked_encoder(stock, encoder._normalise(pixels), query, k)
+    normalised = encoder._normalise(pixels)
+    expected = masked_encoder(stock, normalised, query, k, sees_itself=sees_itself)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     assert weights.shape == (3, encoder.num_tokens(SIZE))
+    assert torch.allclose(weights.sum(dim=-1), torch.ones(3)) != sees_itself
 
 
 @pytest.mark.parametrize("k", range(1, L + 1))
@@ -137,6 +144,20 @@ def test_gradients_reach_the_query_and_nothing_of_the_encoder(stock: Stock) -> N
     assert query.grad.abs().min() > 0
     assert not any(value.requires_grad for value in attention.parameters())
     assert all(value.grad is None for value in attention.parameters())
+
+
+@pytest.mark.parametrize("temperature", [0.5, 3.0])
+@torch.no_grad()
+def test_the_temperature_divides_the_querys_logits_alone(stock: Stock, temperature: float) -> None:
+    encoder, query = DinoEncoder(stock), torch.randn(3, D)
+    tokens, block = encoder(frames(), layer=L - 1), encoder.tail(1).blocks[0]
+    attention = DeepAttention(encoder.tail(1), sees_itself=False, temperature=temperature)
+    cache = attention.cache_frames(tokens)
+    assert isinstance(block, EncoderBlock)
+    logits = cache.blocks[0][0] @ block.q(block.norm1(query)).unflatten(-1, (4, -1))[..., None]
+    expected = torch.softmax(logits[..., 0] / (math.sqrt(D / 4) * temperature), dim=-1)
+    torch.testing.assert_close(attention(query, cache)[1], expected.mean(dim=1))
+    torch.testing.assert_close(cache.blocks[0], encoder.tail(1).cache_frames(tokens)[0])
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])

@@ -47,7 +47,13 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
         )
         LlamaForCausalLM(language).save_pretrained("llm")
         params = ModelParams(
-            llm="llm", llm_layers=0, query_layers=0, temperature=1.0, fine_iterations=1
+            llm="llm",
+            llm_layers=0,
+            query_layers=0,
+            query_sees_itself=True,
+            temperature=1.0,
+            fine_iterations=1,
+            head_channels=16,
         )
         model, config = build_model(params, manifest)
         save_model(model.state_dict(), config, evaluate.MODEL)

@@ -63,7 +63,11 @@ class Trial:
         language.set_input_embeddings(torch.nn.Identity())
         attention = ShallowAttention(D, temperature=1.0)
         return FoveatedModel(
-            language=language, attention=attention, latent_shape=LATENT, fine_iterations=1
+            language=language,
+            attention=attention,
+            latent_shape=LATENT,
+            fine_iterations=1,
+            head_channels=8,
         )
 
     def change(self, **changes: object) -> "Trial":
@@ -114,7 +118,6 @@ class Trial:
 @pytest.fixture(autouse=True)
 def small_head(monkeypatch: pytest.MonkeyPatch) -> None:
     """The head's million parameters would spend the time of these tests on saving them."""
-    monkeypatch.setattr("fvlm.models.film_head.CHANNELS", (4, 6, 8))
     monkeypatch.setattr("fvlm.models.film_head.FILM_HIDDEN", 8)
 
 
