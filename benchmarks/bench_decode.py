@@ -167,11 +167,12 @@ def ratios(milliseconds: dict[str, float | None]) -> dict[str, float | None]:
 
 
 def time_processes(path: Path, clips: int) -> dict[str, float]:
-    """Clips per second with one worker and with one for each core."""
+    """Clips per second with one worker and with one for each core; ratio 1 is linear."""
     sha256 = probe_sha256(path)
     request = {"path": str(path), "sha256": sha256, "num_frames": NUM_FRAMES, "size": SIZE}
     rates = {}
-    for workers in {1, len(os.sched_getaffinity(0))}:
+    cores = len(os.sched_getaffinity(0))
+    for workers in dict.fromkeys((1, cores)):
         results = map_isolated(
             "fvlm.video.decode:decode_request", [request] * clips, workers=workers
         )
@@ -179,10 +180,10 @@ def time_processes(path: Path, clips: int) -> dict[str, float]:
             next(results)  # start-up
         begin = time.perf_counter()
         rest = sum(1 for _ in results)
-        rates[f"clips_per_second_{workers}_workers"] = round(
-            rest / (time.perf_counter() - begin), 2
-        )
-    return rates
+        rates[workers] = rest / (time.perf_counter() - begin)
+    named = {f"clips_per_second_{workers}_workers": rate for workers, rate in rates.items()}
+    named["linearity_processes"] = rates[cores] / rates[1] / cores
+    return {name: round(value, 2) for name, value in named.items()}
 
 
 def probe_sha256(path: Path) -> str:
@@ -204,7 +205,7 @@ def main() -> None:
         folder = arguments.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         paths = {row: encode(row, folder) for row in arguments.rows.split(",")}
-        processes = time_processes(next(iter(paths.values())), clips=12)
+        processes = time_processes(next(iter(paths.values())), clips=24)
         cores = os.sched_getaffinity(0)
         os.sched_setaffinity(0, {max(cores)})
         rows: dict[str, Any] = {}

@@ -140,12 +140,16 @@ def read_all() -> None:
         reader.read(range(len(reader)), ["a"])
 
 
+STEPS = [13, pytest.param(1, marks=pytest.mark.slow)]  # bytes; a sample, and every place
+
+
 @pytest.mark.usefixtures("project")
-def test_every_truncation_is_noticed_and_named() -> None:
+@pytest.mark.parametrize("step", STEPS)
+def test_every_truncation_is_noticed_and_named(step: int) -> None:
     path = small_shard()
     read_all()
     data = path.read_bytes()
-    for size in range(0, len(data), 13):
+    for size in range(0, len(data), step):
         path.unlink()  # never write through a hard link
         path.write_bytes(data[:size])
         with pytest.raises(
@@ -161,10 +165,11 @@ def test_every_truncation_is_noticed_and_named() -> None:
 
 
 @pytest.mark.usefixtures("project")
-def test_every_flipped_byte_is_noticed_and_its_sample_named() -> None:
+@pytest.mark.parametrize("step", STEPS)
+def test_every_flipped_byte_is_noticed_and_its_sample_named(step: int) -> None:
     path = small_shard()
     data = path.read_bytes()
-    for position in range(0, len(data), 13):
+    for position in range(0, len(data), step):
         damaged = bytearray(data)
         damaged[position] ^= 0x10
         path.unlink()

@@ -109,8 +109,18 @@ RECIPES: dict[str, Recipe] = {
         "libx264", options=X264, container_options={"movflags": "frag_keyframe+empty_moov"}
     ),
     "h264_10_bit.mp4": Recipe("libx264", options=X264, pixel_format="yuv420p10le"),
+    "h264_hdr.mp4": Recipe(
+        "libx264",
+        options={
+            **X264,
+            "x264-params": "colorprim=bt2020:transfer=smpte2084:colormatrix=bt2020nc",
+        },
+        pixel_format="yuv420p10le",
+    ),
     "h264_444_odd.mp4": Recipe("libx264", 161, 121, pixel_format="yuv444p", options=X264),
     "h264_turned.mp4": Recipe("libx264", options={**X264, "bf": "2"}, rotation=-90),
+    "h264_upside_down.mp4": Recipe("libx264", options={**X264, "bf": "2"}, rotation=180),
+    "h264_turned_left.mp4": Recipe("libx264", options={**X264, "bf": "2"}, rotation=90),
     "h264_wide_pixels.mp4": Recipe("libx264", options=X264, sample_aspect_ratio=Fraction(2)),
     "h264_one_pixel.mp4": Recipe("libx264", 1, 1, pixel_format="yuv444p", options=X264),
     "h264.ts": Recipe("libx264", options={**X264, "bf": "3"}),

@@ -31,6 +31,7 @@ FAST = [
     "h264_late_start.mp4",
     "h264_fragmented.mp4",
     "h264_10_bit.mp4",
+    "h264_hdr.mp4",
     "h264_444_odd.mp4",
     "h264_turned.mp4",
     "h264_wide_pixels.mp4",
@@ -136,9 +137,19 @@ def test_times_are_spread_over_the_whole_clip(videos: dict[str, Path]) -> None:
 
 def test_rotation_turns_clockwise(videos: dict[str, Path]) -> None:
     upright = decode_video(str(videos["h264_b.mp4"]), num_frames=2, size=40).frames
-    turned = decode_video(str(videos["h264_turned.mp4"]), num_frames=2, size=40).frames
-    expected = np.rot90(upright, k=-1, axes=(2, 3)).astype(int)
-    assert np.abs(turned - expected).mean() < 6  # encoded with other options
+    for name, turns in (("turned", 1), ("upside_down", 2), ("turned_left", 3)):
+        turned = decode_video(str(videos[f"h264_{name}.mp4"]), num_frames=2, size=40).frames
+        expected = np.rot90(upright, k=-turns, axes=(2, 3)).astype(int)
+        assert np.abs(turned - expected).mean() < 6, name  # encoded with other options
+
+
+def test_hdr_keeps_its_transfer_curve(videos: dict[str, Path]) -> None:
+    """No tone mapping: the code values of an HDR file come out as those of its SDR twin."""
+    with av.open(str(videos["h264_hdr.mp4"])) as container:
+        assert container.streams.video[0].codec_context.color_trc == 16  # SMPTE ST 2084
+    hdr = decode_video(str(videos["h264_hdr.mp4"]), num_frames=4, size=40).frames
+    sdr = decode_video(str(videos["h264_10_bit.mp4"]), num_frames=4, size=40).frames
+    assert np.abs(hdr.astype(int) - sdr).mean() < 12  # another matrix, the same curve
 
 
 def test_wide_pixels_show_the_centre_of_the_displayed_picture(

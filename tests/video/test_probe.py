@@ -8,6 +8,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
@@ -136,14 +137,36 @@ def test_truncated(videos: dict[str, Path], tmp_path: Path) -> None:
         assert reason(path) == "missing_frames", name
 
 
-def test_audio_only_and_attached_picture(tmp_path: Path) -> None:
+@pytest.mark.parametrize("picture", [False, True])
+def test_audio_only_and_attached_picture(tmp_path: Path, picture: bool) -> None:
     path = tmp_path / "audio.mp4"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("aac", rate=44100)
         frame = av.AudioFrame.from_ndarray(np.zeros((2, 4096), np.float32), "fltp", "stereo")
         frame.sample_rate = 44100
+        if picture:
+            cover = container.add_stream("mjpeg", rate=25)
+            assert isinstance(cover, VideoStream)
+            cover.width, cover.height, cover.pix_fmt = 64, 64, "yuvj420p"
+            cover.disposition = Disposition.attached_pic
+            container.mux([*cover.encode(VideoFrame(64, 64, "yuvj420p")), *cover.encode(None)])
         container.mux([*stream.encode(frame), *stream.encode(None)])
     assert reason(path) == "no_video_stream"
+
+
+def test_encrypted(tmp_path: Path) -> None:
+    path = tmp_path / "encrypted.mp4"
+    key = "00112233445566778899aabbccddeeff"
+    options = {"encryption_scheme": "cenc-aes-ctr", "encryption_key": key, "encryption_kid": key}
+    with av.open(str(path), "w", options=options) as container:
+        stream = container.add_stream("libx264", rate=25)
+        assert isinstance(stream, VideoStream)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        for seed in range(10):
+            noise = np.random.default_rng(seed).integers(0, 255, (64, 64, 3), np.uint8)
+            container.mux(stream.encode(VideoFrame.from_ndarray(noise, format="rgb24")))
+        container.mux(stream.encode(None))
+    assert reason(path) == "decode_error"
 
 
 def test_a_picture_that_is_too_large(tmp_path: Path) -> None:

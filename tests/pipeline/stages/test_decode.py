@@ -1,6 +1,8 @@
 """The decode stage accounts for every video, and tries again what the machine got wrong."""
 
+import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -105,10 +107,13 @@ def test_too_many_failures_stop_before_anything_is_in_place() -> None:
 
 
 @pytest.mark.usefixtures("project")
-def test_bytes_do_not_depend_on_workers_order_of_the_list_or_where_videos_lie(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_bytes_depend_on_neither_workers_nor_order_nor_place_nor_timezone_nor_umask(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     expected = run(), contents()
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    umask = os.umask(0o077)
+    request.addfinalizer(lambda: (os.umask(umask), monkeypatch.undo(), time.tzset()))
     rows = read_jsonl(decode.VIDEOS)
     for row in rows:
         elsewhere = tmp_path / f"elsewhere-{row['video_id']}"
@@ -122,6 +127,7 @@ def test_bytes_do_not_depend_on_workers_order_of_the_list_or_where_videos_lie(
                 "map_isolated",
                 lambda *args, n=workers, **more: map_isolated(*args, workers=n, **more),
             )
+            time.tzset()
             assert (run(), contents()) == expected
 
 
