@@ -4,6 +4,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,9 @@ def test_bytes_depend_on_neither_workers_nor_order_nor_place_nor_timezone_nor_um
     expected = run(), contents()
     monkeypatch.setenv("TZ", "Asia/Tokyo")
     umask = os.umask(0o077)
-    request.addfinalizer(lambda: (os.umask(umask), monkeypatch.undo(), time.tzset()))
+    request.addfinalizer(time.tzset)  # in reverse: the umask, the variable, then this
+    request.addfinalizer(monkeypatch.undo)
+    request.addfinalizer(partial(os.umask, umask))
     rows = read_jsonl(decode.VIDEOS)
     for row in rows:
         elsewhere = tmp_path / f"elsewhere-{row['video_id']}"
