@@ -1,0 +1,140 @@
+"""The train stage on real shards with a tiny model: under torchrun, and in parts under real DVC."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ruamel.yaml import YAML
+from transformers import LlamaConfig, LlamaModel
+
+from fvlm.io import write_json
+from fvlm.models.build import load_model
+from fvlm.shards.write import sample_key, write_shard
+
+ROOT = Path(__file__).parents[2]
+STORED, TOKENS, LATENT = 6, (10, 16), (4, 4, 4)
+CLIPS = 10
+PARAMS: dict[str, dict[str, Any]] = {
+    "model": {"llm": "weights/llm", "llm_layers": 0, "query_layers": 0},
+    "train": {
+        "num_frames": 4,
+        "batch_size": 4,
+        "accumulation_steps": 2,
+        "max_samples": 48,
+        "warmup_samples": 8,
+        "checkpoint_samples": 16,
+    },
+}
+Run = Callable[..., str]
+
+
+def set_params(folder: Path, values: dict[str, dict[str, Any]]) -> None:
+    yaml = YAML()
+    document = yaml.load((folder / "params.yaml").read_text())
+    for section, entries in values.items():
+        document[section].update(entries)
+    yaml.dump(document, folder / "params.yaml")
+
+
+def write_inputs(folder: Path) -> None:
+    """Encode shards of random numbers and a language model; parameters are set to fit."""
+    set_params(folder, PARAMS)
+    sizes: dict[str, Any] = {"vocab_size": 4, "hidden_size": 24, "intermediate_size": 32}
+    language = LlamaConfig(**sizes, num_hidden_layers=1, num_attention_heads=2)
+    LlamaModel(language).save_pretrained(folder / "weights/llm")
+    rng = np.random.default_rng(0)
+    samples = [
+        (
+            sample_key(f"number {number}.mp4"),
+            {
+                "tokens.npy": rng.standard_normal((STORED, *TOKENS)).astype(np.float16),
+                "latents.npy": rng.standard_normal((STORED, *LATENT)).astype(np.float16),
+                "json": {"video_id": f"number {number}.mp4"},
+            },
+        )
+        for number in range(CLIPS)
+    ]
+    facts = write_shard(folder / "data/encode/train-000000.tar", samples)
+    shard = {"name": "train-000000.tar", "split": "train", "fingerprint": "a", **asdict(facts)}
+    manifest = {
+        "stage": "encode",
+        "tokens": {"dtype": "float16", "shape": [STORED, *TOKENS]},
+        "latents": {"dtype": "float16", "shape": [STORED, *LATENT]},
+        "dino": {"blocks": 2, "layer": 2},
+        "vae": {},
+        "shards": [shard],
+        "quarantined": [],
+    }
+    write_json(folder / "data/encode/manifest.json", manifest)
+    # No tracking here: starting mlflow takes longer than all else.
+    (folder / ".state").mkdir()
+    (folder / ".state/mlflow").write_text("in the way")
+
+
+def curves(folder: Path) -> list[dict[str, float]]:
+    lines = (folder / "plots/train.csv").read_text().splitlines()
+    return [{name: float(text) for name, text in row.items()} for row in csv.DictReader(lines)]
+
+
+def test_torchrun_trains_as_one_process_does_and_one_writes(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    write_inputs(tmp_path)
+    modules = ("pipeline.train", "torch.distributed.run --nproc-per-node 2 -m pipeline.train")
+    settings = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    found = []
+    for module in modules:
+        command = [sys.executable, "-m", *module.split()]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=settings, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("train: 6/6 steps") == 1
+        found.append(curves(tmp_path))
+        load_model(tmp_path / "models/foveated")
+        shutil.rmtree(tmp_path / ".state/train")
+        shutil.rmtree(tmp_path / "models")
+    for row, same in zip(*found, strict=True):
+        assert row == pytest.approx(same, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_parts_under_dvc_equal_one_run_and_experiments_keep_to_themselves(
+    workspace: Path, run: Run
+) -> None:
+    """Each state belongs to its parameters: an experiment goes on with its own or starts anew."""
+    write_inputs(workspace)
+    stages = YAML().load((workspace / "dvc.yaml").read_text())["stages"]
+    YAML().dump({"stages": {"train": stages["train"]}}, workspace / "dvc.yaml")
+    repro, other = ("dvc", "repro"), ("dvc", "exp", "run", "-S", "train.lr=0.01")
+    run(*repro)
+    expected = [(workspace / path).read_bytes() for path in RESULTS]
+    run("git", "add", ".")
+    run("git", "commit", "-q", "-m", "result")
+    shutil.rmtree(workspace / ".state/train")
+    hours, fast = {"train": {"max_hours": 1e-9}}, {"train": {"max_hours": 1.0, "lr": 3e-4}}
+    for step in (1, 2):
+        set_params(workspace, hours)
+        assert f"unfinished: stopped after step {step} of 6" in run(*repro, code=255)
+        assert "train" in json.loads(run("dvc", "status", "--json"))
+        assert f"unfinished: stopped after step {step} of 6" in run(*other, code=255)
+        set_params(workspace, fast)
+    set_params(workspace, hours)
+    assert "unfinished: stopped after step 3 of 6" in run(*repro, code=255)
+    # Never recorded as done: neither from the lock file nor from the run cache.
+    set_params(workspace, {"train": {"max_hours": 2.0}})
+    assert "Running stage 'train'" in run(*repro)
+    assert [(workspace / path).read_bytes() for path in RESULTS] == expected
+    set_params(workspace, hours)
+    assert "unfinished: stopped after step 3 of 6" in run(*other, code=255)
+
+
+RESULTS = ("plots/train.csv", "models/foveated/model.safetensors", "models/foveated/config.json")
