@@ -1,12 +1,14 @@
 """A training step at real sizes, against the way it was done before, and against the machine.
 
-    python -m benchmarks.bench_step [--batch 4] [--rounds 3] [--layers 30]
+    python -m benchmarks.bench_step [--batch 4] [--frames-batch 1] [--rounds 3] [--layers 30]
 
-SmolLM2-135M (random weights of its shape), 16 frames of 325 x 384 tokens, latents of 256 px, one
-fine pass. The reference, benchmarks/reference_step.py, computes the same losses in the plain way;
-they must agree. The sides take turns; every figure is the median over the rounds.
+SmolLM2-135M (random weights of its shape), one fine pass, latents of 256 px. Features: 16 frames of
+325 x 384 tokens. Frames: 8 frames of 256 px through a trained DINOv2 ViT-S/14. The reference,
+benchmarks/reference_step.py, computes the same losses in the plain way; they must agree. The sides
+take turns; every figure is the median over the rounds.
 
-    ratio_features            reference time / this project's time
+    ratio_features            reference time / this project's time, from tokens
+    ratio_frames              the same from frames
     fraction_of_machine_rate  (matmul FLOPs / matmul rate + conv FLOPs / conv rate) / step time; the
                               rates are those of one large product and convolution in that round
     ratio_with_loader         step rate with shards read from disk / rate with a resident batch
@@ -29,16 +31,17 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import LlamaConfig, LlamaModel
+from transformers import Dinov2Config, Dinov2Model, LlamaConfig, LlamaModel
 
 from benchmarks.reference_step import ReferenceModel, reference_step
-from fvlm.compute import default_device
+from fvlm.compute import default_device, peak_memory_gib
+from fvlm.models.batch import Batch
+from fvlm.models.dino import DinoEncoder
 from fvlm.models.foveated import FoveatedModel
 from fvlm.models.query_attention import ShallowAttention
 from fvlm.shards.read import ShardReader, open_shards
 from fvlm.shards.write import write_shard
-from fvlm.training.loop import Losses, train_step
-from fvlm.training.objective import Batch
+from fvlm.training.loop import Losses, compile_parts, train_step
 from fvlm.training.optim import TrainParams, make_optimizer
 from fvlm.training.order import random_frames, rows_at
 from fvlm.training.prefetch import prefetched
@@ -47,7 +50,7 @@ T, STORED, N, D, LATENT, VOCABULARY = 16, 24, 325, 384, (4, 32, 32), 49152
 CLIPS = 12  # on disk
 
 
-def make_model(layers: int) -> FoveatedModel:
+def make_model(layers: int, *, frames: bool = False) -> FoveatedModel:
     """The foveated model with SmolLM2-135M's shape, shallow queries, one fine pass."""
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -57,30 +60,45 @@ def make_model(layers: int) -> FoveatedModel:
         num_hidden_layers=layers,
         num_attention_heads=9,
         num_key_value_heads=3,
-        rope_theta=100_000.0,
     )
-    language = LlamaModel(config)
+    language: LlamaModel = LlamaModel(config)
     language.set_input_embeddings(nn.Identity())
-    attention = ShallowAttention(D, temperature=1.0)
-    return FoveatedModel(
-        language=language, attention=attention, latent_shape=LATENT, fine_iterations=1
+    model = FoveatedModel(
+        language=language,
+        attention=ShallowAttention(D, temperature=1.0),
+        latent_shape=LATENT,
+        fine_iterations=1,
+        encoder=make_encoder() if frames else None,
     )
+    if frames:
+        model.train_encoder(recompute=False)
+    return model
+
+
+def make_encoder() -> DinoEncoder:
+    """DINOv2 ViT-S/14 with random weights."""
+    config = Dinov2Config(hidden_size=D, num_hidden_layers=12, num_attention_heads=6, patch_size=14)
+    return DinoEncoder(Dinov2Model(config))
 
 
 def make_params(batch: int, **changes: Any) -> TrainParams:
     """Parameters of a step of that many clips."""
     values = {
+        "input": "features",
         "num_frames": T,
         "batch_size": batch,
         "accumulation_steps": 1,
         "max_samples": 10**6,
         "max_hours": 1.0,
         "lr": 1e-5,
+        "encoder_lr": 0.0,
+        "recompute_encoder": False,
         "warmup_samples": 0,
         "weight_decay": 0.01,
         "clip_norm": 1.0,
         "lambda_coarse": 1.0,
         "dtype": "float32",
+        "compile": False,
         "seed": 0,
         "checkpoint_samples": 1,
         "parallel": "ddp",
@@ -88,34 +106,72 @@ def make_params(batch: int, **changes: Any) -> TrainParams:
     return TrainParams.model_validate(values | changes)
 
 
-def make_batch(clips: int, device: torch.device) -> Batch:
-    """Random tokens and latents as the shards hold them."""
+def make_batch(clips: int, device: torch.device, *, frames: bool = False) -> Batch:
+    """Random tokens or frames, and latents, as the shards hold them."""
     drawn = torch.Generator().manual_seed(1)
-    tokens = torch.randn(clips, T, N, D, generator=drawn).half()
-    latents = torch.randn(clips, T, *LATENT, generator=drawn).half()
-    return Batch(tokens, latents, [str(n) for n in range(clips)]).to(device)
+    if frames:
+        shape = (clips, T // 2, 3, 256, 256)
+        inputs = torch.randint(256, shape, generator=drawn, dtype=torch.uint8)
+    else:
+        inputs = torch.randn(clips, T, N, D, generator=drawn).half()
+    latents = torch.randn(clips, inputs.shape[1], *LATENT, generator=drawn).half()
+    return Batch(inputs, latents, [str(n) for n in range(clips)]).to(device)
 
 
 class Side:
-    """This project's training step on any stream of batches."""
+    """This project's training step on one batch, or on any stream of batches."""
 
-    def __init__(self, model: FoveatedModel, params: TrainParams, device: torch.device) -> None:
-        model.to(device).train()
-        self.losses, self.params = Losses(model, params), params
-        self.optimizer = make_optimizer(model, params)
+    def __init__(self, batch: Batch, device: torch.device, layers: int) -> None:
+        self.batch, self.device = batch, device
+        self.frames = batch.inputs.dtype == torch.uint8
+        dtype = "bfloat16" if device.type == "cuda" else "float32"
+        changes: dict[str, Any] = {"input": "frames", "encoder_lr": 1e-5} if self.frames else {}
+        self.params = make_params(len(batch.keys), dtype=dtype, **changes)
+        self.model = make_model(layers, frames=self.frames).to(device).train()
+        self.losses = Losses(self.model, self.params)
+        self.optimizer = make_optimizer(self.model, self.params)
 
-    def step(self, batches: Iterator[Batch]) -> dict[str, float]:
-        row, _ = train_step(self.losses, self.optimizer, batches, self.params, step=0)
+    def step(self, batches: Iterator[Batch] | None = None) -> dict[str, float]:
+        stream = batches or iter([self.batch])
+        row, _ = train_step(self.losses, self.optimizer, stream, self.params, step=0)
         return row
 
-    def flops(self, batch: Batch) -> dict[str, int]:
+    def flops(self) -> dict[str, int]:
         """Floating-point operations of a step in matrix products and in convolutions."""
         with FlopCounterMode(display=False) as counter:
-            self.step(iter([batch]))
+            self.step()
         found = {"matmul": 0, "conv": 0}
         for operator, amount in counter.get_flop_counts()["Global"].items():
             found["conv" if "conv" in str(operator) else "matmul"] += amount
         return found
+
+
+class Reference:
+    """The reference's training step on the same model and batch."""
+
+    def __init__(self, side: Side) -> None:
+        self.batch, self.params = side.batch, side.params
+        self.model = ReferenceModel(side.model, VOCABULARY).to(side.device)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(),
+            lr=self.params.lr,
+            weight_decay=self.params.weight_decay,
+            foreach=False,
+        )
+
+    def step(self) -> dict[str, float]:
+        inputs, latents = self.batch.inputs, self.batch.latents
+        norm = self.params.clip_norm
+        return reference_step(self.model, self.optimizer, inputs, latents, clip_norm=norm)
+
+
+def warm_up_and_compare(side: Side, reference: Reference) -> None:
+    """Two steps of each; their losses must agree."""
+    tolerance = 2e-2 if side.device.type == "cuda" else 1e-4
+    for _ in range(2):
+        row = side.step()
+        for name, expected in reference.step().items():
+            assert abs(row[name] / expected - 1) < tolerance, (name, row[name], expected)
 
 
 def seconds(run: Callable[[], object], device: torch.device) -> float:
@@ -170,52 +226,22 @@ def load_batch(reader: ShardReader, positions: range) -> Batch:
     return Batch(tokens, latents, [reader.keys[row] for row in rows])
 
 
-def measure(batch_size: int, rounds: int, layers: int) -> dict[str, float]:
+def measure(arguments: argparse.Namespace) -> dict[str, float]:
     """All sides in turns, float32 on the CPU and bfloat16 on a GPU."""
-    device = default_device()
-    dtype = "bfloat16" if device.type == "cuda" else "float32"
-    batch, params = make_batch(batch_size, device), make_params(batch_size, dtype=dtype)
-    ours = Side(make_model(layers), params, device)
-    reference = ReferenceModel(make_model(layers), VOCABULARY).to(device)
-    plain = torch.optim.AdamW(
-        reference.parameters(), lr=params.lr, weight_decay=params.weight_decay, foreach=False
-    )
-
-    def reference_once() -> dict[str, float]:
-        return reference_step(
-            reference, plain, batch.tokens, batch.latents, clip_norm=params.clip_norm
-        )
-
-    flops = ours.flops(batch)
-    reference_once()
-    tolerance = 2e-2 if dtype == "bfloat16" else 1e-4
-    for _ in range(2):  # also warms up
-        row, expected = ours.step(itertools.repeat(batch)), reference_once()
-        for name, value in expected.items():
-            assert abs(row[name] / value - 1) < tolerance, (name, row[name], value)
+    device, size, layers = default_device(), arguments.batch, arguments.layers
+    features = Side(make_batch(size, device), device, layers)
+    frames = Side(make_batch(arguments.frames_batch, device, frames=True), device, layers)
+    references = Reference(features), Reference(frames)
+    for side, reference in zip((features, frames), references, strict=True):
+        warm_up_and_compare(side, reference)
+    flops = features.flops()
     found: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         reader = write_clips(Path(folder))
-        positions = (range(n * batch_size, (n + 1) * batch_size) for n in itertools.count())
+        positions = (range(n * size, (n + 1) * size) for n in itertools.count())
         with prefetched(lambda p: load_batch(reader, p), positions, device) as loaded:
-            next(loaded)
-            for number in range(rounds):
-                times = {
-                    "reference": seconds(reference_once, device),
-                    "step": seconds(lambda: ours.step(itertools.repeat(batch)), device),
-                    "loaded": seconds(lambda: ours.step(loaded), device),
-                }
-                rates = machine_rates(device, torch.bfloat16 if dtype == "bfloat16" else torch.float32)
-                ideal = sum(flops[name] / rates[name] for name in flops)
-                row = {
-                    "ratio_features": times["reference"] / times["step"],
-                    "fraction_of_machine_rate": ideal / times["step"],
-                    "ratio_with_loader": times["step"] / times["loaded"],
-                    "seconds_reference": times["reference"],
-                    "seconds_step": times["step"],
-                    "matmul_gflops_per_second": rates["matmul"] / 1e9,
-                    "conv_gflops_per_second": rates["conv"] / 1e9,
-                }
+            for number in range(arguments.rounds):
+                row = measure_once(features, frames, references, loaded, flops)
                 print(number, *(f"{name} {value:.3g}" for name, value in row.items()), flush=True)
                 for name, value in row.items():
                     found.setdefault(name, []).append(value)
@@ -223,13 +249,63 @@ def measure(batch_size: int, rounds: int, layers: int) -> dict[str, float]:
     return result | {f"gflops_{name}": amount / 1e9 for name, amount in flops.items()}
 
 
+def measure_once(
+    features: Side,
+    frames: Side,
+    references: tuple[Reference, Reference],
+    loaded: Iterator[Batch],
+    flops: dict[str, int],
+) -> dict[str, float]:
+    """One turn of every side."""
+    device = features.device
+    reference = seconds(references[0].step, device)
+    step = seconds(features.step, device)
+    with_loader = seconds(lambda: features.step(loaded), device)
+    step_again = seconds(features.step, device)
+    reference_frames = seconds(references[1].step, device)
+    step_frames = seconds(frames.step, device)
+    rates = machine_rates(device, torch.bfloat16 if device.type == "cuda" else torch.float32)
+    resident = (step + step_again) / 2
+    return {
+        "ratio_features": reference / resident,
+        "ratio_frames": reference_frames / step_frames,
+        "fraction_of_machine_rate": sum(flops[name] / rates[name] for name in flops) / resident,
+        "ratio_with_loader": resident / with_loader,
+        "seconds_reference": reference,
+        "seconds_step": resident,
+        "seconds_reference_frames": reference_frames,
+        "seconds_step_frames": step_frames,
+        "matmul_gflops_per_second": rates["matmul"] / 1e9,
+        "conv_gflops_per_second": rates["conv"] / 1e9,
+    }
+
+
+def gpu_table(layers: int) -> None:
+    """Samples a second, share of the machine's rate and peak memory by batch size."""
+    device = default_device()
+    print("batch  compiled  samples/s  of matmul rate  GiB")
+    for compiled, size in itertools.product((False, True), (8, 16, 32, 48, 64, 80)):
+        side = Side(make_batch(size, device), device, layers)
+        flops = sum(side.flops().values())
+        if compiled:
+            compile_parts(side.model)
+        for _ in range(3):
+            side.step()
+        torch.cuda.reset_peak_memory_stats(device)
+        took = statistics.median(seconds(side.step, device) for _ in range(10))
+        share = flops / took / machine_rates(device, torch.bfloat16)["matmul"]
+        memory = peak_memory_gib(device)
+        print(f"{size:5} {compiled!s:>9} {size / took:10.0f} {share:15.2f} {memory:4.1f}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--layers", type=int, default=30)
+    for name, default in (("batch", 4), ("frames-batch", 1), ("rounds", 3), ("layers", 30)):
+        parser.add_argument(f"--{name}", type=int, default=default)
     arguments = parser.parse_args()
-    result = measure(arguments.batch, arguments.rounds, arguments.layers)
+    result = measure(arguments)
+    if default_device().type == "cuda":
+        gpu_table(arguments.layers)
     print(json.dumps({name: float(f"{value:.4g}") for name, value in result.items()}))
 
 

@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from fvlm.models.foveated import FoveatedModel
 
@@ -24,19 +24,18 @@ class ReferenceModel(nn.Module):
     def __init__(self, model: FoveatedModel, vocabulary: int) -> None:
         super().__init__()
         parts = copy.deepcopy(model)
-        config = copy.deepcopy(parts.language.config)
-        config.vocab_size, config._attn_implementation = vocabulary, "eager"
-        self.language = LlamaForCausalLM(config)
+        config = parts.language.config.to_dict() | {"vocab_size": vocabulary}
+        self.language = LlamaForCausalLM._from_config(
+            LlamaConfig(**config), attn_implementation="eager"
+        )
         self.language.model.load_state_dict(parts.language.state_dict(), strict=False)
         self.model = parts
         del parts.language
-        for part in (parts.head.before, parts.head.after):
-            part.to(memory_format=torch.contiguous_format)
 
     def forward(self, inputs: Tensor, latents: Tensor) -> dict[str, Tensor]:
-        """Tokens [B,T,N,D] and latents [B,T,C,h,w] -> scalar losses."""
+        """Tokens [B,T,N,D] or frames [B,T,3,S,S], and latents [B,T,C,h,w] -> scalar losses."""
         T, model = inputs.shape[1], self.model
-        caches = [inputs[:, t].float() for t in range(T)]
+        caches = [self._tokens(inputs[:, t]) for t in range(T)]
         queries = [model.q_static.expand(inputs.shape[0], -1)] * T
         predictor, states = self._run_pass(caches, queries, "coarse")
         loss_coarse = F.mse_loss(self._predict(predictor, latents), latents.float())
@@ -50,6 +49,14 @@ class ReferenceModel(nn.Module):
             "loss_coarse": loss_coarse,
             "loss_fine": loss_fine,
         }
+
+    def _tokens(self, inputs: Tensor) -> Tensor:
+        """The tokens [B,N,D] of one frame of every clip."""
+        encoder = self.model.encoder
+        if encoder is None:
+            return inputs.float()
+        tokens: Tensor = encoder(inputs, layer=len(encoder.layers))
+        return tokens
 
     def _run_pass(
         self, caches: list[Tensor], queries: list[Tensor], mode: str
@@ -71,7 +78,7 @@ class ReferenceModel(nn.Module):
         first = self.model.y_init.expand(latents.shape[0], 1, -1, -1, -1)
         previous = torch.cat([first, latents[:, :-1].float()], dim=1).flatten(0, 1)
         gamma, beta = self.model.head.film(states).flatten(0, 1)[:, :, None, None].chunk(2, dim=1)
-        predicted = self.model.head.after(gamma * self.model.head.before(previous) + beta)
+        predicted: Tensor = self.model.head.after(gamma * self.model.head.before(previous) + beta)
         return predicted.reshape(latents.shape)
 
 

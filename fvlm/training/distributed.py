@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fvlm.compute import default_device
 from fvlm.errors import ParamsError, TrainingError
+from fvlm.models.foveated import FoveatedModel
 
 Parallel = Literal["ddp", "fsdp"]
 PATIENCE = timedelta(minutes=30)  # for a process that is late, for example saving a checkpoint
@@ -76,11 +77,12 @@ def share_of(positions: range) -> range:
     return positions[rank() * size : (rank() + 1) * size]
 
 
-def distribute(module: nn.Module, model: nn.Module, parallel: Parallel) -> nn.Module:
+def distribute(module: nn.Module, model: FoveatedModel, parallel: Parallel) -> nn.Module:
     """Let the gradients of `module`, whose forward uses `model`, be means over all processes.
 
     ddp: every process holds all of the model. fsdp: every process holds a part of every weight,
-    gradient and moment; blocks of the language model are gathered one by one, when they are used.
+    gradient and moment; blocks of the language model and of the encoder are gathered one by one,
+    when they are used.
     The model keeps its own names of parameters, so that checkpoints do not tell the difference.
     """
     if count() == 1:
@@ -89,7 +91,8 @@ def distribute(module: nn.Module, model: nn.Module, parallel: Parallel) -> nn.Mo
     if parallel == "ddp":
         return DistributedDataParallel(module, gradient_as_bucket_view=True)
     mesh = init_device_mesh(device.type, (count(),))
-    for block in model.language.layers:  # type: ignore[union-attr]
+    encoder = model.encoder.layers if model.encoder else ()
+    for block in (*model.language.layers, *encoder):
         fully_shard(block, mesh=mesh)
     fully_shard(module, mesh=mesh)
     return module

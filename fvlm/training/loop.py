@@ -65,6 +65,8 @@ def train(
     saved from that step.
     """
     model.to(device).train()
+    if params.compile:
+        compile_parts(model)
     losses = distribute(Losses(model, params), model, params.parallel)
     optimizer = make_optimizer(model, params)
     factor = make_schedule(optimizer, warmup_steps=params.warmup_steps, steps=params.steps)
@@ -101,6 +103,16 @@ def train(
                     "run `dvc repro` again to continue"
                 )
     return state
+
+
+def compile_parts(model: FoveatedModel) -> None:
+    """Compile, in place, what holds nearly all of the work; names of weights stay.
+
+    Shapes never change in a training, so that nothing is compiled twice.
+    """
+    encoder = [model.encoder] if model.encoder is not None else []
+    for part in (model.language, model.head.before, model.head.after, *encoder):
+        part.compile(dynamic=False)
 
 
 def train_step(

@@ -33,6 +33,7 @@ class TrainParams(Params):
     clip_norm: float = Field(gt=0)
     lambda_coarse: float = Field(ge=0)
     dtype: Dtype
+    compile: bool
     seed: int
     checkpoint_samples: int = Field(ge=1)
     parallel: Parallel

@@ -38,6 +38,7 @@ class Trial:
         clip_norm=1.0,
         lambda_coarse=1.0,
         dtype="float32",
+        compile=False,
         seed=0,
         checkpoint_samples=12,
         parallel="ddp",

@@ -5,13 +5,18 @@ import os
 import socket
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing import get_context
 from typing import Any
 
 import pytest
 import torch
+from transformers import Dinov2Config, Dinov2Model
 
 from fvlm.errors import ParamsError
+from fvlm.models.dino import DinoEncoder
+from fvlm.models.foveated import FoveatedModel
+from fvlm.models.query_attention import DeepAttention
 from fvlm.training import distributed
 from fvlm.training.distributed import join_processes, share_of
 from fvlm.training.loop import OutOfTimeError
@@ -75,6 +80,50 @@ def test_processes_train_as_one_does_and_share_its_clips(
     for rank in range(count):
         mine = [clip for n, clip in enumerate(alone.seen) if n % 6 // part == rank]
         assert seen(shared, rank) == mine
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_a_trained_encoder_is_shared_too(make_trial: MakeTrial, parallel: str) -> None:
+    """Frames through an encoder whose last block reads the queries, recomputed in the backward."""
+    alone, shared = make_trial("alone"), make_trial("shared")
+    for trial in (alone, shared):
+        give_encoder(trial)
+        trial.change(input="frames", encoder_lr=1e-3, recompute_encoder=True, parallel=parallel)
+        trial.change(batch_size=6, max_samples=24)
+    alone.run()
+    assert run_in_processes(shared, 2) == [0, 0]
+    assert_same_training(alone, shared)
+
+
+def give_encoder(trial: Any) -> None:
+    """From now on its model takes frames, and its batches hold them, made of the tokens."""
+    make_model, load_batch = trial.make_model, trial.load_batch
+
+    def make() -> FoveatedModel:
+        plain = make_model()
+        config = Dinov2Config(
+            hidden_size=6, num_hidden_layers=3, num_attention_heads=2, image_size=8, patch_size=4
+        )
+        encoder = DinoEncoder(Dinov2Model(config))
+        tail = encoder.cut(1)
+        assert tail is not None
+        model = FoveatedModel(
+            language=plain.language,
+            attention=DeepAttention(tail),
+            latent_shape=tuple(plain.y_init.shape),
+            fine_iterations=1,
+            encoder=encoder,
+        )
+        model.train_encoder(recompute=True)
+        return model
+
+    def load(positions: range) -> Any:
+        batch = load_batch(positions)
+        values = batch.inputs.flatten(2).repeat(1, 1, 7)[..., : 3 * 8 * 8] * 50 + 128
+        frames = values.clamp(0, 255).to(torch.uint8).unflatten(2, (3, 8, 8))
+        return replace(batch, inputs=frames)
+
+    trial.make_model, trial.load_batch = make, load
 
 
 @pytest.mark.parametrize(("counts", "parallel"), [((2, 3, 1), "ddp"), ((1, 2, 1), "fsdp")])

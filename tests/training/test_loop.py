@@ -186,3 +186,13 @@ def test_an_error_of_the_loader_arrives_at_its_step(trial: Any) -> None:
     with pytest.raises(OSError, match="disk on fire"):
         trial.run()
     assert steps == [0, 1]
+
+
+@pytest.mark.slow
+def test_compiled_equals_eager_and_keeps_the_names_of_weights(make_trial: MakeTrial) -> None:
+    eager, compiled = make_trial("eager"), make_trial("compiled").change(compile=True)
+    first, second = eager.run(), compiled.run()
+    for row, same in zip(first.history, second.history, strict=True):
+        assert row == pytest.approx(same, rel=1e-3)
+    assert compiled.last_checkpoint().keys() == eager.last_checkpoint().keys()
+    assert compiled.model.state_dict().keys() == eager.model.state_dict().keys()

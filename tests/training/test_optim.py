@@ -29,6 +29,7 @@ def make_params(**changes: object) -> TrainParams:
         "clip_norm": 1.0,
         "lambda_coarse": 1.0,
         "dtype": "float32",
+        "compile": False,
         "seed": 0,
         "checkpoint_samples": 8,
         "parallel": "ddp",
