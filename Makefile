@@ -25,7 +25,7 @@ bench: .venv/installed-dev  ## every benchmark; the last line of each is one JSO
 
 clean:  ## remove what was produced, not the downloads in ~/.cache/fvlm
 	rm -rf .venv .state build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis mlflow.db
-	rm -rf data/collect data/filter data/decode data/encode models/foveated
+	rm -rf data/collect data/filter data/decode data/encode models/foveated reports
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12

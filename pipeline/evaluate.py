@@ -12,10 +12,12 @@ import io
 from pathlib import Path
 
 from fvlm.compute import default_device
+from fvlm.evaluation.attention import attention_figures
 from fvlm.evaluation.controls import ClipName, EvaluateParams, evaluate_clips
 from fvlm.evaluation.plots import plot_arms, plot_ratio_by_frame, plot_ratio_by_motion
 from fvlm.evaluation.summary import Row, summarize
 from fvlm.io import atomic_write, write_json
+from fvlm.models.batch import Batch
 from fvlm.models.build import load_model
 from fvlm.params import Params, load_params
 from fvlm.training.order import even_frames
@@ -43,16 +45,23 @@ def main() -> None:
     reader.check_frames(params.num_frames, "evaluate.num_frames")
     frames = even_frames(stored=reader.stored, count=params.num_frames)
     clips = [ClipName(key, reader.metadata(row)["video_id"]) for row, key in enumerate(reader.keys)]
+
+    def load(rows: range) -> Batch:
+        return reader.read(rows, frames)
+
     losses = evaluate_clips(
         model,
-        lambda rows: reader.read(rows, frames),
+        load,
         clips,
         batch_size=params.batch_size,
         seed=params.seed,
         device=device,
     )
     summary = summarize(losses, clips, samples=params.bootstrap_samples, seed=params.seed)
-    write_json(METRICS, summary.metrics)
+    looking = attention_figures(
+        model, load, len(clips), batch_size=params.batch_size, device=device
+    )
+    write_json(METRICS, summary.metrics | looking)
     for path, rows in ((CLIPS, summary.clips), (FRAMES, summary.frames), (MOTION, summary.motion)):
         write_csv(path, rows)
     plot_ratio_by_frame(summary, BY_FRAME)

@@ -13,6 +13,7 @@ from fvlm.evaluation.controls import EvaluateParams
 from fvlm.models.encoding import EncodeParams
 from fvlm.models.foveated import ModelParams
 from fvlm.params import PARAMS, Params, overlay_params
+from fvlm.report.gallery import ReportParams
 from fvlm.training.optim import TrainParams
 from fvlm.video.accept import FilterParams
 from fvlm.video.decode import DecodeParams
@@ -31,6 +32,7 @@ class Sections(Params):
     model: ModelParams
     train: TrainParams
     evaluate: EvaluateParams
+    report: ReportParams
 
 
 def main() -> None:

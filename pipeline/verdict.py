@@ -9,17 +9,17 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from fvlm.evaluation.arms import ARMS, CONTROLS
+from fvlm.evaluation.tables import arm_rows, figure, interval, ratio_rows
 from fvlm.io import read_json
 from pipeline.stage import run
 
 FILTER, TRAIN = Path("metrics/filter.json"), Path("metrics/train.json")
-EVALUATE = Path("metrics/evaluate.json")
+EVALUATE, REPORT = Path("metrics/evaluate.json"), Path("reports/index.html")
 MIN_WIDTH = 100  # columns; in a log there is no terminal to take the width from
 
 
 def main() -> None:
-    """One table of all arms, the ratio with its interval, and the verdict."""
+    """One table of all arms, the ratio with its interval, the verdict, and where the report is."""
     found, console = read_json(EVALUATE), Console()
     if not console.is_terminal:
         console = Console(width=MIN_WIDTH)
@@ -27,6 +27,10 @@ def main() -> None:
     console.print(arms_table(found))
     console.print(ratio_table(found))
     console.print(found["statement"], style="bold", highlight=False)
+    if REPORT.exists():
+        console.print(
+            f"The report with pictures: {REPORT.resolve()}", highlight=False, soft_wrap=True
+        )
 
 
 def scope(found: dict[str, Any], videos: dict[str, Any], training: dict[str, Any]) -> str:
@@ -45,10 +49,8 @@ def arms_table(found: dict[str, Any]) -> Table:
     )
     for heading in ("loss", "coarse / arm", "coarse / arm, frames 3+"):
         table.add_column(heading, justify="right")
-    for arm, meaning in ARMS.items():
-        ratios = {"coarse": (1.0, 1.0), "fine": _pair(found, "coarse_fine_ratio")}
-        overall, dynamic = ratios.get(arm) or _pair(found, f"ratio_{arm}")
-        table.add_row(meaning, _text(found[f"loss_{arm}"], 5), _text(overall), _text(dynamic))
+    for row in arm_rows(found):
+        table.add_row(row.meaning, figure(row.loss, 5), figure(row.overall), figure(row.dynamic))
     return table
 
 
@@ -60,26 +62,9 @@ def ratio_table(found: dict[str, Any]) -> Table:
     table.title_style = ""
     for heading in ("ratio", "95% interval", "videos"):
         table.add_column(heading, justify="right")
-    rows = [("coarse, all frames", "coarse_fine_ratio")]
-    rows += [("coarse, frames 3+", "coarse_fine_ratio_dynamic")]
-    rows += [
-        (f"{ARMS[arm].removeprefix('fine pass with ')}, frames 3+", f"{arm}_fine_ratio_dynamic")
-        for arm in CONTROLS
-    ]
-    for title, name in rows:
-        low, high = found[f"{name}_low"], found[f"{name}_high"]
-        ends = "none" if low is None else f"{low:.4f} to {high:.4f}"
-        table.add_row(title, _text(found[name]), ends, str(found["videos"]))
+    for row in ratio_rows(found):
+        table.add_row(row.meaning, figure(row.value), interval(row), str(found["videos"]))
     return table
-
-
-def _pair(found: dict[str, Any], name: str) -> tuple[float | None, float | None]:
-    """The value over all frames and over frames t >= 3."""
-    return found[name], found[f"{name}_dynamic"]
-
-
-def _text(value: float | None, digits: int = 4) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
 
 
 if __name__ == "__main__":

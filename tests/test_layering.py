@@ -22,6 +22,7 @@ LAYERS = (
     {"params", "io", "seeding", "progress", "compute"},
     {"video", "shards", "corpus", "models", "tracking", "mlflow_sender"},
     {"training", "evaluation"},
+    {"report"},
 )
 NEVER = {  # layers beside each other that know nothing of each other
     "video": {"shards", "models", "corpus", "tracking"},
@@ -30,6 +31,7 @@ NEVER = {  # layers beside each other that know nothing of each other
     "models": {"video", "shards", "corpus", "tracking"},
     "training": {"evaluation", "video", "shards", "corpus", "tracking"},
     "evaluation": {"training", "video", "corpus", "tracking"},
+    "report": {"training", "video", "shards", "corpus", "tracking"},
 }
 HEAVY = ("torch", "transformers", "diffusers", "mlflow")
 NOT_IN_A_STEP = ("dvc", "mlflow", "av", "webdataset")

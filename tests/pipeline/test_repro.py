@@ -30,9 +30,11 @@ def metrics(workspace: Path, stage: str) -> dict[str, Any]:
     return found
 
 
-def test_repro_runs_six_stages_and_accounts_for_every_video(workspace: Path, run: Run) -> None:
+def test_repro_runs_seven_stages_and_accounts_for_every_video(workspace: Path, run: Run) -> None:
     output = run("dvc", "repro")
-    assert ran(output) == ["collect", "filter", "decode", "encode", "train", "evaluate"]
+    stages = ["collect", "filter", "decode", "encode", "train", "evaluate", "report"]
+    assert ran(output) == stages
+    assert "coarse" in (workspace / "reports/index.html").read_text()
     filtered = metrics(workspace, "filter")
     assert filtered["inputs"] == len(VIDEOS) + 2
     assert (filtered["accepted"], filtered["filtered"], filtered["quarantined"]) == (7, 2, 1)
@@ -76,7 +78,7 @@ def test_experiment_with_another_batch_size_costs_the_same_samples(
 ) -> None:
     """A batch larger than the corpus spans epochs; the budget counts clips, not steps."""
     output = run("dvc", "exp", "run", "-S", "train.batch_size=64", "--name", "large-batch")
-    assert ran(output) == ["collect", "train", "evaluate"]
+    assert ran(output) == ["collect", "train", "evaluate", "report"]
     assert metrics(workspace, "train")["steps"] == 1
     assert metrics(workspace, "train")["samples"] == 64
     difference = run("dvc", "metrics", "diff")

@@ -1,0 +1,220 @@
+"""The report of a run as one self-contained page; the same facts give the same text."""
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from fvlm.evaluation.tables import arm_rows, figure, interval, ratio_rows
+from fvlm.report.charts import Table, controls_chart, curves_chart, frames_chart, motion_chart
+
+SECTIONS = {
+    "result": "Result",
+    "compared": "What was compared",
+    "controls": "Controls",
+    "where": "Where it helps",
+    "training": "Training",
+    "looking": "Where it looks",
+    "clips": "Clips",
+    "videos": "Videos",
+    "made": "How it was made",
+}
+LISTED = 200  # videos that were not used, at most; all of them stand in the manifests
+
+Cells = list[str]
+
+
+@dataclass(frozen=True)
+class PicturedClip:
+    """A clip with its pictures; bytes are encoded files (WebP, MP4).
+
+    place: why it is shown, for example "best". ratio: coarse / fine loss over frames 3 and later.
+    """
+
+    place: str
+    video_id: str
+    caption: str
+    ratio: float
+    fixations: bytes
+    fixations_alt: str
+    predictions: bytes
+    predictions_alt: str
+    movie: bytes
+    movie_alt: str
+    poster: bytes
+
+
+@dataclass(frozen=True)
+class Report:
+    """All facts of a run: contents of metrics/*.json, rows of plots/*.csv, pictures, origins.
+
+    shown: a sentence on which clips are pictured. tokens: N of a frame. unused: rows of videos
+    that were not used, with video_id, status, reason and message. params: section -> key -> value.
+    """
+
+    evaluation: dict[str, Any]
+    training: dict[str, Any]
+    filtering: dict[str, Any]
+    decoding: dict[str, Any]
+    curves: Table
+    frames: Table
+    motion: Table
+    clips: Sequence[PicturedClip]
+    shown: str
+    tokens: int
+    unused: Sequence[dict[str, Any]]
+    params: dict[str, dict[str, Any]]
+    provenance: dict[str, str]
+    versions: dict[str, str]
+
+
+def render_page(report: Report) -> str:
+    """The whole page as HTML."""
+    environment = Environment(
+        loader=PackageLoader("fvlm.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+    )
+    found = report.evaluation
+    ratios = ratio_rows(found)
+    return environment.get_template("page.html").render(
+        evaluation=found,
+        sections=SECTIONS.items(),
+        facts=_facts(found),
+        arms=[
+            [row.meaning, figure(row.loss, 5), figure(row.overall), figure(row.dynamic)]
+            for row in arm_rows(found)
+        ],
+        ratios=[
+            [row.meaning, figure(row.value), interval(row), str(found["videos"])] for row in ratios
+        ],
+        frame_rows=[
+            [
+                row["frame"],
+                _digits(row["loss_coarse"], 5),
+                _digits(row["loss_fine"], 5),
+                *_ratio_cells(row, "coarse_fine_ratio"),
+            ]
+            for row in report.frames
+        ],
+        motion_rows=[
+            [
+                row["quartile"],
+                row["clips"],
+                row["videos"],
+                _digits(row["loss_persistence"], 5),
+                *_ratio_cells(row, "coarse_fine_ratio_dynamic"),
+            ]
+            for row in report.motion
+        ],
+        charts={
+            "controls": _uri("image/svg+xml", controls_chart(ratios).encode()),
+            "frames": _uri("image/svg+xml", frames_chart(report.frames).encode()),
+            "motion": _uri("image/svg+xml", motion_chart(report.motion).encode()),
+            "curves": _uri("image/svg+xml", curves_chart(report.curves).encode()),
+        },
+        controls_alt="; ".join(
+            f"{row.meaning}: {figure(row.value)}, interval {interval(row)}" for row in ratios
+        ),
+        frames_alt=_series_alt("frame", report.frames, "coarse_fine_ratio"),
+        motion_alt=_series_alt("quartile", report.motion, "coarse_fine_ratio_dynamic"),
+        curves_alt=_curves_alt(report.curves),
+        training=[[_words(name), _text(value)] for name, value in report.training.items()],
+        tokens=report.tokens,
+        looking=[
+            [
+                f"{name} pass",
+                f"{found[f'attention_entropy_{name}']:.1%}",
+                figure(found[f"attention_peak_{name}"], 2),
+            ]
+            for name in ("coarse", "fine")
+        ],
+        similarity=figure(found["query_similarity"]),
+        shown=report.shown,
+        clips=[_clip(clip) for clip in report.clips],
+        counts=_counts(report),
+        unused=[
+            [str(row[name]) for name in ("video_id", "status", "reason", "message")]
+            for row in report.unused[:LISTED]
+        ],
+        unused_title=f"{len(report.unused)} videos that were not used, with the reason"
+        + (f" (the first {LISTED})" if len(report.unused) > LISTED else ""),
+        provenance=list(report.provenance.items()),
+        versions=list(report.versions.items()),
+        params=[
+            [f"{section}.{key}", str(value)]
+            for section, values in report.params.items()
+            for key, value in values.items()
+        ],
+    )
+
+
+def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
+    _, dynamic, *_ = ratio_rows(found)
+    return [
+        ("coarse / fine loss, frames 3+", figure(dynamic.value)),
+        ("95% interval", interval(dynamic)),
+        ("coarse / fine loss, all frames", figure(found["coarse_fine_ratio"])),
+        ("held-out videos", str(found["videos"])),
+        ("held-out clips", str(found["clips"])),
+    ]
+
+
+def _clip(clip: PicturedClip) -> dict[str, str]:
+    values = {field.name: getattr(clip, field.name) for field in fields(clip)}
+    return values | {
+        "ratio": figure(clip.ratio),
+        "fixations": _uri("image/webp", clip.fixations),
+        "predictions": _uri("image/webp", clip.predictions),
+        "movie": _uri("video/mp4", clip.movie),
+        "poster": _uri("image/webp", clip.poster),
+    }
+
+
+def _counts(report: Report) -> list[Cells]:
+    counts = {_words(name): str(count) for name, count in report.filtering.items()}
+    failed = {
+        f"while decoding: {_words(name)}": str(count)
+        for name, count in report.decoding.items()
+        if name == "quarantined" or name.startswith("reason_")
+    }
+    return [[name, count] for name, count in (counts | failed).items()]
+
+
+def _ratio_cells(row: dict[str, str], name: str) -> Cells:
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    return [_digits(row[name]), f"{_digits(low)} to {_digits(high)}" if low else "none"]
+
+
+def _series_alt(place: str, rows: Table, name: str) -> str:
+    points = "; ".join(f"{place} {row[place]}: {_digits(row[name])}" for row in rows)
+    return f"Coarse loss divided by fine loss. {points}"
+
+
+def _curves_alt(rows: Table) -> str:
+    first, last = rows[0], rows[-1]
+    ends = [
+        f"{name} pass from {_digits(first[f'loss_{name}'])} to {_digits(last[f'loss_{name}'])}"
+        for name in ("coarse", "fine")
+    ]
+    return f"Loss over {last['samples']} clips seen: {', '.join(ends)}"
+
+
+def _digits(value: str, digits: int = 4) -> str:
+    """A cell of a CSV file; empty where undefined."""
+    return figure(float(value) if value else None, digits)
+
+
+def _words(name: str) -> str:
+    return name.removeprefix("reason_").replace("_", " ")
+
+
+def _text(value: Any) -> str:
+    return figure(value) if isinstance(value, float) else str(value)
+
+
+def _uri(media_type: str, content: bytes) -> str:
+    return f"data:{media_type};base64,{base64.b64encode(content).decode()}"

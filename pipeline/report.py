@@ -1,0 +1,148 @@
+"""Make the report: one page with the verdict, its controls, pictures, and where it came from.
+
+Reads   models/foveated/, data/filter/, data/decode/, data/encode/, metrics/*.json, plots/*.csv,
+        all of params.yaml
+Writes  reports/index.html, reports/pictures/
+"""
+
+import csv
+import shutil
+from pathlib import Path
+from typing import Any
+
+from fvlm.compute import default_device
+from fvlm.errors import ShardError
+from fvlm.io import atomic_write, hash_json, read_json, read_jsonl
+from fvlm.models.build import CONFIG, load_model
+from fvlm.models.vae import load_vae
+from fvlm.params import Params, load_params
+from fvlm.progress import Progress
+from fvlm.report.gallery import (
+    Chosen,
+    ReportParams,
+    choose_clips,
+    describe_choice,
+    picture_clip,
+)
+from fvlm.report.page import PicturedClip, Report, render_page
+from fvlm.report.provenance import git_commit, package_versions
+from fvlm.report.view import view_clip
+from fvlm.shards.manifest import read_manifest
+from fvlm.shards.read import open_shards
+from fvlm.training.order import even_frames
+from pipeline.clips import open_clips
+from pipeline.stage import run
+
+MODEL, FRAMES, SHARDS = Path("models/foveated"), Path("data/decode"), Path("data/encode")
+VIDEOS = Path("data/filter/manifest.jsonl")
+FILTER, DECODE = Path("metrics/filter.json"), Path("metrics/decode.json")
+TRAIN, EVALUATE = Path("metrics/train.json"), Path("metrics/evaluate.json")
+CURVES, CLIPS = Path("plots/train.csv"), Path("plots/evaluate.csv")
+BY_FRAME, BY_MOTION = Path("plots/evaluate_frames.csv"), Path("plots/evaluate_motion.csv")
+PAGE, PICTURES = Path("reports/index.html"), Path("reports/pictures")
+
+Section = dict[str, Any]
+
+
+class Sections(Params):
+    """What this stage reads of params.yaml: everything, to show it; other stages check theirs."""
+
+    collect: Section
+    filter: Section
+    decode: Section
+    encode: Section
+    model: Section
+    train: Section
+    evaluate: Section
+    report: ReportParams
+
+
+def main() -> None:
+    """Picture the best and the worst clips and write the page."""
+    sections, config = load_params(Sections), read_json(MODEL / CONFIG)
+    rows = read_csv(CLIPS)
+    chosen = choose_clips(rows, sections.report.clips)
+    shutil.rmtree(PICTURES, ignore_errors=True)
+    report = Report(
+        evaluation=read_json(EVALUATE),
+        training=read_json(TRAIN),
+        filtering=read_json(FILTER),
+        decoding=read_json(DECODE),
+        curves=read_csv(CURVES),
+        frames=read_csv(BY_FRAME),
+        motion=read_csv(BY_MOTION),
+        clips=picture_clips(chosen, frames=sections.evaluate["num_frames"]),
+        shown=describe_choice(chosen, len(rows)),
+        tokens=config["token_shape"][0],
+        unused=unused_videos(),
+        params=sections.model_dump(),
+        provenance=provenance(config),
+        versions=package_versions(),
+    )
+    with atomic_write(PAGE) as file:
+        # File names need not be UTF-8.
+        file.write(render_page(report).encode(errors="replace"))
+
+
+def picture_clips(chosen: list[Chosen], *, frames: int) -> list[PicturedClip]:
+    """Run the model over the chosen clips, with as many frames as were evaluated."""
+    device, manifest = default_device(), read_manifest(SHARDS)
+    model = load_model(MODEL).to(device)
+    vae, source = load_vae(manifest["vae"]["source"])
+    if source.sha256 != manifest["vae"]["sha256"]:
+        raise ShardError(
+            f"{SHARDS} was made with other weights of {source.source} than those at hand; "
+            "run `dvc repro encode`"
+        )
+    vae.to(device)
+    reader = open_clips(SHARDS, FRAMES, split="val", input=model.input)
+    decoded = open_shards(FRAMES, split="val")
+    kept = even_frames(stored=reader.stored, count=frames)
+    pictured = []
+    with Progress("report", total=len(chosen), unit="clip") as progress:
+        for clip in chosen:
+            place = decoded.keys.index(clip.key)
+            facts = decoded.metadata(place)
+            view = view_clip(
+                model,
+                vae,
+                frames=decoded.read([place], fields=("frames",), frames=kept)["frames"][0],
+                batch=reader.read([reader.keys.index(clip.key)], kept).to(device),
+                seconds=[facts["pts_seconds"][t] for t in kept],
+            )
+            names = {"video_id": facts["video_id"], "caption": facts["caption"]}
+            pictured.append(picture_clip(view, clip, folder=PICTURES, **names))
+            progress.advance()
+    return pictured
+
+
+def unused_videos() -> list[dict[str, Any]]:
+    """Videos that were filtered out or quarantined by any stage, with the reason."""
+    unused = [row for row in read_jsonl(VIDEOS) if row["status"] != "accepted"]
+    for folder in (FRAMES, SHARDS):
+        notes = read_manifest(folder)["quarantined"]
+        unused += [note | {"status": f"quarantined while making {folder}"} for note in notes]
+    return unused
+
+
+def provenance(config: dict[str, Any]) -> dict[str, str]:
+    """The commit, and hashes of data and weights; the same for the same checkout."""
+    found = {
+        "git commit": git_commit(Path()),
+        "encoded data (hash of its manifest)": hash_json(read_manifest(SHARDS)),
+        "trained weights (sha256)": config["weights_sha256"],
+    }
+    for name, source in config["provenance"].items():
+        origin = " ".join(filter(None, (source["source"], source["revision"])))
+        found[f"{name} weights"] = f"{origin}, sha256 {source['sha256']}"
+    return found
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Rows of a table; undefined values are empty."""
+    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        return list(csv.DictReader(file))
+
+
+if __name__ == "__main__":
+    run(main)

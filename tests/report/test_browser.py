@@ -1,0 +1,127 @@
+"""The page as a reader meets it, in headless Chromium; skipped where there is none."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fvlm.report.page import Report, render_page
+
+api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+
+NAMED = """() => [...document.querySelectorAll('img, video')].filter(
+    item => !(item.alt || item.ariaLabel))"""
+BROKEN = """() => [...document.images].filter(image => !image.complete || !image.naturalWidth)"""
+# Contrast as WCAG 2 defines it, of text against the page.
+CONTRAST = """() => {
+  const light = colour => {
+    const [r, g, b] = colour.match(/[0-9.]+/g).slice(0, 3).map(value => {
+      const share = value / 255;
+      return share <= 0.03928 ? share / 12.92 : ((share + 0.055) / 1.055) ** 2.4;
+    });
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const paper = light(getComputedStyle(document.body).backgroundColor);
+  return Math.min(...[...document.querySelectorAll('p, a, td, th, figcaption, summary')].map(
+    item => {
+      const ink = light(getComputedStyle(item).color);
+      return (Math.max(ink, paper) + 0.05) / (Math.min(ink, paper) + 0.05);
+    }));
+}"""
+
+
+PLAY = """film => new Promise((done, fail) => {
+  film.onloadeddata = () => done(film.duration);
+  film.onerror = () => fail(film.error.message);
+  film.preload = 'auto';
+  film.load();
+})"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def path(make_report: Callable[..., Report], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("report") / "index.html"
+    file.write_text(render_page(make_report()))
+    return file
+
+
+@pytest.fixture
+def open_page(browser: Any, path: Path) -> Iterator[Callable[..., Any]]:
+    """Opens the report; whatever the browser complains about fails the test."""
+    complaints: list[str] = []
+    contexts = []
+
+    def open_(*, width: int = 1280, scheme: str = "light") -> Any:
+        context = browser.new_context(
+            viewport={"width": width, "height": 800}, color_scheme=scheme, offline=True
+        )
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("requestfailed", lambda request: complaints.append(request.url[:80]))
+        page.goto(path.as_uri())
+        return page
+
+    yield open_
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1280])
+def test_the_page_fits_and_can_be_read(
+    open_page: Callable[..., Any], width: int, scheme: str
+) -> None:
+    page = open_page(width=width, scheme=scheme)
+    page.evaluate("document.querySelectorAll('details').forEach(item => item.open = true)")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate(BROKEN) == []
+    assert page.evaluate(NAMED) == []
+    assert page.evaluate(CONTRAST) >= 4.5
+
+
+def test_the_keyboard_reaches_the_result_first(open_page: Callable[..., Any]) -> None:
+    page = open_page()
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to the result"
+    assert page.evaluate("document.activeElement.getBoundingClientRect().left") >= 0
+    page.keyboard.press("Enter")
+    assert page.evaluate("location.hash") == "#result"
+
+
+def test_what_scrolls_sideways_can_be_focused_and_is_named(open_page: Callable[..., Any]) -> None:
+    page = open_page(width=360)
+    regions = page.locator(".scroll")
+    assert regions.count() > 5
+    for region in regions.all():
+        assert region.get_attribute("tabindex") == "0"
+        assert region.get_attribute("aria-label")
+
+
+def test_screen_readers_find_landmarks_headings_and_tables(open_page: Callable[..., Any]) -> None:
+    page = open_page()
+    for role in ("main", "navigation", "banner", "contentinfo"):
+        assert page.get_by_role(role).count() == 1, role
+    assert page.get_by_role("heading", level=1).count() == 1
+    assert page.get_by_role("table", name="Loss / fine loss").count() == 1
+    assert page.get_by_role("rowheader", name="coarse, frames 3+").count() == 1
+
+
+def test_the_film_plays(open_page: Callable[..., Any]) -> None:
+    page = open_page()
+    film = page.locator("video").first
+    assert film.evaluate(PLAY) == 3.5
