@@ -56,6 +56,13 @@ class Progress:
         elif self._clock() - self._last >= LINE_SECONDS:
             self._print_line()
 
+    def skip(self, amount: int, **notes: object) -> None:
+        """Count `amount` units that took no time, such as reused ones: they are no speed."""
+        self._initial += amount
+        if self._bar is not None:
+            self._bar.initial += amount
+        self.advance(amount, **notes)
+
     def __exit__(
         self,
         kind: type[BaseException] | None,

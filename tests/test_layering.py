@@ -19,7 +19,7 @@ MODULES = {
 # From the bottom up; a module imports from its own layer and from those below it.
 LAYERS = (
     {"errors"},
-    {"params", "io", "seeding", "progress", "compute"},
+    {"params", "io", "seeding", "progress", "compute", "ahead"},
     {"video", "shards", "corpus", "models", "tracking", "mlflow_sender"},
     {"training", "evaluation"},
     {"report"},

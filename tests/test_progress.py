@@ -68,3 +68,12 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     with Progress("filter", total=4, unit="video") as progress:
         progress.advance(4, too_short=3)
     assert re.search(r"filter: 100%.* 4/4 .*too_short=3", terminal.getvalue())
+
+
+def test_skipped_units_are_no_speed(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Clock()
+    with Progress("encode", total=100, unit="clip", clock=clock) as progress:
+        progress.skip(90, reused=90)
+        clock.seconds += 5
+        progress.advance(5)
+    assert capsys.readouterr().err == "encode: 95/100 clips, 1.00 clips/s, 5 s left, reused 90\n"

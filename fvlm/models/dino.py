@@ -68,8 +68,9 @@ class EncoderBlock(nn.Module):
         return self._forward(x, positions)
 
     def _forward(self, x: Tensor, positions: Positions) -> Tensor:
-        key, value = self.keys_values(x, positions)
-        query = self.rotate(self.split_heads(self.q(self.norm1(x))), positions)
+        normed = self.norm1(x)
+        key, value = self._project(normed, positions)
+        query = self.rotate(self.split_heads(self.q(normed)), positions)
         attended = F.scaled_dot_product_attention(query, key, value)
         x = x + self.scale1(self.out(attended.transpose(1, 2).flatten(2)))
         moved: Tensor = x + self.scale2(self.mlp(self.norm2(x)))
@@ -77,7 +78,9 @@ class EncoderBlock(nn.Module):
 
     def keys_values(self, x: Tensor, positions: Positions) -> tuple[Tensor, Tensor]:
         """Tokens [B,N,D] -> keys (rotated) and values, each [B,heads,N,d]."""
-        normed = self.norm1(x)
+        return self._project(self.norm1(x), positions)
+
+    def _project(self, normed: Tensor, positions: Positions) -> tuple[Tensor, Tensor]:
         key = self.rotate(self.split_heads(self.k(normed)), positions)
         return key, self.split_heads(self.v(normed))
 

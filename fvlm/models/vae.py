@@ -42,12 +42,16 @@ class VaeCodec(nn.Module):
         The mean, never a draw: the same frames give the same latents.
         """
         self.latent_shape(frames.shape[-1])
-        pixels = frames.to(self._dtype()) / 127.5 - 1
-        encoded = self.vae.encode(pixels)
+        pixels = frames.float() / 127.5 - 1
+        encoded = self.vae.encode(pixels.to(self._dtype()))
         mean: Tensor = (
             encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
         )
         return (mean.float() * self.scaling_factor).contiguous()
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """`encode`, the direction that `compile` is for."""
+        return self.encode(frames)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [B,C,h,w] as from `encode` -> frames uint8 [B,3,S,S], for pictures."""

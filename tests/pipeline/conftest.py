@@ -104,6 +104,14 @@ def set_params(path: Path, values: dict[str, dict[str, Any]]) -> None:
     yaml.dump(document, path)
 
 
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the models `dino`, `vae` and `llm`."""
+    folder = tmp_path_factory.mktemp("models")
+    save_tiny_models(folder)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A git clone of the tracked files, with tiny parameters, videos and models, committed."""
