@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from fvlm.errors import ParamsError, ShardError
-from fvlm.models.batch import Batch, Input
+from fvlm.models.batch import Batch, Captions, Input
+from fvlm.models.text import CaptionTokenizer
 from fvlm.shards.read import ShardReader, open_shards
 
 Indices = NDArray[np.int64]
@@ -22,10 +23,15 @@ class ClipReader:
     the tokens; frames come from the decode shards, found by key.
     """
 
-    def __init__(self, encoded: ShardReader, decoded: ShardReader | None) -> None:
+    def __init__(
+        self,
+        encoded: ShardReader,
+        decoded: ShardReader | None,
+        tokenizer: CaptionTokenizer | None,
+    ) -> None:
         self.keys = encoded.keys
         self.stored: int = encoded.fields["latents"].shape[0]
-        self._encoded, self._decoded = encoded, decoded
+        self._encoded, self._decoded, self._tokenizer = encoded, decoded, tokenizer
         self._decoded_rows = _match(encoded, decoded) if decoded else None
 
     def __len__(self) -> int:
@@ -47,7 +53,13 @@ class ClipReader:
             inputs=torch.from_numpy(inputs),
             latents=torch.from_numpy(arrays["latents"]),
             keys=[self.keys[row] for row in rows],
+            captions=self._captions(rows),
         )
+
+    def _captions(self, rows: Sequence[int] | Indices) -> Captions | None:
+        if self._tokenizer is None:
+            return None
+        return self._tokenizer([self.metadata(int(row))["caption"] for row in rows])
 
     def check_frames(self, wanted: int, key: str) -> None:
         """Raise ParamsError when the parameter `key` asks for more frames than are stored."""
@@ -55,13 +67,29 @@ class ClipReader:
             raise ParamsError(f"{key} ({wanted}) must be <= decode.num_frames ({self.stored})")
 
 
-def open_clips(encoded: Path, decoded: Path, *, split: str, input: Input) -> ClipReader:
+def open_clips(
+    encoded: Path,
+    decoded: Path,
+    *,
+    split: str,
+    input: Input,
+    tokenizer: CaptionTokenizer | None = None,
+) -> ClipReader:
     """Open the shards of a split; those of the folder `decoded` only when `input` is frames.
 
-    Raises ShardError when both folders do not hold the same clips.
+    With a tokenizer, batches have captions. Raises ShardError when both folders do not hold the
+    same clips, or captions are wanted and no clip has one.
     """
     frames = open_shards(decoded, split=split) if input == "frames" else None
-    return ClipReader(open_shards(encoded, split=split), frames)
+    reader = ClipReader(open_shards(encoded, split=split), frames, tokenizer)
+    rows = range(len(reader))
+    if tokenizer and not any(reader.metadata(row)["caption"].strip() for row in rows):
+        raise ShardError(
+            f"model.text: {tokenizer.text} needs captions, and none of the {len(reader)} {split} "
+            f"clips of {encoded} has one; give collect.source a list with captions, or set "
+            "model.text: none"
+        )
+    return reader
 
 
 def _match(encoded: ShardReader, decoded: ShardReader) -> Indices:

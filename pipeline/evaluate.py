@@ -18,7 +18,7 @@ from fvlm.evaluation.plots import plot_arms, plot_ratio_by_frame, plot_ratio_by_
 from fvlm.evaluation.summary import Row, summarize
 from fvlm.io import atomic_write, write_json
 from fvlm.models.batch import Batch
-from fvlm.models.build import load_model
+from fvlm.models.build import load_model, load_tokenizer_of
 from fvlm.params import Params, load_params
 from fvlm.training.order import even_frames
 from pipeline.clips import open_clips
@@ -41,7 +41,9 @@ def main() -> None:
     """Measure every arm on the same clips and write figures, tables and pictures."""
     params, device = load_params(Sections).evaluate, default_device()
     model = load_model(MODEL).to(device)
-    reader = open_clips(SHARDS, DECODED, split="val", input=model.input)
+    reader = open_clips(
+        SHARDS, DECODED, split="val", input=model.input, tokenizer=load_tokenizer_of(MODEL)
+    )
     reader.check_frames(params.num_frames, "evaluate.num_frames")
     frames = even_frames(stored=reader.stored, count=params.num_frames)
     clips = [ClipName(key, reader.metadata(row)["video_id"]) for row, key in enumerate(reader.keys)]

@@ -13,7 +13,7 @@ from typing import Any
 from fvlm.compute import default_device
 from fvlm.errors import ShardError
 from fvlm.io import atomic_write, hash_json, read_json, read_jsonl
-from fvlm.models.build import CONFIG, load_model
+from fvlm.models.build import CONFIG, load_model, load_tokenizer_of
 from fvlm.models.vae import load_vae
 from fvlm.params import Params, load_params
 from fvlm.progress import Progress
@@ -95,7 +95,8 @@ def picture_clips(chosen: list[Chosen], *, frames: int) -> list[PicturedClip]:
             "run `dvc repro encode`"
         )
     vae.to(device)
-    reader = open_clips(SHARDS, FRAMES, split="val", input=model.input)
+    tokenizer = load_tokenizer_of(MODEL)
+    reader = open_clips(SHARDS, FRAMES, split="val", input=model.input, tokenizer=tokenizer)
     decoded = open_shards(FRAMES, split="val")
     kept = even_frames(stored=reader.stored, count=frames)
     pictured = []

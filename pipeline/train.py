@@ -22,7 +22,7 @@ import torch
 from fvlm.compute import peak_memory_gib
 from fvlm.io import atomic_write, hash_json, state_folder, write_json
 from fvlm.models.batch import Batch
-from fvlm.models.build import build_model, save_model
+from fvlm.models.build import build_model, build_tokenizer, save_model
 from fvlm.models.foveated import ModelParams
 from fvlm.params import Params, load_params
 from fvlm.seeding import torch_seed
@@ -59,8 +59,8 @@ def main() -> None:
 def train_model(sections: Sections, device: torch.device) -> None:
     """Train in this process, or as one of several; the main one writes."""
     params = sections.train
-    manifest = read_manifest(SHARDS)
-    reader = open_clips(SHARDS, DECODED, split="train", input=params.input)
+    manifest, tokenizer = read_manifest(SHARDS), build_tokenizer(sections.model)
+    reader = open_clips(SHARDS, DECODED, split="train", input=params.input, tokenizer=tokenizer)
     reader.check_frames(params.num_frames, "train.num_frames")
     torch.manual_seed(torch_seed(params.seed, "weights"))
     model, config = build_model(sections.model, manifest, input=params.input)
@@ -99,7 +99,7 @@ def train_model(sections: Sections, device: torch.device) -> None:
         rate = len(rows) * params.samples_per_step / (time.monotonic() - started)
     weights = whole(model.state_dict())
     if is_main():
-        save_model(weights, config, MODEL)
+        save_model(weights, config, MODEL, tokenizer)
         write_curves(state.history)
         write_json(METRICS, summarize(state.history, params, rate, device))
         checkpoints.finish()

@@ -57,7 +57,7 @@ def attention_figures(
             rows = range(start, min(start + batch_size, clips))
             batch = load(rows).to(device)
             B, T = batch.latents.shape[:2]
-            passes = model.run_passes(model.cache_frames(batch.inputs), B, T)
+            passes = model.run_passes(model.cache_clips(batch.inputs, batch.captions), B, T)
             for name, value in _clip_figures(passes[0], passes[-1]).items():
                 sums[name] = sums.get(name, 0.0) + float(value.double().sum())
             progress.advance(len(rows))

@@ -26,7 +26,6 @@ from fvlm.evaluation.arms import ARMS
 from fvlm.models.batch import Batch
 from fvlm.models.foveated import FoveatedModel, frame_losses
 from fvlm.models.inference import run_autoregressive
-from fvlm.models.query_attention import FrameCache
 from fvlm.params import Params
 from fvlm.progress import Progress
 from fvlm.seeding import generator
@@ -103,7 +102,7 @@ def arm_losses(
     """Losses float32 [B,T] of every arm but `shuffled`, and the predicted queries [B,T,D]."""
     latents = batch.latents
     B, T = latents.shape[:2]
-    cache = model.cache_frames(batch.inputs)
+    cache = model.cache_clips(batch.inputs, batch.captions)
     features = model.encode_previous(latents)
     passes = model.run_passes(cache, B, T)
     predicted = passes[-1].queries
@@ -131,7 +130,7 @@ def arm_losses(
 @torch.inference_mode()
 def losses_with_queries(model: FoveatedModel, batch: Batch, queries: Tensor) -> Tensor:
     """Losses float32 [B,T] of a fine pass with the given queries [B,T,D]."""
-    cache: FrameCache = model.cache_frames(batch.inputs)
+    cache = model.cache_clips(batch.inputs, batch.captions)
     predictor = model.run_pass(cache, queries, mode="fine").predictor
     features = model.encode_previous(batch.latents)
     return frame_losses(model.head(predictor, features), batch.latents)

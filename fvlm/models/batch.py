@@ -1,6 +1,6 @@
 """What the model reads of several clips.
 
-Axes: B clips, T frames, S pixels, N tokens, D token width, C h w latent.
+Axes: B clips, T frames, S pixels, N tokens, D token width, C h w latent, M tokens of a caption.
 """
 
 from dataclasses import dataclass, replace
@@ -13,21 +13,34 @@ Input = Literal["features", "frames"]
 
 
 @dataclass(frozen=True)
+class Captions:
+    """Token ids int64 [B,M] of B captions; mask bool [B,M]: True where a token is no padding."""
+
+    ids: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True)
 class Batch:
     """B clips, on one device.
 
     inputs: stored tokens float16 [B,T,N,D], or frames uint8 [B,T,3,S,S] for a model with an
-    encoder; latents float16 [B,T,C,h,w]; keys: the clips' sample keys, for messages.
+    encoder; latents float16 [B,T,C,h,w]; keys: the clips' sample keys, for messages; captions: for
+    a model with text.
     """
 
     inputs: Tensor
     latents: Tensor
     keys: list[str]
+    captions: Captions | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device."""
-        return replace(
-            self,
-            inputs=self.inputs.to(device, non_blocking=True),
-            latents=self.latents.to(device, non_blocking=True),
-        )
+        inputs, latents, *text = (value.to(device, non_blocking=True) for value in self.tensors())
+        captions = Captions(*text) if text else None
+        return replace(self, inputs=inputs, latents=latents, captions=captions)
+
+    def tensors(self) -> list[Tensor]:
+        """Everything on the device."""
+        text = [self.captions.ids, self.captions.mask] if self.captions else []
+        return [self.inputs, self.latents, *text]

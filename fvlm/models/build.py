@@ -1,11 +1,12 @@
 """Build a foveated model from pretrained parts, save it, and load it with one call.
 
-A saved model is a folder of `config.json` and `model.safetensors`; nothing else is needed to load
-it, neither the hub nor the packages that the parts came from.
+A saved model is a folder of `config.json` and `model.safetensors`, with text also `tokenizer.json`;
+nothing else is needed to load it, neither the hub nor the packages that the parts came from.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,17 @@ from fvlm.io import atomic_write, read_json, sha256_file, write_json
 from fvlm.models.batch import Input
 from fvlm.models.dino import DinoEncoder, EncoderTail, load_dino
 from fvlm.models.foveated import FoveatedModel, ModelParams
-from fvlm.models.language import language_from_config, load_language
+from fvlm.models.language import (
+    language_from_config,
+    load_language,
+    load_output,
+    load_tokenizer,
+)
 from fvlm.models.query_attention import DeepAttention, ShallowAttention
+from fvlm.models.text import CaptionTokenizer, read_tokenizer
 from fvlm.params import Params, validate_params
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 FORMAT = 2
 
 
@@ -62,7 +69,21 @@ def build_model(
         },
     }
     tail = encoder.cut(params.query_layers) if encoder else None
-    return _assemble(params, language, encoder, tail, config), config
+    output = load_output(params.llm) if params.text == "caption" else None
+    return _assemble(params, language, encoder, tail, output, config), config
+
+
+def build_tokenizer(params: ModelParams) -> CaptionTokenizer | None:
+    """What turns captions into tokens for this model; None for a model without text.
+
+    Raises WeightsError when there is no tokenizer beside the language model.
+    """
+    if params.text == "none":
+        return None
+    tokenizer, _ = load_tokenizer(params.llm)
+    return CaptionTokenizer(
+        tokenizer.backend_tokenizer, tokenizer.eos_token_id, params.text, params.max_text_tokens
+    )
 
 
 def _load_encoder(manifest: dict[str, Any]) -> DinoEncoder:
@@ -90,8 +111,20 @@ def check_layer(params: ModelParams, manifest: dict[str, Any]) -> None:
         )
 
 
-def save_model(weights: Mapping[str, Tensor], config: dict[str, Any], folder: Path) -> None:
-    """Write a model's `state_dict()` and config, each atomically; the config holds its hash."""
+def save_model(
+    weights: Mapping[str, Tensor],
+    config: dict[str, Any],
+    folder: Path,
+    tokenizer: CaptionTokenizer | None = None,
+) -> None:
+    """Write a model's `state_dict()` and config, each atomically; the config holds its hash.
+
+    A model with text needs its tokenizer too.
+    """
+    if tokenizer:
+        config = {**config, "eos": tokenizer.eos}
+        with atomic_write(folder / TOKENIZER) as file:
+            file.write(tokenizer.tokenizer.to_str().encode())
     weights = {name: value.contiguous() for name, value in weights.items()}
     with atomic_write(folder / WEIGHTS) as file:
         file.write(save(weights, metadata={"format": "pt"}))
@@ -105,21 +138,47 @@ def load_model(folder: str | Path = "models/foveated") -> FoveatedModel:
     weights.
     """
     folder = Path(folder)
-    config = read_json(folder / CONFIG)
+    params, config = _read_config(folder)
+    with _keys_of(folder):
+        model, sha256 = _model_from_config(params, config), config["weights_sha256"]
+    _load_weights(model, folder / WEIGHTS, sha256=sha256)
+    return model.eval()
+
+
+def load_tokenizer_of(folder: str | Path = "models/foveated") -> CaptionTokenizer | None:
+    """What turns captions into tokens for a trained model; None for a model without text.
+
+    Raises CheckpointError as `load_model` does.
+    """
+    folder = Path(folder)
+    params, config = _read_config(folder)
+    if params.text == "none":
+        return None
+    tokenizer = read_tokenizer(folder / TOKENIZER)
+    with _keys_of(folder):
+        return CaptionTokenizer(tokenizer, config["eos"], params.text, params.max_text_tokens)
+
+
+def _read_config(folder: Path) -> tuple[ModelParams, dict[str, Any]]:
+    config: dict[str, Any] = read_json(folder / CONFIG)
     if config.get("format") != FORMAT:
         raise CheckpointError(
             f"{folder / CONFIG}: format {config.get('format')}, expected {FORMAT}; "
             "run `dvc repro train` to make it anew"
         )
     try:
-        params = validate_params(_Sections, config, folder / CONFIG).model
-        model, sha256 = _model_from_config(params, config), config["weights_sha256"]
-    except KeyError as error:
-        raise CheckpointError(f"{folder / CONFIG}: key {error} is missing") from None
+        return validate_params(_Sections, config, folder / CONFIG).model, config
     except ParamsError as error:
         raise CheckpointError(str(error)) from None
-    _load_weights(model, folder / WEIGHTS, sha256=sha256)
-    return model.eval()
+
+
+@contextmanager
+def _keys_of(folder: Path) -> Iterator[None]:
+    """Inside of the block a missing key is one of the folder's config."""
+    try:
+        yield
+    except KeyError as error:
+        raise CheckpointError(f"{folder / CONFIG}: key {error} is missing") from None
 
 
 def _model_from_config(params: ModelParams, config: dict[str, Any]) -> FoveatedModel:
@@ -129,7 +188,11 @@ def _model_from_config(params: ModelParams, config: dict[str, Any]) -> FoveatedM
         tail = encoder.cut(k)
     elif k > 0:
         tail = EncoderTail.from_config(config["encoder"], k)
-    return _assemble(params, language_from_config(config["language"]), encoder, tail, config)
+    language = language_from_config(config["language"])
+    hidden, vocabulary = language.config.hidden_size, language.config.vocab_size
+    untied = params.text == "caption" and not language.config.tie_word_embeddings
+    output = nn.Linear(hidden, vocabulary, bias=False) if untied else None
+    return _assemble(params, language, encoder, tail, output, config)
 
 
 def _assemble(
@@ -137,10 +200,12 @@ def _assemble(
     language: LlamaModel,
     encoder: DinoEncoder | None,
     tail: EncoderTail | None,
+    output: nn.Linear | None,
     config: dict[str, Any],
 ) -> FoveatedModel:
-    # Without text no token id is ever embedded, and the table is half of a small model.
-    language.set_input_embeddings(nn.Identity())
+    if params.text == "none":
+        # No token id is ever embedded, and the table is half of a small model.
+        language.set_input_embeddings(nn.Identity())
     width = config["token_shape"][1]
     temperature = params.temperature
     attention = (
@@ -155,6 +220,8 @@ def _assemble(
         fine_iterations=params.fine_iterations,
         head_channels=params.head_channels,
         encoder=encoder if config["input"] == "frames" else None,
+        text=params.text,
+        output=output,
     )
 
 

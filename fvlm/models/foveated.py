@@ -8,12 +8,14 @@ predicts frame t has not seen frame t.
     fine pass     q_1 = q_init,  q_{t+1} = W_q h(v_t) with h from the pass before
 
 `fine_iterations` K runs coarse -> fine_1 -> .. -> fine_K; inside a pass all frames run in parallel.
+A caption may stand before m (condition), or after v_T to be predicted (caption): see `text.py`.
 
-Axes: B batch, T frames, S pixels, N tokens, D token width, H hidden width, C h w latent.
+Axes: B batch, T frames, S pixels, N tokens, D token width, H hidden width, C h w latent,
+M caption tokens.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from pydantic import Field
@@ -21,10 +23,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlamaModel
 
-from fvlm.models.batch import Input
+from fvlm.models.batch import Captions, Input
 from fvlm.models.dino import DinoEncoder, EncoderBlock
 from fvlm.models.film_head import CHANNELS, FilmHead
 from fvlm.models.query_attention import DeepAttention, FrameCache, ShallowAttention
+from fvlm.models.text import Prefix, Text, caption_losses
 from fvlm.params import Params
 
 Mode = Literal["coarse", "fine"]
@@ -40,6 +43,8 @@ class ModelParams(Params):
     temperature: float = Field(gt=0)
     fine_iterations: int = Field(ge=1)
     head_channels: int = Field(ge=4, multiple_of=4)
+    text: Text
+    max_text_tokens: int = Field(ge=1)
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,8 @@ class PassOutput:
 
     queries [B,T,D] that read the frames; attention [B,T,N] of each query over its frame's tokens;
     visual [B,T,H] tokens; predictor [B,T,H] states that predict Y_1 .. Y_T; next_queries [B,T,D]
-    for the following pass, already shifted: q_init, W_q h(v_1) .. W_q h(v_{T-1}).
+    for the following pass, already shifted: q_init, W_q h(v_1) .. W_q h(v_{T-1}); caption [B,M,H]
+    states that predict the caption's tokens, in a pass that was given one.
     """
 
     queries: Tensor
@@ -56,14 +62,28 @@ class PassOutput:
     visual: Tensor
     predictor: Tensor
     next_queries: Tensor
+    caption: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class ClipCache:
+    """What all passes over the same clips share: their frames, and captions before them."""
+
+    frames: FrameCache
+    prefix: Prefix | None
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Predicted latents [B,T,C,h,w] of the coarse pass and of the last fine pass."""
+    """Predicted latents [B,T,C,h,w] of the coarse pass and of the last fine pass.
+
+    caption_coarse, caption_fine: each clip's caption loss [B], of a model that predicts captions.
+    """
 
     coarse: Tensor
     fine: Tensor
+    caption_coarse: Tensor | None = None
+    caption_fine: Tensor | None = None
 
 
 class FoveatedModel(nn.Module):
@@ -72,7 +92,7 @@ class FoveatedModel(nn.Module):
     `latent_shape` is (C,h,w). The query attention comes with its own blocks of the patch encoder.
     Tokens enter as the encode stage stored them, before these blocks; with an `encoder`, which
     computes just these tokens, frames enter instead. The whole patch encoder is frozen until
-    `train_encoder` is called.
+    `train_encoder` is called. `output` [V,H] predicts captions; None: tied to the embeddings.
     """
 
     def __init__(
@@ -84,12 +104,14 @@ class FoveatedModel(nn.Module):
         fine_iterations: int,
         encoder: DinoEncoder | None = None,
         head_channels: int = CHANNELS,
+        text: Text = "none",
+        output: nn.Linear | None = None,
     ) -> None:
         super().__init__()
         hidden, width = int(language.config.hidden_size), attention.width
         self.language, self.attention = language, attention
         self.encoder = encoder.requires_grad_(False) if encoder else None
-        self.fine_iterations = fine_iterations
+        self.fine_iterations, self.text, self.output = fine_iterations, text, output
         # Standard deviation 1, not 0.02: a small query attends uniformly, and coarse equals fine.
         self.q_static = nn.Parameter(torch.randn(width))
         self.q_init = nn.Parameter(torch.randn(width))
@@ -124,51 +146,83 @@ class FoveatedModel(nn.Module):
                     if isinstance(module, EncoderBlock):
                         module.recompute = recompute
 
-    def forward(self, inputs: Tensor, latents: Tensor) -> Prediction:
+    def forward(
+        self, inputs: Tensor, latents: Tensor, captions: Captions | None = None
+    ) -> Prediction:
         """Predictions of the coarse and of the last fine pass.
 
         inputs: tokens float [B,T,N,D], or frames uint8 [B,T,3,S,S] when there is an encoder;
-        latents [B,T,C,h,w], any float type.
+        latents [B,T,C,h,w], any float type; captions when `text` is not none.
         """
-        cache = self.cache_frames(inputs)
-        passes = self.run_passes(cache, *inputs.shape[:2])
+        cache = self.cache_clips(inputs, captions)
+        passes = self.run_passes(cache, *inputs.shape[:2], captions=captions)
         features = self.encode_previous(latents)
+        coarse, fine = passes[0], passes[-1]
         return Prediction(
-            coarse=self.head(passes[0].predictor, features),
-            fine=self.head(passes[-1].predictor, features),
+            coarse=self.head(coarse.predictor, features),
+            fine=self.head(fine.predictor, features),
+            caption_coarse=self.caption_losses(coarse, captions),
+            caption_fine=self.caption_losses(fine, captions),
         )
 
-    def cache_frames(self, inputs: Tensor) -> FrameCache:
-        """Keys and values of all B*T frames of the inputs of `forward`; serves every pass.
+    def cache_clips(self, inputs: Tensor, captions: Captions | None = None) -> ClipCache:
+        """Keys and values of all B*T frames, and of captions before them; serves every pass.
 
-        Raises TypeError when tokens are given to a model that takes frames, or frames to one that
-        takes tokens.
+        Arguments as of `forward`. Raises TypeError when tokens are given to a model that takes
+        frames, or frames to one that takes tokens, or captions to one without text, or none to one
+        with text.
         """
         if (inputs.dtype == torch.uint8) != (self.input == "frames"):
             raise TypeError(f"this model takes {self.input}, got {inputs.dtype} as inputs")
-        flat = inputs.flatten(0, 1)
-        if self.encoder is None:
-            return self.attention.cache_frames(flat.to(self.q_static.dtype))
-        return self.attention.cache_frames(self.encoder(flat, layer=len(self.encoder.layers)))
+        if (captions is None) != (self.text == "none"):
+            raise TypeError(f"model.text is {self.text}, got captions {captions}")
+        frames = inputs.flatten(0, 1)
+        tokens = (
+            self.encoder(frames, layer=len(self.encoder.layers))
+            if self.encoder
+            else frames.to(self.q_static.dtype)
+        )
+        before = captions is not None and self.text == "condition"
+        return ClipCache(
+            frames=self.attention.cache_frames(tokens),
+            prefix=Prefix.read(self.language, captions) if captions and before else None,
+        )
 
-    def run_passes(self, cache: FrameCache, B: int, T: int) -> list[PassOutput]:
-        """The coarse pass and then the fine passes, each fed with the queries of the one before."""
-        passes = [self.run_pass(cache, self.static_queries(B, T), mode="coarse")]
-        for _ in range(self.fine_iterations):
-            passes.append(self.run_pass(cache, passes[-1].next_queries, mode="fine"))
+    def run_passes(
+        self, cache: ClipCache, B: int, T: int, *, captions: Captions | None = None
+    ) -> list[PassOutput]:
+        """The coarse pass and then the fine passes, each fed with the queries of the one before.
+
+        A caption to be predicted stands in the first and the last pass, whose losses count.
+        """
+        K = self.fine_iterations
+        predicted = captions if self.text == "caption" else None
+        queries = self.static_queries(B, T)
+        passes = [self.run_pass(cache, queries, mode="coarse", predicted=predicted)]
+        for k in range(1, K + 1):
+            queries, last = passes[-1].next_queries, predicted if k == K else None
+            passes.append(self.run_pass(cache, queries, mode="fine", predicted=last))
         return passes
 
     def static_queries(self, B: int, T: int) -> Tensor:
         """q_static for every frame [B,T,D]."""
         return self.q_static.expand(B, T, -1)
 
-    def run_pass(self, cache: FrameCache, queries: Tensor, *, mode: Mode) -> PassOutput:
+    def run_pass(
+        self,
+        cache: ClipCache,
+        queries: Tensor,
+        *,
+        mode: Mode,
+        predicted: Captions | None = None,
+    ) -> PassOutput:
         """Read every frame with its query [B,T,D] and run the language model over the result."""
         B, T, _ = queries.shape
-        visual, attention = self.read_frames(cache, queries)
-        mode_token = self.mode_tokens[mode].expand(B, 1, -1)
-        sequence = torch.cat([mode_token, visual], dim=1)
-        states: Tensor = self.language(inputs_embeds=sequence, use_cache=False).last_hidden_state
+        visual, attention = self.read_frames(cache.frames, queries)
+        sequence = [self.mode_tokens[mode].expand(B, 1, -1), visual]
+        if predicted:  # its last token is only a target
+            sequence.append(self.language.get_input_embeddings()(predicted.ids[:, :-1]))
+        states = self.run_language(torch.cat(sequence, dim=1), cache.prefix)
         q_init = self.q_init.expand(B, 1, -1)
         return PassOutput(
             queries=queries,
@@ -176,7 +230,26 @@ class FoveatedModel(nn.Module):
             visual=visual,
             predictor=states[:, :T],
             next_queries=torch.cat([q_init, self.to_query(states[:, 1:T]).to(q_init.dtype)], dim=1),
+            caption=states[:, T:] if predicted else None,
         )
+
+    def run_language(self, sequence: Tensor, prefix: Prefix | None) -> Tensor:
+        """States [B,S,H] of a sequence [B,S,H] after the captions of the prefix, causal."""
+        options: dict[str, Any] = {"use_cache": False}
+        if prefix:
+            past = prefix.memory(self.language)
+            options = {"past_key_values": past, "use_cache": True}
+            options |= prefix.places(0, sequence.shape[1])
+        states: Tensor = self.language(inputs_embeds=sequence, **options).last_hidden_state
+        return states
+
+    def caption_losses(self, output: PassOutput, captions: Captions | None) -> Tensor | None:
+        """Each clip's caption loss [B] in a pass that was given captions to predict."""
+        if output.caption is None or captions is None:
+            return None
+        tied = cast(nn.Embedding, self.language.get_input_embeddings())
+        weight = self.output.weight if self.output else tied.weight
+        return caption_losses(output.caption, weight, captions)
 
     def read_frames(self, cache: FrameCache, queries: Tensor) -> tuple[Tensor, Tensor]:
         """Queries [B,T,D] -> visual tokens [B,T,H] and attention [B,T,N]."""

@@ -12,27 +12,28 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from fvlm.models.foveated import FoveatedModel, PassOutput
-from fvlm.models.query_attention import FrameCache
+from fvlm.models.foveated import ClipCache, FoveatedModel, PassOutput
+from fvlm.models.text import Prefix
 
 
-def run_autoregressive(model: FoveatedModel, cache: FrameCache, B: int, T: int) -> PassOutput:
+def run_autoregressive(model: FoveatedModel, cache: ClipCache, B: int, T: int) -> PassOutput:
     """One fine pass over the B*T cached frames in which every query is the pass's own.
 
     The language model keeps its keys and values, so that T frames cost T + 1 short steps.
     `queries` and `next_queries` of the result are the same: the pass is its own successor.
     """
-    past = DynamicCache(config=model.language.config)
+    prefix, language = cache.prefix, model.language
+    past = prefix.memory(language) if prefix else DynamicCache(config=language.config)
     first_frames = torch.arange(B, device=model.q_init.device) * T
-    state = _step(model, model.mode_tokens["fine"].expand(B, 1, -1), past)
+    state = _step(model, model.mode_tokens["fine"].expand(B, 1, -1), past, prefix, 0)
     query = model.q_init.expand(B, 1, -1)
     predictor, queries, attention, visual = [state], [query], [], []
     for t in range(T):
-        token, weights = model.read_frames(cache.take(first_frames + t), query)
+        token, weights = model.read_frames(cache.frames.take(first_frames + t), query)
         visual.append(token)
         attention.append(weights)
         if t < T - 1:
-            state = _step(model, token, past)
+            state = _step(model, token, past, prefix, t + 1)
             query = model.to_query(state)
             predictor.append(state)
             queries.append(query)
@@ -46,8 +47,11 @@ def run_autoregressive(model: FoveatedModel, cache: FrameCache, B: int, T: int) 
     )
 
 
-def _step(model: FoveatedModel, token: Tensor, past: DynamicCache) -> Tensor:
-    """Feed one token [B,1,H], remembered in `past`; its state [B,1,H]."""
-    output = model.language(inputs_embeds=token, past_key_values=past, use_cache=True)
+def _step(
+    model: FoveatedModel, token: Tensor, past: DynamicCache, prefix: Prefix | None, before: int
+) -> Tensor:
+    """Feed one token [B,1,H] after `before` others, remembered in `past`; its state [B,1,H]."""
+    places = prefix.places(before, 1) if prefix else {}
+    output = model.language(inputs_embeds=token, past_key_values=past, use_cache=True, **places)
     state: Tensor = output.last_hidden_state
     return state

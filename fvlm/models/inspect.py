@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fvlm.models.batch import Captions
 from fvlm.models.foveated import FoveatedModel, PassOutput
 from fvlm.models.inference import run_autoregressive
 
@@ -51,10 +52,12 @@ class Inspection:
 
 
 @torch.inference_mode()
-def inspect_clips(model: FoveatedModel, inputs: Tensor, latents: Tensor) -> Inspection:
-    """Run every pass over the clips: tokens [B,T,N,D] and latents [B,T,C,h,w], as stored."""
+def inspect_clips(
+    model: FoveatedModel, inputs: Tensor, latents: Tensor, captions: Captions | None = None
+) -> Inspection:
+    """Run every pass over the clips; arguments as of the model's `forward`."""
     B, T = inputs.shape[:2]
-    cache = model.cache_frames(inputs)
+    cache = model.cache_clips(inputs, captions)
     coarse, *fine = model.run_passes(cache, B, T)
     outputs = {"coarse": coarse}
     outputs |= {f"fine_{number}": output for number, output in enumerate(fine, start=1)}

@@ -1,8 +1,15 @@
-"""The language model's trunk: Llama blocks and the final norm, without the output head."""
+"""The language model: Llama blocks and the final norm; its output head and tokenizer apart."""
 
 from typing import Any
 
-from transformers import AutoTokenizer, LlamaConfig, LlamaModel, PreTrainedTokenizerBase
+from torch import nn
+from transformers import (
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaModel,
+    PreTrainedTokenizerBase,
+)
 
 from fvlm.errors import ParamsError
 from fvlm.io import read_json
@@ -26,6 +33,18 @@ def load_language(source: str, *, layers: int = 0) -> tuple[LlamaModel, Provenan
     config.num_hidden_layers = _count_layers(layers, config.num_hidden_layers, source)
     trunk: LlamaModel = load_pretrained(LlamaModel, resolved, kind="language", config=config)
     return trunk, resolved.provenance
+
+
+def load_output(source: str) -> nn.Linear | None:
+    """The output head [V,H] of a Llama model, float32; None when it is tied to the embeddings."""
+    resolved = resolve(source, kind="language")
+    config = LlamaConfig.from_pretrained(resolved.folder, local_files_only=True)
+    if config.tie_word_embeddings:
+        return None
+    config.num_hidden_layers = 0  # no block is read
+    whole = load_pretrained(LlamaForCausalLM, resolved, kind="language", config=config)
+    head: nn.Linear = whole.lm_head
+    return head
 
 
 def _count_layers(wanted: int, available: int, source: str) -> int:

@@ -78,7 +78,7 @@ def view_clip(
     Model and autoencoder must be on the device of the batch.
     """
     latents = batch.latents.float()
-    found = inspect_clips(model, batch.inputs, latents)
+    found = inspect_clips(model, batch.inputs, latents, batch.captions)
     names = dict(zip(found.passes, pass_names(len(found.passes) - 2), strict=True))
     predicted = {"coarse": found.passes["coarse"].latents}
     predicted["fine"] = found.passes[f"fine_{len(names) - 2}"].latents

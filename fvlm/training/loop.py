@@ -108,11 +108,12 @@ def train(
 def compile_parts(model: FoveatedModel) -> None:
     """Compile, in place, what holds nearly all of the work; names of weights stay.
 
-    Shapes never change in a training, so that nothing is compiled twice.
+    Without text shapes never change in a training, so that nothing is compiled twice; captions
+    differ in length.
     """
     encoder = [model.encoder] if model.encoder is not None else []
     for part in (model.language, model.head.before, model.head.after, *encoder):
-        part.compile(dynamic=False)
+        part.compile(dynamic=False if model.text == "none" else None)
 
 
 def train_step(

@@ -11,14 +11,20 @@ from fvlm.training.optim import TrainParams
 def batch_losses(model: FoveatedModel, batch: Batch, params: TrainParams) -> dict[str, Tensor]:
     """Scalar losses of a batch, means over its clips; `loss` is the one to minimise.
 
-    loss = loss_fine + lambda_coarse * loss_coarse
+    loss = total_fine + lambda_coarse * total_coarse
+    total = mse, or of a model that predicts captions: cross_entropy + lambda_recon * mse
+
+    Every clip counts the same in every mean, also one without a caption, whose cross-entropy is 0:
+    so a clip's share does not depend on the others, whatever the batch is divided into.
     """
     with autocast(batch.latents.device, params.dtype):
-        prediction = model(batch.inputs, batch.latents)
-    coarse = frame_losses(prediction.coarse, batch.latents).mean()
-    fine = frame_losses(prediction.fine, batch.latents).mean()
-    return {
-        "loss": fine + params.lambda_coarse * coarse,
-        "loss_coarse": coarse,
-        "loss_fine": fine,
-    }
+        found = model(batch.inputs, batch.latents, batch.captions)
+    coarse = frame_losses(found.coarse, batch.latents).mean()
+    fine = frame_losses(found.fine, batch.latents).mean()
+    losses = {"loss_coarse": coarse, "loss_fine": fine}
+    if found.caption_coarse is not None and found.caption_fine is not None:
+        said_coarse, said_fine = found.caption_coarse.mean(), found.caption_fine.mean()
+        losses |= {"loss_caption_coarse": said_coarse, "loss_caption_fine": said_fine}
+        coarse = said_coarse + params.lambda_recon * coarse
+        fine = said_fine + params.lambda_recon * fine
+    return {"loss": fine + params.lambda_coarse * coarse, **losses}

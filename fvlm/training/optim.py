@@ -32,6 +32,7 @@ class TrainParams(Params):
     weight_decay: float = Field(ge=0)
     clip_norm: float = Field(gt=0)
     lambda_coarse: float = Field(ge=0)
+    lambda_recon: float = Field(ge=0)
     dtype: Dtype
     compile: bool
     seed: int

@@ -5,7 +5,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
 
 from fvlm.models.batch import Batch
 
@@ -45,7 +44,7 @@ def prefetched(
 
 def _ready(batch: Batch) -> Batch:
     """Keep the GPU's memory of this batch until the computation that uses it is done."""
-    for value in vars(batch).values():
-        if isinstance(value, Tensor) and value.is_cuda:
+    for value in batch.tensors():
+        if value.is_cuda:
             value.record_stream(torch.cuda.current_stream())
     return batch

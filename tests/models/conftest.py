@@ -21,6 +21,7 @@ from transformers import (
 from fvlm.models.dino import DinoEncoder
 from fvlm.models.foveated import FoveatedModel
 from fvlm.models.query_attention import DeepAttention, ShallowAttention
+from fvlm.models.text import Text
 
 ENCODERS = {
     "dinov2": lambda: Dinov2Model(
@@ -116,12 +117,14 @@ def make_frames() -> Callable[..., Tensor]:
 
 @pytest.fixture
 def make_model() -> Callable[..., FoveatedModel]:
-    """model(deep=k, iterations=K) for frames of 3 x 3 patches, D 16, H 24, latents [4,4,4].
+    """model(deep=k, iterations=K) for frames of 3 x 3 patches, D 16, H 24, V 16, latents [4,4,4].
 
     Random weights, large enough that every input changes every output by more than rounding.
     """
 
-    def make(*, deep: int = 0, iterations: int = 1) -> FoveatedModel:
+    def make(
+        *, deep: int = 0, iterations: int = 1, text: Text = "none", tied: bool = True
+    ) -> FoveatedModel:
         torch.manual_seed(1)
         attention: ShallowAttention | DeepAttention = ShallowAttention(16, temperature=0.5)
         sizes: dict[str, Any] = {"num_hidden_layers": 3, "num_attention_heads": 2}
@@ -129,13 +132,15 @@ def make_model() -> Callable[..., FoveatedModel]:
             vit = Dinov2Config(**sizes, hidden_size=16, mlp_ratio=2, image_size=42, patch_size=14)
             attention = DeepAttention(DinoEncoder(Dinov2Model(vit)).tail(deep))
         llama = LlamaConfig(
-            **sizes, vocab_size=4, hidden_size=24, intermediate_size=32, initializer_range=0.2
+            **sizes, vocab_size=16, hidden_size=24, intermediate_size=32, initializer_range=0.2
         )
         model = FoveatedModel(
             language=LlamaModel(llama),
             attention=attention,
             latent_shape=(4, 4, 4),
             fine_iterations=iterations,
+            text=text,
+            output=None if tied else nn.Linear(24, 16, bias=False),
         )
         for name, parameter in model.head.named_parameters():
             if name.endswith("weight"):

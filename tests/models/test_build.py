@@ -4,19 +4,29 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     Dinov2Config,
     Dinov2Model,
     DINOv3ViTConfig,
     DINOv3ViTModel,
     LlamaConfig,
+    LlamaForCausalLM,
     LlamaModel,
+    PreTrainedTokenizerFast,
 )
 
 from fvlm.errors import CheckpointError, FvlmError, ParamsError, ShardError
 from fvlm.io import read_json, write_json
 from fvlm.models.batch import Input
-from fvlm.models.build import build_model, check_layer, load_model, save_model
+from fvlm.models.build import (
+    build_model,
+    build_tokenizer,
+    check_layer,
+    load_model,
+    load_tokenizer_of,
+    save_model,
+)
 from fvlm.models.dino import load_dino
 from fvlm.models.foveated import FoveatedModel, ModelParams, Prediction
 
@@ -35,7 +45,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("parts")
     sizes: dict[str, Any] = {"vocab_size": 8, "hidden_size": H, "intermediate_size": 32}
     llama = LlamaConfig(**sizes, num_hidden_layers=2, num_attention_heads=2)
-    LlamaModel(llama).save_pretrained(root / "llama")
+    for name, tied in (("llama", True), ("untied", False)):
+        llama.tie_word_embeddings = tied
+        LlamaForCausalLM(llama).save_pretrained(root / name)
+        words = Tokenizer(models.WordLevel({"</s>": 0, "a": 1, "cat": 2}, unk_token="a"))
+        words.pre_tokenizer = pre_tokenizers.Whitespace()
+        fast = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>")
+        fast.save_pretrained(root / name)
     dinov2 = Dinov2Config(**SIZES, mlp_ratio=2, image_size=SIZE)
     Dinov2Model(dinov2).save_pretrained(root / "dinov2")
     dinov3 = DINOv3ViTConfig(**SIZES, intermediate_size=32, num_register_tokens=4)
@@ -52,6 +68,8 @@ def make_params(folder: Path, **changes: object) -> ModelParams:
         "temperature": 1.0,
         "fine_iterations": 1,
         "head_channels": 16,
+        "text": "none",
+        "max_text_tokens": 8,
     }
     return ModelParams.model_validate(values | changes)
 
@@ -141,6 +159,57 @@ def test_llm_layers_change_the_computation(folder: Path) -> None:
     assert len(whole.language.layers) == 2
     short.load_state_dict(whole.state_dict(), strict=False)
     assert not torch.allclose(predict(short, tokens=10), predict(whole, tokens=10))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("text", ["condition", "caption"])
+def test_a_model_with_text_comes_back_with_its_tokenizer(
+    folder: Path, tmp_path: Path, text: str, tied: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, config = build(folder, text=text, llm=str(folder / ("llama" if tied else "untied")))
+    assert (model.output is None) == (tied or text == "condition")
+    tokenizer = build_tokenizer(make_params(folder, text=text))
+    save_model(model.state_dict(), config, tmp_path, tokenizer)
+    for name in ("load_language", "load_output", "load_tokenizer"):
+        monkeypatch.setattr(f"fvlm.models.build.{name}", None)
+    loaded, words = load_model(tmp_path), load_tokenizer_of(tmp_path)
+    assert tokenizer is not None
+    assert words is not None
+    captions = words(["a cat", "", "cat " * 20])
+    assert torch.equal(captions.ids, tokenizer(["a cat", "", "cat " * 20]).ids)
+    assert captions.mask.sum(1).tolist() == [2 if text == "condition" else 3, 0, 8]
+    inputs, latents = torch.randn(3, 2, 10, D), torch.randn(3, 2, 4, 5, 5)
+    with torch.no_grad():
+        found, expected = (m(inputs, latents, captions) for m in (loaded, model))
+    assert torch.equal(found.fine, expected.fine)
+    if text == "caption":
+        assert torch.equal(found.caption_fine, expected.caption_fine)
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"tokenizer.json: cannot load the tokenizer"):
+        load_tokenizer_of(tmp_path)
+
+
+def test_the_output_head_is_the_pretrained_one(folder: Path) -> None:
+    whole = LlamaForCausalLM.from_pretrained(folder / "untied")
+    model, _ = build(folder, text="caption", llm=str(folder / "untied"), llm_layers=1)
+    assert model.output is not None
+    assert torch.equal(model.output.weight, whole.lm_head.weight)
+    assert torch.equal(model.language.embed_tokens.weight, whole.model.embed_tokens.weight)
+
+
+def test_text_parameters_change_the_computation(folder: Path) -> None:
+    """`text` reaches the model, `max_text_tokens` the tokenizer."""
+    assert [build(folder, text=text)[0].text for text in ("none", "condition")] == [
+        "none",
+        "condition",
+    ]
+    assert build_tokenizer(make_params(folder, text="none")) is None
+    counts = []
+    for most in (2, 5):
+        words = build_tokenizer(make_params(folder, text="condition", max_text_tokens=most))
+        assert words is not None
+        counts.append(int(words(["a cat a cat a cat"]).mask.sum()))
+    assert counts == [2, 5]
 
 
 @pytest.mark.parametrize("change", [{"temperature": 0.1}, {"fine_iterations": 2}])

@@ -92,7 +92,7 @@ def test_every_earlier_frame_matters(model: FoveatedModel) -> None:
 @torch.no_grad()
 def test_a_query_comes_from_the_frame_before_in_the_pass_before(model: FoveatedModel) -> None:
     tokens, _ = clip()
-    passes = model.run_passes(model.cache_frames(tokens), B, T)
+    passes = model.run_passes(model.cache_clips(tokens), B, T)
     assert len(passes) == 3
     for earlier, later in pairwise(passes):
         assert torch.equal(later.queries, earlier.next_queries)
@@ -139,7 +139,7 @@ def test_states_against_a_frame_by_frame_reference(model: FoveatedModel) -> None
 @torch.no_grad()
 def test_fine_equals_coarse_when_queries_and_mode_tokens_are_equal(model: FoveatedModel) -> None:
     tokens, _ = clip()
-    cache = model.cache_frames(tokens)
+    cache = model.cache_clips(tokens)
     static = model.static_queries(B, T)
     coarse = model.run_pass(cache, static, mode="coarse")
     assert not torch.equal(
@@ -196,7 +196,7 @@ def test_queries_start_with_unit_variance_and_do_not_attend_uniformly() -> None:
     )
     assert 0.85 < model.q_static.std() < 1.15
     assert 0.85 < model.q_init.std() < 1.15
-    cache = model.cache_frames(torch.randn(1, 1, count, width))
+    cache = model.cache_clips(torch.randn(1, 1, count, width)).frames
     for query in (model.q_static, model.q_init):
         _, weights = model.read_frames(cache, query[None, None])
         assert math.log(count) + (weights * weights.log()).sum() > 0.2
@@ -208,7 +208,7 @@ def test_the_query_projection_has_no_bias() -> None:
 
 def test_visual_tokens_are_normalised_each_on_its_own(model: FoveatedModel) -> None:
     tokens, _ = clip()
-    visual, _ = model.read_frames(model.cache_frames(tokens), model.static_queries(B, T))
+    visual, _ = model.read_frames(model.cache_clips(tokens).frames, model.static_queries(B, T))
     torch.testing.assert_close(visual.square().mean(-1), torch.ones(B, T), rtol=1e-3, atol=1e-3)
 
 

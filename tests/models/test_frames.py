@@ -102,7 +102,7 @@ def test_recomputing_the_encoder_saves_memory_and_changes_no_gradient(stock: Any
             return value
 
         with torch.autograd.graph.saved_tensors_hooks(count, lambda value: value):
-            model.cache_frames(frames)
+            model.cache_clips(frames)
         total(model, frames, latents).backward()
         kept.append(sum(sizes))
         gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})

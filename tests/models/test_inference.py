@@ -21,7 +21,7 @@ def test_equals_a_sequential_reference_without_cache(
 ) -> None:
     tokens = clips[0][:3]
     B, T = tokens.shape[:2]
-    found = run_autoregressive(model, model.cache_frames(tokens), B, T)
+    found = run_autoregressive(model, model.cache_clips(tokens), B, T)
     for clip in range(B):
         sequence = model.mode_tokens["fine"][None, None]
         query = model.q_init[None, None]
@@ -29,8 +29,8 @@ def test_equals_a_sequential_reference_without_cache(
             states = model.language(inputs_embeds=sequence, use_cache=False).last_hidden_state
             if t > 0:
                 query = model.to_query(states[:, -1:])
-            frame = model.cache_frames(tokens[clip : clip + 1, t : t + 1])
-            visual, attention = model.read_frames(frame, query)
+            frame = model.cache_clips(tokens[clip : clip + 1, t : t + 1])
+            visual, attention = model.read_frames(frame.frames, query)
             # Rounding of other matrix shapes; a wrong frame or query differs by about 1.
             for got, expected in (
                 (found.predictor, states[0, -1]),
@@ -50,7 +50,7 @@ def test_is_where_repeated_fine_passes_end(
     tokens = clips[0]
     B, T = tokens.shape[:2]
     model = make_model(iterations=T - 1)
-    cache = model.cache_frames(tokens)
+    cache = model.cache_clips(tokens)
     passes = model.run_passes(cache, B, T)
     found = run_autoregressive(model, cache, B, T)
     torch.testing.assert_close(found.predictor, passes[-1].predictor, rtol=1e-4, atol=1e-4)

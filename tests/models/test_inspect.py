@@ -24,7 +24,7 @@ def test_passes_are_those_of_the_model(model: FoveatedModel, clips: Clips) -> No
     assert list(found.passes) == ["coarse", "fine_1", "fine_2", "autoregressive"]
     with torch.no_grad():
         expected = model(tokens.half(), latents.half())
-        cache = model.cache_frames(tokens.half())
+        cache = model.cache_clips(tokens.half())
         passes = [*model.run_passes(cache, B, T), run_autoregressive(model, cache, B, T)]
     assert torch.equal(found.passes["coarse"].latents, expected.coarse)
     assert torch.equal(found.passes["fine_2"].latents, expected.fine)

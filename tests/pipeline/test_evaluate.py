@@ -54,6 +54,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
             temperature=1.0,
             fine_iterations=1,
             head_channels=16,
+            text="none",
+            max_text_tokens=8,
         )
         model, config = build_model(params, manifest)
         save_model(model.state_dict(), config, evaluate.MODEL)

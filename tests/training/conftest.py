@@ -37,6 +37,7 @@ class Trial:
         weight_decay=0.01,
         clip_norm=1.0,
         lambda_coarse=1.0,
+        lambda_recon=0.1,
         dtype="float32",
         compile=False,
         seed=0,

@@ -28,6 +28,7 @@ def make_params(**changes: object) -> TrainParams:
         "weight_decay": 0.1,
         "clip_norm": 1.0,
         "lambda_coarse": 1.0,
+        "lambda_recon": 0.1,
         "dtype": "float32",
         "compile": False,
         "seed": 0,
