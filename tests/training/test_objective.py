@@ -77,6 +77,7 @@ def make_params(**changes: object) -> TrainParams:
         "dtype": "float32",
         "seed": 0,
         "checkpoint_samples": B,
+        "compile": False,
         "parallel": "ddp",
     }
     return TrainParams.model_validate(values | changes)
