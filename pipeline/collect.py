@@ -1,14 +1,17 @@
-"""List the videos of a source; nothing is copied or opened.
+"""List the videos of a source; nothing is copied or opened. First, all parameters are checked.
 
 Reads   the source, params.yaml:collect
 Writes  data/collect/videos.jsonl
 """
 
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
 from fvlm.corpus.listing import CollectParams, list_videos
-from fvlm.io import write_jsonl
+from fvlm.errors import ParamsError
+from fvlm.io import atomic_write, sha256_file, state_folder, write_jsonl
 from fvlm.params import Params, load_params
 from pipeline.stage import run
 
@@ -31,5 +34,28 @@ def main() -> None:
     print(f"collect: {counted}, {captioned} with a caption, in {params.source}")
 
 
+def check_params() -> None:
+    """Check all of params.yaml when it has changed: a fault in `train` is no news for after hours.
+
+    In a process of its own: the components of later stages take seconds to import. Raises
+    ParamsError with every fault.
+    """
+    digest, checked = sha256_file(Path("params.yaml")), state_folder() / "params.sha256"
+    if checked.exists() and checked.read_text() == digest:
+        return
+    command = [sys.executable, "-m", "pipeline.check"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise ParamsError(done.stderr.strip().removeprefix("error: "))
+    with atomic_write(checked) as file:
+        file.write(digest.encode())
+
+
+def check_and_list() -> None:
+    """What `dvc repro` begins with."""
+    check_params()
+    main()
+
+
 if __name__ == "__main__":
-    run(main)
+    run(check_and_list)

@@ -6,6 +6,9 @@ Without a name it lists what there is.
 
 import sys
 from pathlib import Path
+from typing import TypeVar
+
+from pydantic import ValidationInfo, field_validator
 
 from fvlm.corpus.listing import CollectParams
 from fvlm.errors import ParamsError
@@ -20,6 +23,7 @@ from fvlm.video.decode import DecodeParams
 from pipeline.stage import run
 
 PRESETS = Path("presets")
+Chosen = TypeVar("Chosen", TrainParams, EvaluateParams)
 
 
 class Sections(Params):
@@ -33,6 +37,17 @@ class Sections(Params):
     train: TrainParams
     evaluate: EvaluateParams
     report: ReportParams
+
+    @field_validator("train", "evaluate")
+    @classmethod
+    def _frames_are_stored(cls, value: Chosen, info: ValidationInfo) -> Chosen:
+        decode = info.data.get("decode")  # absent when that section is itself at fault
+        if decode is not None and value.num_frames > decode.num_frames:
+            raise ValueError(
+                f"num_frames must be <= decode.num_frames ({decode.num_frames}), "
+                f"got {value.num_frames}"
+            )
+        return value
 
 
 def main() -> None:

@@ -5,9 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from fvlm.errors import SourceError
+from fvlm.errors import ParamsError, SourceError
 from fvlm.io import read_jsonl
+from fvlm.params import overlay_params
 from pipeline import collect
+from pipeline.preset import Sections
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -47,3 +51,40 @@ def test_an_empty_source_leaves_nothing(project: Path) -> None:
     with pytest.raises(SourceError, match=r"no videos in .*videos; collect\.source must be"):
         collect.main()
     assert not (project / "data").exists()
+
+
+def test_faults_of_later_stages_are_found_first_and_all_together(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    sound = (ROOT / "params.yaml").read_text()
+    (project / "params.yaml").write_text(
+        sound.replace("  batch_size: 8 ", "  batch_size: 64.5 ", 1) + "  seeed: 1\n"
+    )
+    with pytest.raises(ParamsError) as caught:
+        collect.check_params()
+    message = str(caught.value)
+    assert "train.batch_size: expected int, got 64.5" in message
+    assert "evaluate.seeed: unknown key; did you mean `seed`?" in message
+
+
+def test_sound_parameters_are_checked_once(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    (project / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    collect.check_params()
+    monkeypatch.setenv("PYTHONPATH", "nowhere")
+    collect.check_params()
+    with (project / "params.yaml").open("a") as file:
+        file.write("# another comment\n")
+    with pytest.raises(ParamsError):
+        collect.check_params()
+
+
+def test_more_frames_than_are_stored_are_refused_in_every_section(project: Path) -> None:
+    (project / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    (project / "more.yaml").write_text("train: {num_frames: 25}\nevaluate: {num_frames: 26}\n")
+    with pytest.raises(ParamsError) as caught:
+        overlay_params(Sections, project / "more.yaml")
+    for section, got in (("train", 25), ("evaluate", 26)):
+        expected = f"{section}: num_frames must be <= decode.num_frames (24), got {got}"
+        assert expected in str(caught.value)

@@ -189,7 +189,7 @@ def test_an_error_of_the_loader_arrives_at_its_step(trial: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler's own imports
+@pytest.mark.filterwarnings("ignore")  # of the compiler itself
 def test_compiled_equals_eager_and_keeps_the_names_of_weights(make_trial: MakeTrial) -> None:
     eager, compiled = make_trial("eager"), make_trial("compiled").change(compile=True)
     first, second = eager.run(), compiled.run()
