@@ -20,7 +20,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from fvlm.errors import ParamsError
-from fvlm.io import atomic_write
+from fvlm.io import atomic_write, sha256_file
 
 PARAMS = Path("params.yaml")
 
@@ -50,6 +50,13 @@ def validate_params(sections: type[P], document: dict[str, Any], path: Path) -> 
     except ValidationError as error:
         faults = [_describe(fault, sections) for fault in error.errors()]
         raise ParamsError(f"{path} is invalid:\n  " + "\n  ".join(faults)) from None
+
+
+def hash_params(path: Path = PARAMS) -> str:
+    """Hex sha256 of the file, to see whether any of it has changed."""
+    if not path.exists():
+        raise ParamsError(f"{path} not found; run from the repository's root")
+    return sha256_file(path)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

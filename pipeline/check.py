@@ -1,8 +1,45 @@
 """Check all of params.yaml, every section and the rules between them: python -m pipeline.check."""
 
-from fvlm.params import PARAMS, load_params
-from pipeline.preset import Sections
+from typing import TypeVar
+
+from pydantic import ValidationInfo, field_validator
+
+from fvlm.corpus.listing import CollectParams
+from fvlm.evaluation.controls import EvaluateParams
+from fvlm.models.encoding import EncodeParams
+from fvlm.models.foveated import ModelParams
+from fvlm.params import PARAMS, Params, load_params
+from fvlm.report.gallery import ReportParams
+from fvlm.training.optim import TrainParams
+from fvlm.video.accept import FilterParams
+from fvlm.video.decode import DecodeParams
 from pipeline.stage import run
+
+Chosen = TypeVar("Chosen", TrainParams, EvaluateParams)
+
+
+class Sections(Params):
+    """All of params.yaml."""
+
+    collect: CollectParams
+    filter: FilterParams
+    decode: DecodeParams
+    encode: EncodeParams
+    model: ModelParams
+    train: TrainParams
+    evaluate: EvaluateParams
+    report: ReportParams
+
+    @field_validator("train", "evaluate")
+    @classmethod
+    def _frames_are_stored(cls, value: Chosen, info: ValidationInfo) -> Chosen:
+        decode = info.data.get("decode")  # absent when that section is itself at fault
+        if decode is not None and value.num_frames > decode.num_frames:
+            raise ValueError(
+                f"num_frames must be <= decode.num_frames ({decode.num_frames}), "
+                f"got {value.num_frames}"
+            )
+        return value
 
 
 def main() -> None:

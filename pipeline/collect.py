@@ -11,8 +11,8 @@ from pathlib import Path
 
 from fvlm.corpus.listing import CollectParams, list_videos
 from fvlm.errors import ParamsError
-from fvlm.io import atomic_write, sha256_file, state_folder, write_jsonl
-from fvlm.params import Params, load_params
+from fvlm.io import atomic_write, state_folder, write_jsonl
+from fvlm.params import Params, hash_params, load_params
 from pipeline.stage import run
 
 VIDEOS = Path("data/collect/videos.jsonl")
@@ -40,7 +40,7 @@ def check_params() -> None:
     In a process of its own: the components of later stages take seconds to import. Raises
     ParamsError with every fault.
     """
-    digest, checked = sha256_file(Path("params.yaml")), state_folder() / "params.sha256"
+    digest, checked = hash_params(), state_folder() / "params.sha256"
     if checked.exists() and checked.read_text() == digest:
         return
     command = [sys.executable, "-m", "pipeline.check"]

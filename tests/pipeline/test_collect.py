@@ -9,7 +9,7 @@ from fvlm.errors import ParamsError, SourceError
 from fvlm.io import read_jsonl
 from fvlm.params import overlay_params
 from pipeline import collect
-from pipeline.preset import Sections
+from pipeline.check import Sections
 
 ROOT = Path(__file__).parents[2]
 

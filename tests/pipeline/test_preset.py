@@ -6,7 +6,7 @@ import pytest
 
 from fvlm.errors import ParamsError
 from fvlm.params import load_params, overlay_params
-from pipeline import preset
+from pipeline import check, preset
 
 ROOT = Path(__file__).parents[2]
 PRESETS = sorted((ROOT / "presets").glob("*.yaml"))
@@ -22,16 +22,16 @@ def params(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
 def test_every_preset_applies_and_keeps_comments(path: Path, params: Path) -> None:
     before = params.read_text()
-    overlay_params(preset.Sections, path, params)
+    overlay_params(check.Sections, path, params)
     after = params.read_text()
     assert after != before
     assert after.count("#") == before.count("#")
-    assert load_params(preset.Sections, params).encode != load_params(preset.Sections).encode
+    assert load_params(check.Sections, params).encode != load_params(check.Sections).encode
 
 
 def test_the_published_features_set_up(params: Path) -> None:
-    overlay_params(preset.Sections, ROOT / "presets/features-rtx4090.yaml", params)
-    found = load_params(preset.Sections, params)
+    overlay_params(check.Sections, ROOT / "presets/features-rtx4090.yaml", params)
+    found = load_params(check.Sections, params)
     assert (found.train.batch_size, found.train.num_frames, found.train.lr) == (64, 16, 1e-4)
     assert (found.decode.num_frames, found.decode.size) == (24, 256)
     assert found.model.fine_iterations == 2
@@ -39,8 +39,8 @@ def test_the_published_features_set_up(params: Path) -> None:
 
 
 def test_the_published_first_phase_on_frames(params: Path) -> None:
-    overlay_params(preset.Sections, ROOT / "presets/frames-phase1.yaml", params)
-    found = load_params(preset.Sections, params)
+    overlay_params(check.Sections, ROOT / "presets/frames-phase1.yaml", params)
+    found = load_params(check.Sections, params)
     train = found.train
     assert (train.input, train.num_frames, found.decode.num_frames) == ("frames", 8, 8)
     assert (found.decode.size, train.dtype, train.clip_norm) == (256, "bfloat16", 1.0)
@@ -54,7 +54,7 @@ def test_the_published_first_phase_on_frames(params: Path) -> None:
 def test_an_empty_preset_changes_no_byte(params: Path, tmp_path: Path) -> None:
     before = params.read_bytes()
     (tmp_path / "empty.yaml").write_text("train: {}\n")
-    overlay_params(preset.Sections, tmp_path / "empty.yaml", params)
+    overlay_params(check.Sections, tmp_path / "empty.yaml", params)
     assert params.read_bytes() == before
 
 
@@ -72,7 +72,7 @@ def test_an_invalid_preset_changes_nothing(
     before = params.read_bytes()
     (tmp_path / "bad.yaml").write_text(text)
     with pytest.raises(ParamsError, match=message):
-        overlay_params(preset.Sections, tmp_path / "bad.yaml", params)
+        overlay_params(check.Sections, tmp_path / "bad.yaml", params)
     assert params.read_bytes() == before
 
 
