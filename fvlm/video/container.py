@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -148,7 +149,7 @@ class Timeline:
                 if index not in self.orphans:
                     yield packet
 
-    @property
+    @cached_property
     def shown(self) -> list[int]:
         """Times at which frames appear, ascending, in ticks."""
         return sorted(packet.time for packet in self.facts if packet.is_shown)

@@ -230,6 +230,5 @@ def check_delivered(timeline: Timeline, times: list[int]) -> None:
 def _clip(
     pictures: list[np.ndarray], times: list[int], start: int, timeline: Timeline
 ) -> DecodedClip:
-    frames = np.stack(pictures).transpose(0, 3, 1, 2)
     seconds = [float((time - start) * timeline.time_base) for time in times]
-    return DecodedClip(np.ascontiguousarray(frames), seconds)
+    return DecodedClip(np.stack(pictures), seconds)

@@ -35,13 +35,13 @@ class Orientation:
         return 180 if self.mirror_y else 0
 
     def apply(self, picture: np.ndarray) -> np.ndarray:
-        """Orient one picture [H, W, C]."""
+        """Orient one picture [C, H, W]."""
         if self.transpose:
-            picture = picture.transpose(1, 0, 2)
+            picture = picture.transpose(0, 2, 1)
         if self.mirror_x:
-            picture = picture[:, ::-1]
+            picture = picture[:, :, ::-1]
         if self.mirror_y:
-            picture = picture[::-1]
+            picture = picture[:, ::-1]
         return picture
 
 
@@ -61,7 +61,7 @@ def orientation_of(frame: VideoFrame) -> Orientation:
 
 
 class FrameConverter:
-    """Turns decoded frames into stored ones: uint8 [size, size, 3] RGB."""
+    """Turns decoded frames into stored ones: uint8 [3, size, size] RGB."""
 
     def __init__(self, size: int, sample_aspect_ratio: Fraction | None) -> None:
         self._size = size
@@ -81,8 +81,13 @@ class FrameConverter:
         if self._graph is None or key != self._graph_key:
             self._graph, self._graph_key = self._build(*key), key
         self._graph.vpush(frame)
-        picture = self._graph.vpull().to_ndarray()
-        return orientation_of(frame).apply(picture)
+        scaled = self._graph.vpull()
+        assert isinstance(scaled, VideoFrame)
+        picture = np.empty((3, self._size, self._size), np.uint8)
+        for channel, plane in zip((1, 2, 0), scaled.planes, strict=True):  # green, blue, red
+            rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
+            picture[channel] = rows[: self._size, : self._size]
+        return np.ascontiguousarray(orientation_of(frame).apply(picture))
 
     def _build(
         self, width: int, height: int, pixel_format: str, colorspace: int, color_range: int
@@ -101,7 +106,9 @@ class FrameConverter:
             graph.add("buffer", **source),
             graph.add("crop", f"w={crop_width}:h={crop_height}"),  # centred by default
             graph.add("scale", f"w={self._size}:h={self._size}:flags={SCALE_FLAGS}"),
-            graph.add("format", "rgb24"),
+            graph.add(
+                "format", "gbrp"
+            ),  # planes: at least as exact as packed RGB, in half the time
             graph.add("buffersink"),
         ).configure()
         return graph

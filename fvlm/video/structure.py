@@ -8,6 +8,7 @@ Sources: RFC 8794 and RFC 9559 (EBML, Matroska), ISO/IEC 14496-12 (MP4), Microso
 reference with the OpenDML extension.
 """
 
+import os
 import re
 import zlib
 from collections.abc import Iterator
@@ -170,8 +171,7 @@ def _check_chunks(file: IO[bytes], start: int, end: int) -> None:
 def _check_frames(file: IO[bytes], start: int, end: int) -> None:
     position = start
     while position + 8 <= end:
-        file.seek(position)
-        header = file.read(8)
+        header = os.pread(file.fileno(), 8, position)  # thousands of these: no buffer to fill
         if not AVI_CHUNK.fullmatch(header[:4]):
             raise _damaged("a frame without a header", position)
         length = int.from_bytes(header[4:], "little")
