@@ -49,13 +49,15 @@ class ClipView:
 
     decoded: by name, latents through the autoencoder's decoder [T,S,S,3]: `actual` (what a perfect
     prediction would give), `coarse` and `fine` as predicted. `persistence` is `actual` one frame
-    late. losses: mean squared error of the latent by arm [T]; NaN where there is no prediction.
+    late. latents [T,C,h,w]: `coarse` and `fine` as predicted. losses: mean squared error of the
+    latent by arm [T]; NaN where there is no prediction.
     """
 
     frames: Frames
     seconds: list[float]
     passes: dict[str, PassView]
     decoded: dict[str, Frames]
+    latents: dict[str, Values]
     losses: dict[str, Values]
 
     @property
@@ -93,6 +95,7 @@ def view_clip(
             for name, label in names.items()
         },
         decoded={name: _decode(vae, value[0]) for name, value in pictured.items()},
+        latents={name: value[0].cpu().numpy() for name, value in predicted.items()},
         losses={name: value.cpu().numpy() for name, value in losses.items()},
     )
 

@@ -112,6 +112,13 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def video_folder(tmp_path: Path) -> Path:
+    """A folder with one video of 2 seconds, `street ä.mp4`."""
+    render(tmp_path / "street ä.mp4", "libx264", 2.0, seed=0)
+    return tmp_path
+
+
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A git clone of the tracked files, with tiny parameters, videos and models, committed."""

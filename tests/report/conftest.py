@@ -38,6 +38,7 @@ def view() -> ClipView:
             "autoregressive": PassView(single, apart, entropy=0.0, peak=9.0),
         },
         decoded=dict(zip(("actual", "coarse", "fine"), pictures[1:], strict=True)),
+        latents={name: np.zeros((T, 4, 4, 4), np.float32) for name in ("coarse", "fine")},
         losses=losses,
     )
 
