@@ -21,7 +21,7 @@ LAYERS = (
     {"errors"},
     {"params", "io", "seeding", "progress", "compute", "ahead"},
     {"video", "shards", "corpus", "models", "tracking", "mlflow_sender"},
-    {"training", "evaluation"},
+    {"training", "evaluation", "uncertainty"},
     {"report"},
 )
 NEVER = {  # layers beside each other that know nothing of each other
@@ -31,7 +31,8 @@ NEVER = {  # layers beside each other that know nothing of each other
     "models": {"video", "shards", "corpus", "tracking"},
     "training": {"evaluation", "video", "shards", "corpus", "tracking"},
     "evaluation": {"training", "video", "corpus", "tracking"},
-    "report": {"training", "video", "shards", "corpus", "tracking"},
+    "report": {"training", "uncertainty", "video", "shards", "corpus", "tracking"},
+    "uncertainty": {"training", "evaluation", "video", "shards", "corpus", "tracking"},
 }
 HEAVY = ("torch", "transformers", "diffusers", "mlflow")
 NOT_IN_A_STEP = ("dvc", "mlflow", "av", "webdataset")

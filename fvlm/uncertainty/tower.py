@@ -1,0 +1,337 @@
+"""A vision tower as a list of steps between its linear layers, to run a part of it many times.
+
+A step takes the residual stream and the outputs of some linear layers, with or without dropout,
+and computes the next ones. Everything before the first dropout is computed once for a frame.
+In towers that give the CLS token as embedding, the last block computes its other tokens only as
+far as keys and values: nothing else of them reaches the embedding.
+
+One `Layer` serves all families: it holds the stock transformers layer's own submodules under
+common names. `Tower.check` and tests hold all of it equal to the stock model.
+
+Axes: R frames or rows, N tokens, D width, d width of one head.
+"""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import (
+    CLIPVisionModel,
+    CLIPVisionModelWithProjection,
+    Dinov2Model,
+    DINOv3ViTModel,
+    SiglipVisionModel,
+)
+
+from fvlm.errors import FvlmError, WeightsError
+from fvlm.io import read_json
+from fvlm.models.dino import EncoderBlock, Positions
+from fvlm.models.pretrained import load_pretrained
+from fvlm.models.sources import CONFIG, Provenance, Resolved, resolve, unusable
+from fvlm.uncertainty.pixels import Preparation, read_preparation
+
+Tensors = tuple[Tensor, ...]
+Drop = Callable[[str, Tensor], Tensor]  # name of a linear layer and its output -> what goes on
+TOLERANCE = 1e-3  # of the largest value of an embedding, between two ways to compute it
+
+_MODELS: dict[str, Any] = {
+    "dinov2": Dinov2Model,
+    "dinov3_vit": DINOv3ViTModel,
+    "clip": CLIPVisionModelWithProjection,
+    "clip_vision_model": CLIPVisionModel,
+    "siglip": SiglipVisionModel,
+    "siglip_vision_model": SiglipVisionModel,
+}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One pre-norm transformer block. `inner` are the first linear layers of the MLP."""
+
+    norm1: nn.Module
+    q: nn.Module
+    k: nn.Module
+    v: nn.Module
+    out: nn.Module
+    scale1: nn.Module
+    norm2: nn.Module
+    inner: tuple[nn.Module, ...]
+    join: Callable[..., Tensor]
+    last: nn.Module
+    scale2: nn.Module
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a forward stands: before `step`, with the outputs of its linear layers undropped."""
+
+    step: int
+    residual: Tensor  # [R,N,D]; [R,S,S,3] pixels before the first step
+    outputs: Tensors
+    positions: Positions
+
+
+@dataclass(frozen=True)
+class Step:
+    """`run(residual, outputs of the layers named, positions)` -> the same for the next step."""
+
+    names: tuple[str, ...]
+    run: Callable[[Tensor, Tensors, Positions], tuple[Tensor, Tensors]]
+
+
+class Tower(nn.Module):
+    """Frames to embeddings [R,D]; `steps`, `sites` (names of layers that can drop), `width`."""
+
+    def __init__(self, model: Any, preparation: Preparation) -> None:
+        """`model` is a stock vision model; its weights are shared, not copied."""
+        super().__init__()
+        self.model, self.preparation = model, preparation
+        # CLIP with its projection wraps the tower; DINOv3 holds its layers one level deeper.
+        self._inner: Any = getattr(model, "vision_model", model)
+        self.heads: int = self._inner.config.num_attention_heads
+        self._names = {module: name for name, module in model.named_modules()}
+        self._pools_cls = not isinstance(self._inner, SiglipVisionModel)
+        self.layers = [_layer(layer) for layer in _stock_layers(self._inner)]
+        self.steps = self._plan()
+        self.sites = tuple(name for step in self.steps for name in step.names)
+
+    def stock(self, frames: Tensor) -> Tensor:
+        """Embeddings [R,D] of frames uint8 [R,3,S,S], by the stock model."""
+        output = self.model(pixel_values=self.preparation(frames))
+        embeddings: Tensor = output.get("image_embeds", output.get("pooler_output"))
+        return embeddings
+
+    def prefix(self, frames: Tensor, sites: Collection[str]) -> State:
+        """Compute frames uint8 [R,3,S,S] up to the first step that gets a dropped value."""
+        pixels = self.preparation(frames)
+        rotary = getattr(self._inner, "rope_embeddings", None)
+        state = State(0, pixels, (), rotary(pixels) if rotary else None)
+        steps = [number for number, step in enumerate(self.steps) if set(step.names) & set(sites)]
+        return self._advance(state, min(steps, default=len(self.steps)), _keep)
+
+    def suffix(self, state: State, drop: Drop) -> Tensor:
+        """Embeddings [R,D]; `drop` gets every linear output from here on and may change it."""
+        return self._advance(state, len(self.steps), drop).residual
+
+    def check(self, frames: Tensor) -> Tensor:
+        """Embeddings [R,D] of frames, computed in steps without dropout.
+
+        Raises FvlmError when they are not what the stock model gives: then this module
+        misunderstands the installed version of transformers.
+        """
+        embeddings = self.suffix(self.prefix(frames, ()), _keep)
+        expected = self.stock(frames)
+        difference = float((embeddings - expected).abs().max())
+        if not difference <= TOLERANCE * float(expected.abs().max()):
+            raise FvlmError(
+                f"the tower in steps differs by {difference:.2g} from {type(self.model).__name__}"
+            )
+        return embeddings
+
+    def _advance(self, state: State, stop: int, drop: Drop) -> State:
+        residual, outputs = state.residual, state.outputs
+        for step in self.steps[state.step : stop]:
+            dropped = tuple(
+                drop(name, value) for name, value in zip(step.names, outputs, strict=True)
+            )
+            residual, outputs = step.run(residual, dropped, state.positions)
+        return State(stop, residual, outputs, state.positions)
+
+    def _plan(self) -> list[Step]:
+        steps = [Step((), self._embed)]
+        for number, layer in enumerate(self.layers):
+            qkv = (layer.q, layer.k, layer.v)
+            final = number + 1 == len(self.layers)
+            steps += [
+                Step(self._name(*qkv), self._attend(layer)),
+                Step(self._name(layer.out), _enter_mlp(layer)),
+                Step(self._name(*layer.inner), _leave_mlp(layer)),
+                Step(self._name(layer.last), self._pool(layer) if final else self._next(number)),
+            ]
+        head = getattr(self._inner, "head", None)
+        if head is not None:
+            steps.append(Step(self._name(head.mlp.fc1), _leave_head(head)))
+            steps.append(Step(self._name(head.mlp.fc2), _sum_head))
+        elif hasattr(self.model, "visual_projection"):
+            steps.append(Step(self._name(self.model.visual_projection), _projected))
+        return steps
+
+    def _name(self, *modules: nn.Module) -> tuple[str, ...]:
+        return tuple(self._names[module] for module in modules)
+
+    def _embed(self, pixels: Tensor, _: Tensors, __: Positions) -> tuple[Tensor, Tensors]:
+        tokens = self._inner.embeddings(pixels)
+        if hasattr(self._inner, "pre_layrnorm"):  # its name in transformers
+            tokens = self._inner.pre_layrnorm(tokens)
+        return self._enter(0, tokens)
+
+    def _enter(self, number: int, x: Tensor) -> tuple[Tensor, Tensors]:
+        """Queries, keys and values of a block, before they are split into heads."""
+        layer, normed = self.layers[number], self.layers[number].norm1(x)
+        asking = normed
+        if self._pools_cls and number + 1 == len(self.layers):
+            x, asking = x[:, :1], normed[:, :1]
+        return x, (layer.q(asking), layer.k(normed), layer.v(normed))
+
+    def _attend(self, layer: Layer) -> Any:
+        def run(x: Tensor, qkv: Tensors, positions: Positions) -> tuple[Tensor, Tensors]:
+            query, key, value = (self._split(part) for part in qkv)
+            if query.shape[2] > 1:  # CLS alone has no position
+                query = EncoderBlock.rotate(query, positions)
+            key = EncoderBlock.rotate(key, positions)
+            attended = F.scaled_dot_product_attention(query, key, value)
+            return x, (layer.out(attended.transpose(1, 2).flatten(2)),)
+
+        return run
+
+    def _next(self, number: int) -> Any:
+        def run(x: Tensor, outputs: Tensors, _: Positions) -> tuple[Tensor, Tensors]:
+            return self._enter(number + 1, x + self.layers[number].scale2(outputs[0]))
+
+        return run
+
+    def _pool(self, layer: Layer) -> Any:
+        """From the last block to the embedding, or to the next linear layer on the way."""
+
+        def run(x: Tensor, outputs: Tensors, _: Positions) -> tuple[Tensor, Tensors]:
+            inner = self._inner
+            x = x + layer.scale2(outputs[0])
+            norm = next(
+                getattr(inner, name)
+                for name in ("layernorm", "norm", "post_layernorm")
+                if hasattr(inner, name)
+            )
+            x = norm(x if not self._pools_cls else x[:, :1])
+            if getattr(inner, "head", None) is not None:
+                return _enter_head(inner.head, x)
+            if hasattr(self.model, "visual_projection"):
+                return x, (self.model.visual_projection(x),)
+            return x[:, 0], ()
+
+        return run
+
+    def _split(self, x: Tensor) -> Tensor:
+        """[R,N,D] -> [R,heads,N,d]."""
+        R, N, D = x.shape
+        return x.view(R, N, self.heads, D // self.heads).transpose(1, 2)
+
+
+def load_tower(source: str) -> tuple[Tower, Provenance]:
+    """A DINOv2, DINOv3, CLIP, SigLIP or fixed-resolution SigLIP2 vision model, float32.
+
+    Raises WeightsError when the source cannot be loaded.
+    """
+    resolved = resolve(source, kind="tower")
+    config = read_json(resolved.folder / CONFIG)
+    found = config.get("model_type")
+    if found not in _MODELS:
+        problem = f"model type {found!r} is not supported, only {', '.join(_MODELS)}"
+        raise unusable(source, "tower", problem)
+    model = load_pretrained(_class(config), resolved, kind="tower")
+    if isinstance(model, SiglipVisionModel) and not model.use_head:
+        raise unusable(source, "tower", "it has no pooling head, so it gives no embedding")
+    return Tower(model, _preparation(model, resolved)).eval(), resolved.provenance
+
+
+def _class(config: dict[str, Any]) -> Any:
+    """The model's class; a CLIP tower saved alone may or may not have its projection."""
+    if "CLIPVisionModelWithProjection" in config.get("architectures", ()):
+        return CLIPVisionModelWithProjection
+    model_class: Any = _MODELS[config["model_type"]]
+    return model_class
+
+
+def _preparation(model: Any, resolved: Resolved) -> Preparation:
+    config = model.config
+    if any(getattr(config, name, 0) for name in ("attention_dropout", "drop_path_rate")):
+        raise WeightsError(f"{resolved.folder}/{CONFIG}: dropout of its own must be 0")
+    free = isinstance(model, Dinov2Model | DINOv3ViTModel)  # positions fit any size
+    return read_preparation(
+        resolved, size=None if free else config.image_size, patch=config.patch_size
+    )
+
+
+def _stock_layers(inner: Any) -> Any:
+    """The list of blocks, wherever the family keeps it."""
+    if isinstance(inner, DINOv3ViTModel):
+        return inner.model.layer
+    return inner.encoder.layer if isinstance(inner, Dinov2Model) else inner.encoder.layers
+
+
+def _layer(stock: Any) -> Layer:
+    mlp = stock.mlp
+    activation = getattr(mlp, "act_fn", None) or getattr(mlp, "activation", None)
+    activation = activation or mlp.activation_fn
+    inner: tuple[nn.Module, ...]
+    if hasattr(mlp, "gate_proj"):
+        inner, last = (mlp.gate_proj, mlp.up_proj), mlp.down_proj
+    elif hasattr(mlp, "up_proj"):
+        inner, last = (mlp.up_proj,), mlp.down_proj
+    else:
+        inner, last = (mlp.fc1,), mlp.fc2
+
+    def join(gate: Tensor, *values: Tensor) -> Tensor:
+        joined: Tensor = activation(gate)
+        for value in values:
+            joined = joined * value
+        return joined
+
+    dino = hasattr(stock, "attention")
+    attention = stock.attention if dino else stock.self_attn
+    return Layer(
+        norm1=stock.norm1 if dino else stock.layer_norm1,
+        q=attention.q_proj,
+        k=attention.k_proj,
+        v=attention.v_proj,
+        out=attention.o_proj if dino else attention.out_proj,
+        scale1=stock.layer_scale1 if dino else nn.Identity(),
+        norm2=stock.norm2 if dino else stock.layer_norm2,
+        inner=inner,
+        join=join,
+        last=last,
+        scale2=stock.layer_scale2 if dino else nn.Identity(),
+    )
+
+
+def _enter_mlp(layer: Layer) -> Any:
+    def run(x: Tensor, outputs: Tensors, _: Positions) -> tuple[Tensor, Tensors]:
+        x = x + layer.scale1(outputs[0])
+        normed = layer.norm2(x)
+        return x, tuple(linear(normed) for linear in layer.inner)
+
+    return run
+
+
+def _leave_mlp(layer: Layer) -> Any:
+    def run(x: Tensor, outputs: Tensors, _: Positions) -> tuple[Tensor, Tensors]:
+        return x, (layer.last(layer.join(*outputs)),)
+
+    return run
+
+
+def _enter_head(head: Any, x: Tensor) -> tuple[Tensor, Tensors]:
+    """SigLIP's pooling: one learned query over all tokens, then an MLP."""
+    probe = head.probe.expand(len(x), -1, -1)
+    pooled = head.attention(probe, x, x, need_weights=False)[0]
+    return pooled, (head.mlp.fc1(head.layernorm(pooled)),)
+
+
+def _leave_head(head: Any) -> Any:
+    def run(x: Tensor, outputs: Tensors, _: Positions) -> tuple[Tensor, Tensors]:
+        return x, (head.mlp.fc2(head.mlp.activation_fn(outputs[0])),)
+
+    return run
+
+
+def _sum_head(x: Tensor, outputs: Tensors, _: Positions) -> tuple[Tensor, Tensors]:
+    return (x + outputs[0])[:, 0], ()
+
+
+def _projected(_: Tensor, outputs: Tensors, __: Positions) -> tuple[Tensor, Tensors]:
+    return outputs[0][:, 0], ()
+
+
+def _keep(_: str, value: Tensor) -> Tensor:
+    return value

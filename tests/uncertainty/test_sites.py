@@ -1,0 +1,31 @@
+"""Sites are declared by name or pattern, and every fault is named."""
+
+import pytest
+
+from fvlm.errors import ParamsError
+from fvlm.uncertainty.sites import match_sites
+
+KNOWN = ("layer.0.mlp.fc1", "layer.0.mlp.fc2", "layer.1.mlp.fc1", "layer.1.mlp.fc2", "head")
+
+
+@pytest.mark.parametrize(
+    ("patterns", "expected"),
+    [
+        (["layer.1.mlp.fc2", "layer.0.mlp.fc2"], ("layer.0.mlp.fc2", "layer.1.mlp.fc2")),
+        (["*.fc1", "head"], ("layer.0.mlp.fc1", "layer.1.mlp.fc1", "head")),
+        (["layer.[1-9].*"], ("layer.1.mlp.fc1", "layer.1.mlp.fc2")),
+        (["*"], KNOWN),
+    ],
+)
+def test_names_and_patterns(patterns: list[str], expected: tuple[str, ...]) -> None:
+    assert match_sites(patterns, KNOWN) == expected
+
+
+def test_a_name_that_does_not_exist() -> None:
+    with pytest.raises(ParamsError, match=r"'layer\.2\.mlp\.fc1' fits no .*: layer\.1\.mlp\.fc1, "):
+        match_sites(["head", "layer.2.mlp.fc1"], KNOWN)
+
+
+def test_a_layer_never_drops_twice() -> None:
+    with pytest.raises(ParamsError, match=r"head is named twice, by 'head' and '\*'"):
+        match_sites(["head", "*"], KNOWN)
