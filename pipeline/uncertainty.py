@@ -24,7 +24,8 @@ from fvlm.errors import ParamsError
 from fvlm.io import atomic_write, hash_json, state_folder, write_json
 from fvlm.params import Params, load_params
 from fvlm.seeding import unit_hash
-from fvlm.shards.read import open_shards, read_manifest
+from fvlm.shards.manifest import read_manifest
+from fvlm.shards.read import open_shards
 from fvlm.uncertainty.moments import VARIANTS
 from fvlm.uncertainty.plots import plot_icc, plot_sheet
 from fvlm.uncertainty.sampling import Sampler, UncertaintyParams, score_frames
@@ -53,8 +54,6 @@ def main() -> None:
     frames, names = load_frames(params)
     tower, source = load_tower(params.model)
     sampler = Sampler(tower, match_sites(params.sites, tower.sites), params, device)
-    with torch.inference_mode():
-        tower.check(torch.from_numpy(frames[:1]).to(device))
     samples = [name.sample for name in names]
     # What scores depend on; how many share a forward is not part of it.
     deciding = {"model", "p", "seed", "passes", "snapshots", "trials", "dtype"}
@@ -67,6 +66,10 @@ def main() -> None:
         "blur": partial(blur, sigma=params.blur_sigma),
         "downsample": partial(downsample, factor=params.downsample),
     }
+    with torch.inference_mode():  # faults show before the long work
+        first = torch.from_numpy(frames[:1]).to(device)
+        for pixels in (first, *(change(first) for change in plan.values())):
+            tower.check(pixels)
     kept = {"clean": state / f"{hash_json(described)[:16]}.safetensors"}
     kept |= {
         kind: state / f"{hash_json(described | {kind: change.keywords})[:16]}.safetensors"
@@ -120,6 +123,11 @@ def load_frames(params: UncertaintyParams) -> tuple[NDArray[np.uint8], list[Fram
     names = [FrameName(key, video, number) for key, video in videos for number in numbers]
     for reader in readers:
         reader.close()
+    if len(names) < 2:
+        raise ParamsError(
+            "uncertainty.max_clips, uncertainty.frames_per_clip: at least 2 frames are needed, "
+            f"got {len(names)}"
+        )
     return np.concatenate(frames), names
 
 

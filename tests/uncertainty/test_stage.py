@@ -17,7 +17,7 @@ from matplotlib.image import imread
 
 import fvlm
 from fvlm.errors import FvlmError, ParamsError
-from fvlm.io import write_json
+from fvlm.shards.manifest import write_manifest
 from fvlm.shards.write import sample_key, write_shard
 from fvlm.uncertainty.sampling import UncertaintyParams
 from pipeline import uncertainty
@@ -42,7 +42,7 @@ def write_clips(counts: dict[str, int]) -> None:
         name = f"{split}-000000.tar"
         facts = write_shard(uncertainty.CLIPS / name, samples)
         shards.append({"name": name, "split": split} | vars(facts))
-    write_json(uncertainty.CLIPS / "manifest.json", {"shards": shards})
+    write_manifest(uncertainty.CLIPS, {"stage": "decode", "shards": shards})
 
 
 @pytest.fixture
@@ -97,14 +97,7 @@ def test_what_it_writes(project: Project, capsys: pytest.CaptureFixture[str]) ->
     assert "post: {'icc': " in capsys.readouterr().out
 
 
-def test_twice_is_the_same(project: Project) -> None:
-    project()
-    uncertainty.main()
-    first = [path.read_bytes() for path in (*TABLES, *PICTURES)]
-    uncertainty.main()
-    assert [path.read_bytes() for path in (*TABLES, *PICTURES)] == first
-
-
+@pytest.mark.slow
 def test_a_killed_process_goes_on_where_it_was(project: Project) -> None:
     """SIGKILL in the middle; the results are those of a run that was left alone, to the bit."""
     project(passes=16, trials=2, clips={"train": 5})
@@ -130,15 +123,16 @@ def test_a_killed_process_goes_on_where_it_was(project: Project) -> None:
     assert [path.read_bytes() for path in (*TABLES, *PICTURES)] == expected
 
 
-def test_clips_are_chosen_by_their_keys(project: Project) -> None:
-    project(max_clips=3)
-    uncertainty.main()
-    few = {row["clip"] for row in rows_of(uncertainty.FRAMES)}
-    project(max_clips=4)
-    uncertainty.main()
-    more = {row["clip"] for row in rows_of(uncertainty.FRAMES)}
-    assert len(few) == 3
-    assert few < more
+def test_clips_are_chosen_by_their_keys(
+    project: Project, params_of: Callable[..., UncertaintyParams]
+) -> None:
+    project()
+    chosen = [
+        {name.clip for name in uncertainty.load_frames(params_of(max_clips=count))[1]}
+        for count in (3, 4)
+    ]
+    assert [len(clips) for clips in chosen] == [3, 4]
+    assert chosen[0] < chosen[1]
 
 
 @pytest.mark.parametrize(
@@ -146,7 +140,7 @@ def test_clips_are_chosen_by_their_keys(project: Project) -> None:
     [
         ({"frames_per_clip": 7}, r"frames_per_clip \(7\) must be <= decode\.num_frames \(6\)"),
         ({"sites": ["encoder.layer.9.mlp.fc2"]}, r"nearest: encoder\.layer\.\d\.mlp\.fc2"),
-        ({"clips": {"train": 1}, "frames_per_clip": 1}, "at least 2 frames, got 1"),
+        ({"clips": {"train": 1}, "frames_per_clip": 1}, "at least 2 frames are needed, got 1"),
         ({"downsample": 64}, r"uncertainty\.downsample: must be at most decode\.size"),
     ],
 )
