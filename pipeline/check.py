@@ -11,6 +11,7 @@ from fvlm.models.foveated import ModelParams
 from fvlm.params import PARAMS, Params, load_params
 from fvlm.report.gallery import ReportParams
 from fvlm.training.optim import TrainParams
+from fvlm.uncertainty.sampling import UncertaintyParams
 from fvlm.video.accept import FilterParams
 from fvlm.video.decode import DecodeParams
 from pipeline.stage import run
@@ -29,6 +30,7 @@ class Sections(Params):
     train: TrainParams
     evaluate: EvaluateParams
     report: ReportParams
+    uncertainty: UncertaintyParams
 
     @field_validator("train", "evaluate")
     @classmethod
