@@ -101,7 +101,8 @@ class _Decoder:
         """Told of every finished shard: one from an earlier run counts with its failures."""
         if reused:
             self.reused += len(plan.members)
-            self._count(len(plan.members), record.notes, reused=self.reused)
+            self._progress.skip(len(plan.members), reused=self.reused)
+            self._count(0, record.notes)
 
     def produce(self, plans: Sequence[ShardPlan]) -> Iterator[tuple[ShardPlan, ShardContent]]:
         """Decode ahead across shards, deliver each shard's clips in order."""
@@ -133,10 +134,10 @@ class _Decoder:
             yield member.key, {"frames.npy": outcome.arrays["frames"], "json": metadata}
             self._count(1, [])
 
-    def _count(self, videos: int, failed: list[Row], **counts: int) -> None:
+    def _count(self, videos: int, failed: list[Row]) -> None:
         """Show progress; stop with the list when too many of the videos cannot be decoded."""
         self._failed += failed
-        self._progress.advance(videos, **counts, **count_reasons(self._failed))
+        self._progress.advance(videos, **count_reasons(self._failed))
         if len(self._failed) > self._params.max_failed_fraction * len(self._rows):
             lines = (f"\n  {n['video_id']}: {n['reason']}: {n['message']}" for n in self._failed)
             raise FvlmError(
