@@ -1,15 +1,17 @@
-"""Ratios of mean losses with paired bootstrap intervals over videos; numpy alone.
+"""Ratios of mean losses with paired bootstrap intervals over videos.
 
 A ratio is `mean loss of one arm / mean loss of another` over the same clips and frames. Its
 interval comes from resampling *videos* with replacement, both arms and all clips of a video
 together: clips of one video are not independent, and the arms share each clip's difficulty.
 
-The percentile interval is a little too narrow for few videos. In a simulation with log-normal
-losses the 95% interval held the true ratio in 85% of cases with 6 videos, 89% with 10, 91% with 20
-and 93% with 50.
+The interval is the ratio times or divided by exp(t s): s the bootstrap's standard error of the
+logarithm of the ratio, t the quantile of Student's distribution for the number of videos. In a
+simulation with log-normal losses the 95% interval held the true ratio in 93% of cases with 6
+videos, 93% with 10 and 94% with 20; the usual percentile interval, which knows nothing of few
+videos, in 85%, 89% and 91%.
 
-Source: Efron and Tibshirani, "An Introduction to the Bootstrap" (1993), chapter 13 (percentile
-interval).
+Source: Efron and Tibshirani, "An Introduction to the Bootstrap" (1993), chapters 6 (standard
+error), 12.4 (Student's t) and 13.7 (narrowness of percentiles).
 
 Axes: T frames.
 """
@@ -19,6 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import stdtrit
 
 from fvlm.seeding import generator
 
@@ -71,17 +74,19 @@ class Bootstrap:
 
     def _interval(self, tops: Array, bottoms: Array) -> tuple[float, float] | tuple[None, None]:
         videos = len(tops)
-        if videos < 2 or not bottoms.all():
+        if videos < 2 or not (tops.all() and bottoms.all()):
             return None, None
         rng = generator(self.seed, "bootstrap")
         chunk = max(1, CHUNK // videos)
-        ratios = []
+        logarithms = []
         for start in range(0, self.samples, chunk):
             drawn = rng.integers(videos, size=(min(chunk, self.samples - start), videos))
-            ratios.append(tops[drawn].sum(axis=1) / bottoms[drawn].sum(axis=1))
-        tail = (1 - CONFIDENCE) / 2
-        low, high = np.quantile(np.concatenate(ratios), [tail, 1 - tail])
-        return float(low), float(high)
+            logarithms.append(np.log(tops[drawn].sum(axis=1) / bottoms[drawn].sum(axis=1)))
+        # Resampling n videos understates the spread by (n - 1) / n.
+        error = np.concatenate(logarithms).std() * np.sqrt(videos / (videos - 1))
+        factor = np.exp(stdtrit(videos - 1, (1 + CONFIDENCE) / 2) * error)
+        ratio = tops.sum() / bottoms.sum()
+        return float(ratio / factor), float(ratio * factor)
 
 
 def mean_loss(losses: Array, frames: slice = ALL) -> float | None:

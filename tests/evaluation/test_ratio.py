@@ -43,9 +43,13 @@ def test_a_constant_factor_has_an_interval_of_no_width() -> None:
 
 
 def test_two_videos_give_the_three_known_resamples() -> None:
-    """Means of two draws: a with 1/4, (a + b) / 2 with 1/2, b with 1/4; the tails are a and b."""
-    found = bootstrap(names(2)).ratio(np.array([[0.9], [1.3]]), np.ones((2, 1)))
-    assert (found.low, found.value, found.high) == pytest.approx((0.9, 1.1, 1.3))
+    """Means of two draws: a with 1/4, (a + b) / 2 with 1/2, b with 1/4; t of one degree: 12.706."""
+    a, b = 0.99, 1.01
+    found = bootstrap(names(2), samples=20_000).ratio(np.array([[a], [b]]), np.ones((2, 1)))
+    error = np.log([a, (a + b) / 2, (a + b) / 2, b]).std() * np.sqrt(2)
+    assert found.value == pytest.approx(1.0)
+    assert found.low == pytest.approx(np.exp(-12.706 * error), rel=0.01)
+    assert found.high == pytest.approx(np.exp(12.706 * error), rel=0.01)
 
 
 def test_many_videos_agree_with_the_normal_approximation() -> None:
@@ -56,17 +60,18 @@ def test_many_videos_agree_with_the_normal_approximation() -> None:
     assert found.high == pytest.approx(above.mean() + half, abs=0.1 * half)
 
 
-def test_the_interval_covers_the_true_ratio_about_as_often_as_it_says() -> None:
-    """The percentile interval of 20 skewed videos covers about 91%, as ratio.py states."""
+@pytest.mark.parametrize("videos", [6, 20])
+def test_the_interval_covers_the_true_ratio_about_as_often_as_it_says(videos: int) -> None:
+    """Skewed losses; ratio.py states 93% and 94%, the standard error of 400 repeats is 1.3%."""
     rng, covered, repeats = generator(0, "coverage"), 0, 400
     for _ in range(repeats):
-        below = rng.lognormal(sigma=0.5, size=(20, 1))
-        above = below * rng.lognormal(mean=-0.02, sigma=0.2, size=(20, 1)) * 1.1  # E = 1.1
-        found = bootstrap(names(20), samples=500).ratio(above, below)
+        below = rng.lognormal(sigma=0.5, size=(videos, 1))
+        above = below * rng.lognormal(mean=-0.02, sigma=0.2, size=(videos, 1)) * 1.1  # E = 1.1
+        found = bootstrap(names(videos), samples=400).ratio(above, below)
         assert found.low is not None
         assert found.high is not None
         covered += found.low <= 1.1 <= found.high
-    assert 0.88 <= covered / repeats <= 0.98
+    assert 0.90 <= covered / repeats <= 0.98
 
 
 def test_pairing_removes_the_difficulty_that_the_arms_share() -> None:
