@@ -13,12 +13,13 @@ from pathlib import Path
 
 from fvlm.compute import default_device
 from fvlm.evaluation.attention import attention_figures
-from fvlm.evaluation.controls import ClipName, EvaluateParams, evaluate_clips
+from fvlm.evaluation.controls import ClipName, EvaluateParams, LoadClips, evaluate_clips
 from fvlm.evaluation.plots import plot_arms, plot_ratio_by_frame, plot_ratio_by_motion
-from fvlm.evaluation.summary import Row, summarize
+from fvlm.evaluation.summary import Row, summarize, training_figures
 from fvlm.io import atomic_write, write_json
 from fvlm.models.batch import Batch
 from fvlm.models.build import load_model, load_tokenizer_of
+from fvlm.models.foveated import FoveatedModel
 from fvlm.params import Params, load_params
 from fvlm.training.order import even_frames
 from pipeline.clips import open_clips
@@ -41,34 +42,39 @@ def main() -> None:
     """Measure every arm on the same clips and write figures, tables and pictures."""
     params, device = load_params(Sections).evaluate, default_device()
     model = load_model(MODEL).to(device)
-    reader = open_clips(
-        SHARDS, DECODED, split="val", input=model.input, tokenizer=load_tokenizer_of(MODEL)
-    )
-    reader.check_frames(params.num_frames, "evaluate.num_frames")
-    frames = even_frames(stored=reader.stored, count=params.num_frames)
-    clips = [ClipName(key, reader.metadata(row)["video_id"]) for row, key in enumerate(reader.keys)]
-
-    def load(rows: range) -> Batch:
-        return reader.read(rows, frames)
-
-    losses = evaluate_clips(
-        model,
-        load,
-        clips,
-        batch_size=params.batch_size,
-        seed=params.seed,
-        device=device,
-    )
-    summary = summarize(losses, clips, samples=params.bootstrap_samples, seed=params.seed)
-    looking = attention_figures(
-        model, load, len(clips), batch_size=params.batch_size, device=device
-    )
-    write_json(METRICS, summary.metrics | looking)
+    held_out, load = open_split(model, "val", params, at_most=None)
+    size, samples, seed = params.batch_size, params.bootstrap_samples, params.seed
+    losses = evaluate_clips(model, load, held_out, batch_size=size, seed=seed, device=device)
+    summary = summarize(losses, held_out, samples=samples, seed=seed)
+    looking = attention_figures(model, load, len(held_out), batch_size=size, device=device)
+    # As many training clips: a ratio there without one on held-out clips is memory, no result.
+    seen, load_seen = open_split(model, "train", params, at_most=len(held_out))
+    known = evaluate_clips(model, load_seen, seen, batch_size=size, seed=seed, device=device)
+    on_training_clips = training_figures(known, seen, samples=samples, seed=seed)
+    write_json(METRICS, summary.metrics | on_training_clips | looking)
     for path, rows in ((CLIPS, summary.clips), (FRAMES, summary.frames), (MOTION, summary.motion)):
         write_csv(path, rows)
     plot_ratio_by_frame(summary, BY_FRAME)
     plot_ratio_by_motion(summary, BY_MOTION)
     plot_arms(summary, CONTROLS)
+
+
+def open_split(
+    model: FoveatedModel, split: str, params: EvaluateParams, *, at_most: int | None
+) -> tuple[list[ClipName], LoadClips]:
+    """The clips of a split, or `at_most` of them, evenly chosen, and what loads a range of them."""
+    reader = open_clips(
+        SHARDS, DECODED, split=split, input=model.input, tokenizer=load_tokenizer_of(MODEL)
+    )
+    reader.check_frames(params.num_frames, "evaluate.num_frames")
+    frames = even_frames(stored=reader.stored, count=params.num_frames)
+    count = min(at_most or len(reader), len(reader))
+    chosen = even_frames(stored=len(reader), count=count)
+
+    def load(rows: range) -> Batch:
+        return reader.read(chosen[rows.start : rows.stop], frames)
+
+    return [ClipName(reader.keys[row], reader.metadata(row)["video_id"]) for row in chosen], load
 
 
 def write_csv(path: Path, rows: list[Row]) -> None:

@@ -63,7 +63,7 @@ def ratio_table(found: dict[str, Any]) -> Table:
     for heading in ("ratio", "95% interval", "videos"):
         table.add_column(heading, justify="right")
     for row in ratio_rows(found):
-        table.add_row(row.meaning, figure(row.value), interval(row), str(found["videos"]))
+        table.add_row(row.meaning, figure(row.value), interval(row), str(row.videos))
     return table
 
 

@@ -46,6 +46,16 @@ def summarize(losses: Losses, clips: Sequence[ClipName], *, samples: int, seed: 
     )
 
 
+def training_figures(losses: Losses, clips: Sequence[ClipName], *, samples: int, seed: int) -> Row:
+    """The ratio on clips that were trained on, `train_coarse_fine_ratio`: no evidence, an alarm."""
+    bootstrap = Bootstrap([clip.video_id for clip in clips], samples, seed)
+    figures: Row = {"train_videos": len(set(bootstrap.video_ids))}
+    for suffix, frames in (("", ALL), ("_dynamic", DYNAMIC)):
+        estimate = bootstrap.ratio(losses["coarse"], losses["fine"], frames)
+        figures |= _named(f"train_coarse_fine_ratio{suffix}", estimate)
+    return figures
+
+
 def _metrics(losses: Losses, bootstrap: Bootstrap) -> Row:
     coarse, fine = losses["coarse"], losses["fine"]
     videos = len(set(bootstrap.video_ids))

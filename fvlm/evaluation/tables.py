@@ -26,6 +26,7 @@ class RatioRow:
     value: float | None
     low: float | None
     high: float | None
+    videos: int
 
 
 def arm_rows(found: dict[str, Any]) -> list[ArmRow]:
@@ -39,7 +40,7 @@ def arm_rows(found: dict[str, Any]) -> list[ArmRow]:
 
 
 def ratio_rows(found: dict[str, Any]) -> list[RatioRow]:
-    """The ratio and the controls against the fine pass, each with its interval."""
+    """The ratio, the controls against the fine pass, and the ratio on training clips."""
     named = {
         "coarse_fine_ratio": "coarse, all frames",
         "coarse_fine_ratio_dynamic": "coarse, frames 3+",
@@ -47,8 +48,16 @@ def ratio_rows(found: dict[str, Any]) -> list[RatioRow]:
     for arm in CONTROLS:
         meaning = ARMS[arm].removeprefix("fine pass with ")
         named[f"{arm}_fine_ratio_dynamic"] = f"{meaning}, frames 3+"
+    named["train_coarse_fine_ratio_dynamic"] = "coarse on training clips, frames 3+"
     return [
-        RatioRow(meaning, name, found[name], found[f"{name}_low"], found[f"{name}_high"])
+        RatioRow(
+            meaning,
+            name,
+            found[name],
+            found[f"{name}_low"],
+            found[f"{name}_high"],
+            found["train_videos" if name.startswith("train") else "videos"],
+        )
         for name, meaning in named.items()
     ]
 

@@ -88,9 +88,7 @@ def render_page(report: Report) -> str:
             [row.meaning, figure(row.loss, 5), figure(row.overall), figure(row.dynamic)]
             for row in arm_rows(found)
         ],
-        ratios=[
-            [row.meaning, figure(row.value), interval(row), str(found["videos"])] for row in ratios
-        ],
+        ratios=[[row.meaning, figure(row.value), interval(row), str(row.videos)] for row in ratios],
         frame_rows=[
             [
                 row["frame"],

@@ -59,9 +59,12 @@ def evaluation() -> dict[str, Any]:
         found[f"loss_{name}"] = 0.1 + number / 100
         found[f"ratio_{name}"] = 1.0 + number / 100
         found[f"ratio_{name}_dynamic"] = 1.0 - number / 100
-    for number, name in enumerate(("coarse_fine_ratio", "coarse_fine_ratio_dynamic", *_AGAINST)):
+    for number, name in enumerate(
+        ("coarse_fine_ratio", "coarse_fine_ratio_dynamic", *_AGAINST, _SEEN)
+    ):
         found[name] = 1.1 + number / 10
         found[f"{name}_low"], found[f"{name}_high"] = 1.05 + number / 10, 1.15 + number / 10
+    found["train_videos"] = 6
     for name in ("shuffled_fine_ratio_dynamic", "ratio_shuffled", "ratio_shuffled_dynamic"):
         found[name] = None
     for end in ("low", "high"):
@@ -71,6 +74,7 @@ def evaluation() -> dict[str, Any]:
     return found | {"query_similarity": 0.5, "loss_shuffled": None}
 
 
+_SEEN = "train_coarse_fine_ratio_dynamic"
 _AGAINST = [f"{name}_fine_ratio_dynamic" for name in CONTROLS]
 
 

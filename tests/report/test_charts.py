@@ -14,8 +14,8 @@ from fvlm.report.charts import (
 from fvlm.report.page import Report
 
 ROWS = [
-    RatioRow("coarse, frames 3+", "a", 1.02, 1.01, 1.03),
-    RatioRow("random queries, frames 3+", "b", None, None, None),
+    RatioRow("coarse, frames 3+", "a", 1.02, 1.01, 1.03, 6),
+    RatioRow("random queries, frames 3+", "b", None, None, None, 6),
 ]
 
 
