@@ -39,6 +39,8 @@ from fvlm.models.batch import Batch
 from fvlm.models.dino import DinoEncoder
 from fvlm.models.foveated import FoveatedModel
 from fvlm.models.query_attention import ShallowAttention
+from fvlm.params import PARAMS, read_yaml
+from fvlm.shards.manifest import write_manifest
 from fvlm.shards.read import ShardReader, open_shards
 from fvlm.shards.write import write_shard
 from fvlm.training.loop import Losses, compile_parts, train_step
@@ -82,28 +84,9 @@ def make_encoder() -> DinoEncoder:
 
 
 def make_params(batch: int, **changes: Any) -> TrainParams:
-    """Parameters of a step of that many clips."""
-    values = {
-        "input": "features",
-        "num_frames": T,
-        "batch_size": batch,
-        "accumulation_steps": 1,
-        "max_samples": 10**6,
-        "max_hours": 1.0,
-        "lr": 1e-5,
-        "encoder_lr": 0.0,
-        "recompute_encoder": False,
-        "warmup_samples": 0,
-        "weight_decay": 0.01,
-        "clip_norm": 1.0,
-        "lambda_coarse": 1.0,
-        "dtype": "float32",
-        "compile": False,
-        "seed": 0,
-        "checkpoint_samples": 1,
-        "parallel": "ddp",
-    }
-    return TrainParams.model_validate(values | changes)
+    """The default parameters for steps of that many clips."""
+    sizes = {"num_frames": T, "batch_size": batch, "warmup_samples": 0, "lr": 1e-5}
+    return TrainParams.model_validate(read_yaml(PARAMS)["train"] | sizes | changes)
 
 
 def make_batch(clips: int, device: torch.device, *, frames: bool = False) -> Batch:
@@ -212,8 +195,7 @@ def write_clips(folder: Path) -> ShardReader:
 
     name = "train-000000.tar"
     facts = write_shard(folder / name, ((f"{n:06d}", fields(n)) for n in range(CLIPS)))
-    shards = [{"name": name, "split": "train", **vars(facts)}]
-    (folder / "manifest.json").write_text(json.dumps({"shards": shards}))
+    write_manifest(folder, {"shards": [{"name": name, "split": "train", **vars(facts)}]})
     return open_shards(folder, split="train")
 
 

@@ -16,9 +16,10 @@ import pytest
 from ruamel.yaml import YAML
 from transformers import LlamaConfig, LlamaModel
 
-from fvlm.io import write_json
 from fvlm.models.build import load_model
+from fvlm.shards.manifest import write_manifest
 from fvlm.shards.write import sample_key, write_shard
+from pipeline import train
 
 ROOT = Path(__file__).parents[2]
 STORED, TOKENS, LATENT = 6, (10, 16), (4, 4, 4)
@@ -74,7 +75,7 @@ def write_inputs(folder: Path) -> None:
         "shards": [shard],
         "quarantined": [],
     }
-    write_json(folder / "data/encode/manifest.json", manifest)
+    write_manifest(folder / "data/encode", manifest)
     # No tracking here: starting mlflow takes longer than all else.
     (folder / ".state").mkdir()
     (folder / ".state/mlflow").write_text("in the way")
@@ -104,6 +105,26 @@ def test_torchrun_trains_as_one_process_does_and_one_writes(tmp_path: Path) -> N
         shutil.rmtree(tmp_path / "models")
     for row, same in zip(*found, strict=True):
         assert row == pytest.approx(same, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_a_server_that_refuses_changes_no_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    write_inputs(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    train.main()
+    untracked = [(tmp_path / path).read_bytes() for path in RESULTS]
+    shutil.rmtree(".state/train")
+    Path(".state/mlflow").unlink()
+    train.main()
+    assert [(tmp_path / path).read_bytes() for path in RESULTS] == untracked
+    assert "training goes on untracked" in capfd.readouterr().err
+    (rows,) = Path(".state/mlflow").glob("*/rows.jsonl")
+    steps = [json.loads(line).get("step") for line in rows.read_text().splitlines() if line]
+    assert [step for step in steps if step is not None][:6] == list(range(6))
 
 
 @pytest.mark.slow

@@ -103,14 +103,15 @@ def test_no_pickle_is_written(series: Series) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("points", [40, pytest.param(500, marks=pytest.mark.slow)])
 def test_a_damaged_newest_falls_back_with_a_message(
-    series: Series, capsys: pytest.CaptureFixture[str], name: str
+    series: Series, capsys: pytest.CaptureFixture[str], name: str, points: int
 ) -> None:
     """Cut short or with one changed bit at many places; nothing of it may be believed."""
     series.save(2)
     path = series.folder(2) / name
     sound = path.read_bytes()
-    places = np.linspace(0, len(sound) - 1, 40).astype(int).tolist()
+    places = np.linspace(0, len(sound) - 1, points).astype(int).tolist()
     for place in places:
         flipped = bytearray(sound)
         flipped[place] ^= 1 << (place % 7)
