@@ -3,11 +3,14 @@ PYTHON ?= python3.11
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: repro test test-slow lint bench clean help
+.PHONY: repro calibrate test test-slow lint bench clean help
 
 repro: .venv/installed  ## run the pipeline on real video and print the verdict
 	dvc repro
 	python -m pipeline.verdict
+
+calibrate: .venv/installed  ## test the instrument on control corpora (about 45 minutes on 2 cores)
+	python -m pipeline.calibrate
 
 test: .venv/installed-dev  ## the whole test suite
 	python -m pytest

@@ -5,6 +5,7 @@ from typing import TypeVar
 from pydantic import ValidationInfo, field_validator
 
 from fvlm.corpus.listing import CollectParams
+from fvlm.evaluation.calibration import CalibrateParams
 from fvlm.evaluation.controls import EvaluateParams
 from fvlm.models.encoding import EncodeParams
 from fvlm.models.foveated import ModelParams
@@ -31,6 +32,7 @@ class Sections(Params):
     evaluate: EvaluateParams
     report: ReportParams
     uncertainty: UncertaintyParams
+    calibrate: CalibrateParams
 
     @field_validator("train", "evaluate")
     @classmethod

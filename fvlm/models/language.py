@@ -1,5 +1,6 @@
 """The language model: Llama blocks and the final norm; its output head and tokenizer apart."""
 
+import re
 from typing import Any
 
 from torch import nn
@@ -16,14 +17,22 @@ from fvlm.io import read_json
 from fvlm.models.pretrained import LOAD_ERRORS, load_pretrained, quiet
 from fvlm.models.sources import CONFIG, Provenance, resolve, unusable
 
+_UNTRAINED = re.compile(r"untrained:(?P<width>\d+)x(?P<blocks>\d+)")
+_HEAD = 32  # width of an attention head of an untrained trunk
+
 
 def load_language(source: str, *, layers: int = 0) -> tuple[LlamaModel, Provenance]:
     """The first `layers` blocks (0 = all) of a Llama model, float32, in evaluation mode.
 
     `model(inputs_embeds=[B,S,H], attention_mask=..., use_cache=False).last_hidden_state` is [B,S,H]
     after the final norm; H is `model.config.hidden_size`. Blocks that are left out are not read.
-    Raises WeightsError when the source cannot be loaded, ParamsError when it has fewer blocks.
+    `untrained:WIDTHxBLOCKS` is a trunk with random weights from torch's generator, small enough for
+    control corpora. Raises WeightsError when the source cannot be loaded, ParamsError when it has
+    fewer blocks.
     """
+    if match := _UNTRAINED.fullmatch(source):
+        width, blocks = int(match["width"]), _count_layers(layers, int(match["blocks"]), source)
+        return _make_untrained(width, blocks), Provenance(source, revision="", sha256="")
     resolved = resolve(source, kind="language")
     document = read_json(resolved.folder / CONFIG)
     if document.get("model_type") != "llama":
@@ -45,6 +54,27 @@ def load_output(source: str) -> nn.Linear | None:
     whole = load_pretrained(LlamaForCausalLM, resolved, kind="language", config=config)
     head: nn.Linear = whole.lm_head
     return head
+
+
+def _make_untrained(width: int, blocks: int) -> LlamaModel:
+    if width % _HEAD or not width or not blocks:
+        raise ParamsError(
+            f"model.llm: untrained:{width}x{blocks}: the width must be a multiple of {_HEAD}, "
+            "and there must be at least one block"
+        )
+    heads = width // _HEAD
+    config = LlamaConfig(
+        vocab_size=1,  # it reads visual tokens, no text
+        bos_token_id=None,
+        eos_token_id=None,
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=blocks,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+    )
+    model: LlamaModel = LlamaModel(config).eval()
+    return model
 
 
 def _count_layers(wanted: int, available: int, source: str) -> int:

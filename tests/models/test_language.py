@@ -101,3 +101,24 @@ def test_smollm2_from_its_package_knows_language() -> None:
     last = trunk(input_ids=ids).last_hidden_state[0, -1]
     best = (trunk.embed_tokens.weight @ last).argmax()
     assert tokenizer.decode([int(best)]) == " Paris"
+
+
+@torch.no_grad()
+def test_an_untrained_trunk_depends_on_the_generator_alone() -> None:
+    def state(seed: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        trunk, provenance = load_language("untrained:64x2")
+        assert (len(trunk.layers), trunk.config.hidden_size) == (2, 64)
+        assert (provenance.source, provenance.sha256) == ("untrained:64x2", "")
+        torch.manual_seed(9)
+        output: torch.Tensor = trunk(inputs_embeds=torch.randn(1, 3, 64)).last_hidden_state
+        return output
+
+    assert torch.equal(state(0), state(0))
+    assert not torch.equal(state(0), state(1))
+
+
+@pytest.mark.parametrize("source", ["untrained:40x1", "untrained:0x1", "untrained:64x0"])
+def test_an_impossible_untrained_trunk(source: str) -> None:
+    with pytest.raises(ParamsError, match=r"model\.llm: untrained:"):
+        load_language(source)

@@ -65,7 +65,7 @@ def test_faults_of_later_stages_are_found_first_and_all_together(
         collect.check_params()
     message = str(caught.value)
     assert "train.batch_size: expected int, got 64.5" in message
-    assert "uncertainty.seeed: unknown key; did you mean `seed`?" in message
+    assert "calibrate.seeed: unknown key; did you mean `seeds`?" in message
 
 
 def test_sound_parameters_are_checked_once(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

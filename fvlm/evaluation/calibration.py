@@ -1,0 +1,151 @@
+"""What an instrument must show on control corpora before its verdicts mean anything; numpy alone.
+
+Each *trial* is a control corpus and a depth of query attention, trained with several seeds. Seeds
+are replicates: a video's losses of all of them are resampled together.
+
+Axes: T frames.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from fvlm.evaluation.arms import CONTROLS
+from fvlm.evaluation.controls import Losses
+from fvlm.evaluation.ratio import ALL, DYNAMIC, Array, Bootstrap, mean_loss
+from fvlm.params import Params
+
+COMPARED = (*CONTROLS, "autoregressive", "persistence")
+PASSES = ("coarse", "fine", "autoregressive")
+
+
+class CalibrateParams(Params):
+    """Section `calibrate` of params.yaml."""
+
+    seeds: list[int] = Field(min_length=1)
+    processes: int = Field(ge=1)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """corpus: a value of `collect.source`. replicated: trained with every seed, not only the first.
+
+    `name` is the prefix of its figures.
+    """
+
+    name: str
+    corpus: str
+    query_layers: int
+    replicated: bool = True
+
+
+TRIALS = (
+    Trial("positive_control", "positive_control", 0),
+    Trial("positive_control_deep_1", "positive_control", 1),
+    Trial("positive_control_deep_3", "positive_control", 3, replicated=False),
+    Trial("negative_control", "negative_control", 0),
+    Trial("noise_control", "noise_control", 0, replicated=False),
+)
+
+# Acceptance, over frames t >= 3 of held-out clips.
+POSITIVE_ABOVE, POSITIVE_LOW_ABOVE = 1.15, 1.05
+STATIC_BELOW, SHUFFLED_BELOW = 1.03, 0.9
+NEGATIVE_WITHIN, LEAK_BELOW = 0.01, 1.01
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Losses [clips,T] by arm of one training: on held-out clips, on training clips."""
+
+    seed: int
+    held_out: Losses
+    seen: Losses
+
+
+def measure(
+    trial: Trial, trainings: Sequence[Trained], *, samples: int, seed: int
+) -> dict[str, Any]:
+    """Flat figures of one trial, their names beginning with its own.
+
+    NAME_ratio is coarse / fine loss over frames t >= 3 with the ends of its interval; NAME_X is
+    coarse / X likewise: below 1 where X is worse than the coarse pass. All trainings hold the same
+    clips in the same order.
+    """
+    losses = {name: _join(trainings, name) for name in trainings[0].held_out}
+    clips = len(trainings[0].held_out["coarse"])
+    bootstrap = Bootstrap([str(clip) for clip in range(clips)] * len(trainings), samples, seed)
+    ratio = bootstrap.ratio(losses["coarse"], losses["fine"], DYNAMIC)
+    figures: dict[str, Any] = {
+        "ratio": ratio.value,
+        "ratio_low": ratio.low,
+        "ratio_high": ratio.high,
+        "ratio_all_frames": bootstrap.ratio(losses["coarse"], losses["fine"], ALL).value,
+    }
+    for name in COMPARED:
+        figures[name] = bootstrap.ratio(losses["coarse"], losses[name], DYNAMIC).value
+    seen = {name: np.concatenate([t.seen[name] for t in trainings]) for name in ("coarse", "fine")}
+    figures["ratio_training_clips"] = _plain_ratio(seen)
+    for training in trainings:
+        figures[f"ratio_seed_{training.seed}"] = _plain_ratio(training.held_out)
+    for name in ("coarse", "fine"):
+        figures[f"loss_{name}"] = mean_loss(losses[name], DYNAMIC)
+    return {f"{trial.name}_{name}": value for name, value in figures.items()} | {
+        f"{trial.name}_videos": clips,
+        f"{trial.name}_seeds": len(trainings),
+    }
+
+
+def measure_leak(
+    trial: Trial, trainings: Sequence[Trained], *, mean_losses: Array
+) -> dict[str, float | None]:
+    """How much better each pass is than the mean of the training latents: above 1 it is a leak.
+
+    `mean_losses` [clips,T] of predicting that mean.
+    """
+    expected = mean_loss(mean_losses)
+    assert expected is not None
+    gains = {}
+    for name in PASSES:
+        found = mean_loss(_join(trainings, name))
+        gains[f"{trial.name}_gain_{name}"] = expected / found if found else None
+    return gains
+
+
+def failures(figures: dict[str, Any]) -> list[str]:
+    """What the instrument does not show, one line each; empty when it may be believed."""
+    found = []
+
+    def require(name: str, accepted: bool, wanted: str) -> None:
+        if not accepted:
+            found.append(f"{name} is {figures[name]:.4f}, must be {wanted}")
+
+    for trial in TRIALS:
+        key = f"{trial.name}_ratio"
+        if key not in figures:
+            continue
+        if trial.corpus == "positive_control":
+            require(key, figures[key] >= POSITIVE_ABOVE, f">= {POSITIVE_ABOVE}")
+            low = f"{key}_low"
+            require(low, figures[low] > POSITIVE_LOW_ABOVE, f"> {POSITIVE_LOW_ABOVE}")
+            static, shuffled = f"{trial.name}_static_in_fine", f"{trial.name}_shuffled"
+            require(static, figures[static] <= STATIC_BELOW, f"<= {STATIC_BELOW}")
+            require(shuffled, figures[shuffled] < SHUFFLED_BELOW, f"< {SHUFFLED_BELOW}")
+        elif trial.corpus == "negative_control":
+            for name in (key, *(f"{trial.name}_{control}" for control in CONTROLS)):
+                near = abs(figures[name] - 1) <= NEGATIVE_WITHIN
+                require(name, near, f"within {NEGATIVE_WITHIN} of 1")
+    for name in (name for name in figures if "_gain_" in name):
+        require(name, figures[name] <= LEAK_BELOW, f"<= {LEAK_BELOW}: something has seen the frame")
+    return found
+
+
+def _join(trainings: Sequence[Trained], name: str) -> Array:
+    return np.concatenate([training.held_out[name] for training in trainings])
+
+
+def _plain_ratio(losses: Losses) -> float | None:
+    coarse, fine = (mean_loss(losses[name], DYNAMIC) for name in ("coarse", "fine"))
+    return coarse / fine if coarse is not None and fine else None

@@ -1,0 +1,249 @@
+"""Calibrate the instrument: the whole pipeline on corpora whose outcome is known.
+
+Reads   params.yaml, presets/calibration.yaml
+Writes  metrics/calibrate.json, build/calibrate/ (what the stages made there)
+
+Every corpus is rendered, filtered, decoded and encoded by the stages themselves, and every trial
+is trained once a seed, in folders of their own. A folder that is finished is not made again as long
+as its parameters and this code stay the same.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fvlm.errors import FvlmError
+from fvlm.evaluation.arms import ARMS
+from fvlm.evaluation.calibration import (
+    TRIALS,
+    CalibrateParams,
+    Trained,
+    Trial,
+    failures,
+    measure,
+    measure_leak,
+)
+from fvlm.evaluation.controls import ClipName, EvaluateParams, Losses, evaluate_clips
+from fvlm.io import atomic_write, hash_json, read_json, sha256_file, write_json
+from fvlm.models.batch import Batch
+from fvlm.models.build import load_model
+from fvlm.params import PARAMS, Params, load_params, overlay_params, read_yaml
+from fvlm.progress import Progress
+from pipeline.check import Sections as AllSections
+from pipeline.clips import ClipReader, open_clips
+from pipeline.stage import run
+
+PRESET, WORK = Path("presets/calibration.yaml"), Path("build/calibrate")
+METRICS = Path("metrics/calibrate.json")
+SHARDS, DECODED, MODEL = Path("data/encode"), Path("data/decode"), Path("models/foveated")
+ROOT = Path(__file__).resolve().parents[1]  # of this code
+LOG_LINES = 12  # of a failed stage
+
+
+class Sections(Params):
+    """What this command reads of params.yaml; presets/calibration.yaml goes over all of it."""
+
+    calibrate: CalibrateParams
+    evaluate: EvaluateParams
+
+
+def main() -> None:
+    """Make what is missing, measure every trial, and write the figures."""
+    started = time.monotonic()
+    torch.set_num_threads(1)  # several trainings side by side use the cores better
+    sections = load_params(Sections)
+    seeds, processes = sections.calibrate.seeds, sections.calibrate.processes
+    bench = _Bench(sections.evaluate)
+    trainings = [
+        (trial, seed) for trial in TRIALS for seed in (seeds if trial.replicated else seeds[:1])
+    ]
+    corpora = list(dict.fromkeys(trial.corpus for trial in TRIALS))
+    encodings = list(dict.fromkeys((trial.corpus, trial.query_layers) for trial in TRIALS))
+    # The longest trainings first, so that none is left alone at the end.
+    trainings.sort(key=lambda training: -training[0].query_layers)
+    total = len(corpora) + len(encodings) + len(trainings)
+    with Progress("calibrate", total=total, unit="step") as progress:
+        _side_by_side(bench.decode, [(corpus,) for corpus in corpora], 1, progress)
+        _side_by_side(bench.encode, encodings, processes, progress)
+        _side_by_side(bench.train, trainings, processes, progress)
+    figures = bench.figures(seeds)
+    found = failures(figures)
+    summary = {"calibrated": not found, "failures": found}
+    write_json(METRICS, summary | figures | {"seconds": round(time.monotonic() - started)})
+    print(
+        "\n".join([f"calibrate: {len(found)} requirements are not met", *found] if found else [_OK])
+    )
+
+
+_OK = "calibrate: the instrument shows a gain where there is one, and none where there is none"
+
+
+class _Bench:
+    """The folders under build/calibrate and what is done in them."""
+
+    def __init__(self, params: EvaluateParams) -> None:
+        self._root, self._params = Path.cwd(), params
+        code = sorted(
+            path for folder in ("fvlm", "pipeline") for path in Path(folder).rglob("*.py")
+        )
+        self._code = hash_json([sha256_file(path) for path in code])
+        self._blocks = read_yaml(PRESET)["encode"]["layer"]
+
+    def decode(self, corpus: str) -> None:
+        """Render, list, filter and decode a corpus."""
+        changes = {"collect": {"source": corpus}}
+        self._make(WORK / corpus, changes, {}, ["collect", "filter", "decode"])
+
+    def encode(self, corpus: str, query_layers: int) -> None:
+        """Encode a decoded corpus up to the block at which these queries enter."""
+        changes = {"encode": {"layer": self._blocks - query_layers}}
+        links = {DECODED: WORK / corpus / DECODED}
+        self._make(_encoded(corpus, query_layers), changes, links, ["encode"])
+
+    def train(self, trial: Trial, seed: int) -> None:
+        """Train one trial, and keep its losses on held-out and on as many training clips."""
+        changes = {"model": {"query_layers": trial.query_layers}, "train": {"seed": seed}}
+        links = {SHARDS: _encoded(trial.corpus, trial.query_layers) / SHARDS}
+        self._make(_trained(trial, seed), changes, links, ["train"], then=self._keep_losses)
+
+    def figures(self, seeds: Iterable[int]) -> dict[str, Any]:
+        """All figures of all trials."""
+        params, figures = self._params, dict[str, Any]()
+        for trial in TRIALS:
+            trained = [
+                Trained(seed, *(_read_losses(_trained(trial, seed) / name) for name in _SPLITS))
+                for seed in (seeds if trial.replicated else list(seeds)[:1])
+            ]
+            figures |= measure(trial, trained, samples=params.bootstrap_samples, seed=params.seed)
+            if trial.corpus == "noise_control":
+                mean = _mean_losses(_trained(trial, trained[0].seed) / SHARDS)
+                figures |= measure_leak(trial, trained, mean_losses=mean)
+        return figures
+
+    def _make(
+        self,
+        folder: Path,
+        changes: dict[str, dict[str, Any]],
+        links: dict[Path, Path],
+        stages: list[str],
+        *,
+        then: Callable[[Path], None] = lambda _: None,
+    ) -> None:
+        """Run `stages` in a folder with these parameters and data, unless that was done before."""
+        done = folder / "done.json"
+        _write_params(folder, changes)
+        recipe = {"code": self._code, "params": sha256_file(folder / PARAMS), "stages": stages}
+        if done.is_file() and read_json(done) == recipe:
+            return
+        done.unlink(missing_ok=True)
+        for link, target in {Path("assets"): Path("assets"), **links}.items():
+            _link(folder / link, target)
+        for stage in stages:
+            self._run(stage, folder)
+        then(folder)
+        write_json(done, recipe)
+
+    def _run(self, stage: str, folder: Path) -> None:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        environment.pop("DVC_ROOT", None)  # the folder is a project of its own
+        log = folder / f"{stage}.log"
+        with log.open("wb") as output:
+            command = [sys.executable, "-m", f"pipeline.{stage}"]
+            code = subprocess.run(
+                command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT
+            ).returncode
+        if code != 0:
+            lines = log.read_text(errors="backslashreplace").splitlines()[-LOG_LINES:]
+            raise FvlmError("\n".join([f"{stage} failed in {folder} (exit code {code}):", *lines]))
+
+    def _keep_losses(self, folder: Path) -> None:
+        model = load_model(folder / MODEL)
+        held_out = len(open_clips(folder / SHARDS, DECODED, split="val", input=model.input))
+        for name, split in _SPLITS.items():
+            reader = open_clips(folder / SHARDS, DECODED, split=split, input=model.input)
+            losses = evaluate_clips(
+                model,
+                partial(_read_all_frames, reader),
+                [ClipName(key, key) for key in reader.keys[:held_out]],
+                batch_size=self._params.batch_size,
+                seed=self._params.seed,
+                device=torch.device("cpu"),
+            )
+            with atomic_write(folder / name) as file:
+                stacked = np.stack([losses[compared] for compared in ARMS])
+                np.save(file, stacked, allow_pickle=False)
+
+
+_SPLITS = {"held_out.npy": "val", "training.npy": "train"}
+
+
+def _encoded(corpus: str, query_layers: int) -> Path:
+    return WORK / f"{corpus}-for-{query_layers}-query-layers"
+
+
+def _trained(trial: Trial, seed: int) -> Path:
+    return WORK / f"{trial.name}-seed-{seed}"
+
+
+def _read_all_frames(reader: ClipReader, rows: range) -> Batch:
+    return reader.read(rows, np.arange(reader.stored))
+
+
+def _side_by_side(
+    work: Callable[..., None], calls: Iterable[tuple[Any, ...]], count: int, progress: Progress
+) -> None:
+    """Call `work` for each, `count` at a time; the first error stops what has not begun."""
+    with ThreadPoolExecutor(count) as executor:
+        running = [executor.submit(work, *arguments) for arguments in calls]
+        try:
+            for future in running:
+                future.result()
+                progress.advance()
+        except BaseException:
+            executor.shutdown(cancel_futures=True)
+            raise
+
+
+def _write_params(folder: Path, changes: dict[str, dict[str, Any]]) -> None:
+    """params.yaml of a folder: the project's, the preset and what makes this folder differ."""
+    folder.mkdir(parents=True, exist_ok=True)
+    overlay = folder / "changes.yaml"
+    write_json(overlay, changes)  # JSON is YAML
+    (folder / PARAMS).write_bytes(PARAMS.read_bytes())
+    for values in (PRESET, overlay):
+        overlay_params(AllSections, values, folder / PARAMS)
+
+
+def _link(link: Path, target: Path) -> None:
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.unlink(missing_ok=True)
+    link.symlink_to(target.resolve())
+
+
+def _read_losses(path: Path) -> Losses:
+    return dict(zip(ARMS, np.load(path, allow_pickle=False), strict=True))
+
+
+def _mean_losses(shards: Path) -> np.ndarray:
+    """Error [clips,T] of predicting the training clips' mean latent on the held-out clips."""
+    latents = {}
+    for split in ("train", "val"):
+        reader = open_clips(shards, DECODED, split=split, input="features")
+        batch = _read_all_frames(reader, range(len(reader)))
+        latents[split] = batch.latents.double().numpy()
+    mean = latents["train"].mean(axis=(0, 1))
+    errors: np.ndarray = ((latents["val"] - mean) ** 2).mean(axis=(2, 3, 4))
+    return errors
+
+
+if __name__ == "__main__":
+    run(main)
