@@ -24,7 +24,7 @@ SPRITE = 22  # pixels; leaves a border of 3, of which the jitter takes at most 2
 JITTER = 2
 MARKER = 10  # pixels; small, as what markers show next is chance and adds to every loss
 LEVELS = 4  # of markers and of brightness, evenly spaced from 0 to 1
-MAX_SPRITES = 8  # with always so many, training never found out what a marker means
+MAX_SPRITES = 8
 SWITCHING = 0.3  # probability a state that the cue moves on
 
 HUES = ("red", "amber", "lime", "green", "cyan", "blue", "violet", "pink")
@@ -60,12 +60,10 @@ def make_scene(corpus: RenderedCorpus, number: int, *, seed: int) -> Scene:
     """The scene of clip `number`, a pure function of its arguments."""
     rng = generator(seed, f"scene {corpus}", number)
     counts = np.arange(1, MAX_SPRITES + 1)
-    switching = corpus == "positive_control_switching"
-    # A changing cue is hard to follow among many sprites: fewer of them there.
-    weights = 1 / counts if switching else np.ones(MAX_SPRITES)
-    K = int(rng.choice(counts, p=weights / weights.sum()))
+    # K sprites with probability ~ 1 / K: clips with few of them teach what a marker means.
+    K = int(rng.choice(counts, p=(1 / counts) / (1 / counts).sum()))
     markers = rng.integers(LEVELS, size=(STATES, K))
-    cue = _cues(rng, K, switching)
+    cue = _cues(rng, K, switching=corpus == "positive_control_switching")
     return Scene(
         hues=rng.permutation(len(HUES))[:K],
         cells=rng.permutation(GRID * GRID)[:K],
@@ -77,7 +75,7 @@ def make_scene(corpus: RenderedCorpus, number: int, *, seed: int) -> Scene:
     )
 
 
-def _cues(rng: np.random.Generator, K: int, switching: bool) -> Levels:
+def _cues(rng: np.random.Generator, K: int, *, switching: bool) -> Levels:
     cue = np.full(STATES, rng.integers(K))
     for state in range(1, STATES):
         moved = switching and K > 1 and rng.random() < SWITCHING

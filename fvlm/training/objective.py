@@ -1,5 +1,6 @@
 """What a training step minimises: the losses of both passes."""
 
+import torch
 from torch import Tensor
 
 from fvlm.compute import autocast
@@ -17,8 +18,9 @@ def batch_losses(model: FoveatedModel, batch: Batch, params: TrainParams) -> dic
     Every clip counts the same in every mean, also one without a caption, whose cross-entropy is 0:
     so a clip's share does not depend on the others, whatever the batch is divided into.
     """
+    inputs = add_noise(batch.inputs, params.token_noise) if params.token_noise else batch.inputs
     with autocast(batch.latents.device, params.dtype):
-        found = model(batch.inputs, batch.latents, batch.captions)
+        found = model(inputs, batch.latents, batch.captions)
     coarse = frame_losses(found.coarse, batch.latents).mean()
     fine = frame_losses(found.fine, batch.latents).mean()
     losses = {"loss_coarse": coarse, "loss_fine": fine}
@@ -28,3 +30,13 @@ def batch_losses(model: FoveatedModel, batch: Batch, params: TrainParams) -> dic
         coarse = said_coarse + params.lambda_recon * coarse
         fine = said_fine + params.lambda_recon * fine
     return {"loss": fine + params.lambda_coarse * coarse, **losses}
+
+
+def add_noise(tokens: Tensor, share: float) -> Tensor:
+    """Tokens [B,T,N,D] with noise of `share` times the standard deviation of each clip's tokens.
+
+    Against learning a small corpus by heart: no clip is seen twice alike.
+    """
+    tokens = tokens.float()
+    deviation = tokens.std(dim=(1, 2, 3), keepdim=True)
+    return tokens + share * deviation * torch.randn_like(tokens)

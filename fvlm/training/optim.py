@@ -31,6 +31,7 @@ class TrainParams(Params):
     warmup_samples: int = Field(ge=0)
     weight_decay: float = Field(ge=0)
     clip_norm: float = Field(gt=0)
+    token_noise: float = Field(ge=0)
     lambda_coarse: float = Field(ge=0)
     lambda_recon: float = Field(ge=0)
     dtype: Dtype
@@ -55,6 +56,13 @@ class TrainParams(Params):
             raise ValueError(
                 f"must be 0 with train.input: features (the encoder ran before), got {value}"
             )
+        return value
+
+    @field_validator("token_noise")
+    @classmethod
+    def _tokens_are_there(cls, value: float, info: ValidationInfo) -> float:
+        if value > 0 and info.data.get("input") == "frames":
+            raise ValueError(f"must be 0 with train.input: frames (it is for tokens), got {value}")
         return value
 
     @property

@@ -36,6 +36,7 @@ class Trial:
         warmup_samples=12,
         weight_decay=0.01,
         clip_norm=1.0,
+        token_noise=0.0,
         lambda_coarse=1.0,
         lambda_recon=0.1,
         dtype="float32",

@@ -11,7 +11,7 @@ from fvlm.models.batch import Batch, Captions
 from fvlm.models.foveated import FoveatedModel
 from fvlm.models.query_attention import ShallowAttention
 from fvlm.models.text import Text
-from fvlm.training.objective import batch_losses
+from fvlm.training.objective import add_noise, batch_losses
 from fvlm.training.optim import TrainParams
 
 B, T, N, D, LATENT, VOCABULARY = 4, 3, 5, 6, (2, 2, 2), 9
@@ -72,6 +72,7 @@ def make_params(**changes: object) -> TrainParams:
         "warmup_samples": 0,
         "weight_decay": 0.0,
         "clip_norm": 1.0,
+        "token_noise": 0.0,
         "lambda_coarse": 0.7,
         "lambda_recon": 0.1,
         "dtype": "float32",
@@ -131,3 +132,25 @@ def test_a_batch_moves_with_its_captions() -> None:
     moved = batch.to(torch.device("meta"))
     assert [value.device.type for value in moved.tensors()] == ["meta"] * 4
     assert replace(moved, captions=None).to(torch.device("meta")).captions is None
+
+
+def test_token_noise_is_measured_by_each_clips_own_tokens() -> None:
+    tokens = torch.randn(B, 8, 9, 40) * torch.tensor([0.1, 1.0, 5.0, 20.0])[:, None, None, None]
+    added = add_noise(tokens, 0.3) - tokens
+    torch.testing.assert_close(
+        added.flatten(1).std(dim=1), 0.3 * tokens.flatten(1).std(dim=1), rtol=0.1, atol=0
+    )
+
+
+def test_token_noise_changes_the_loss_and_the_stored_tokens_stay() -> None:
+    model, batch = make_model("none"), make_batch("none")
+    before, clean = batch.inputs.clone(), batch_losses(model, batch, make_params())["loss"]
+    torch.manual_seed(1)
+    noisy = batch_losses(model, batch, make_params(token_noise=0.5))["loss"]
+    assert not torch.equal(noisy, clean)
+    assert torch.equal(batch.inputs, before)
+
+
+def test_token_noise_needs_tokens() -> None:
+    with pytest.raises(ValueError, match=r"must be 0 with train\.input: frames"):
+        make_params(input="frames", token_noise=0.1)

@@ -27,6 +27,7 @@ def make_params(**changes: object) -> TrainParams:
         "warmup_samples": 20,
         "weight_decay": 0.1,
         "clip_norm": 1.0,
+        "token_noise": 0.0,
         "lambda_coarse": 1.0,
         "lambda_recon": 0.1,
         "dtype": "float32",
