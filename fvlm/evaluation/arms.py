@@ -15,3 +15,6 @@ ARMS = {
 
 # What must be worse than the fine pass before a ratio above 1 can be put down to the queries.
 CONTROLS = ("static_in_fine", "shuffled", "random")
+
+# Caption losses of the two passes, of a model that predicts captions: one value a clip.
+CAPTIONS = ("caption_coarse", "caption_fine")

@@ -22,7 +22,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fvlm.errors import FvlmError
-from fvlm.evaluation.arms import ARMS
+from fvlm.evaluation.arms import ARMS, CAPTIONS
 from fvlm.models.batch import Batch
 from fvlm.models.foveated import FoveatedModel, frame_losses
 from fvlm.models.inference import run_autoregressive
@@ -62,6 +62,8 @@ def evaluate_clips(
 ) -> Losses:
     """Mean squared error of every arm, clip and frame: float64 [clips,T] by name of the arm.
 
+    A model that predicts captions adds their losses, [clips,1]; NaN for a clip without a caption.
+
     `load` returns the inputs and latents of a range of `clips`.
     The result does not depend on `batch_size` beyond float rounding. Undefined entries are NaN:
     frame 1 of `persistence`, and `shuffled` when there is no second video. Raises FvlmError when a
@@ -89,7 +91,9 @@ def evaluate_clips(
                 losses["shuffled"] = torch.full_like(losses["fine"], torch.nan)
             progress.advance(len(rows))
     joined = {
-        arm: torch.cat([losses[arm] for losses in found]).double().cpu().numpy() for arm in ARMS
+        arm: torch.cat([losses[arm] for losses in found]).double().cpu().numpy()
+        for arm in (*ARMS, *CAPTIONS)
+        if arm in found[0]
     }
     _check_finite(joined, clips)
     return joined
@@ -104,7 +108,7 @@ def arm_losses(
     B, T = latents.shape[:2]
     cache = model.cache_clips(batch.inputs, batch.captions)
     features = model.encode_previous(latents)
-    passes = model.run_passes(cache, B, T)
+    passes = model.run_passes(cache, B, T, captions=batch.captions)
     predicted = passes[-1].queries
     controls = {
         "static_in_fine": model.static_queries(B, T),
@@ -124,6 +128,11 @@ def arm_losses(
         for arm, predictor in predictors.items()
     }
     losses["persistence"] = persistence_losses(latents)
+    for name, output in zip(CAPTIONS, (passes[0], passes[-1]), strict=True):
+        said = model.caption_losses(output, batch.captions)
+        if said is not None and batch.captions is not None:
+            silent = ~batch.captions.mask.any(dim=1)
+            losses[name] = said.masked_fill(silent, torch.nan)[:, None]
     return losses, predicted
 
 
@@ -172,7 +181,8 @@ def other_video(video_ids: Sequence[str]) -> list[int] | None:
 
 def _check_finite(losses: Losses, clips: Sequence[ClipName]) -> None:
     """A NaN that is not there by definition means a broken model or clip, never a result."""
-    for arm, values in losses.items():
+    for arm in ARMS:
+        values = losses[arm]
         defined = values[:, 1:] if arm == "persistence" else values
         broken = np.flatnonzero(~np.isfinite(defined).all(axis=1))
         if broken.size and not (arm == "shuffled" and np.isnan(values).all()):

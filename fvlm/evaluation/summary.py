@@ -80,6 +80,9 @@ def _metrics(losses: Losses, bootstrap: Bootstrap) -> Row:
             metrics[f"ratio_{name}_dynamic"] = bootstrap.ratio(coarse, losses[name], DYNAMIC).value
     for name, estimate in against.items():
         metrics |= _named(f"{name}_fine_ratio_dynamic", estimate)
+    if "caption_fine" in losses:
+        said = bootstrap.ratio(losses["caption_coarse"], losses["caption_fine"])
+        metrics |= _named("caption_coarse_fine_ratio", said)
     return metrics
 
 
@@ -106,7 +109,7 @@ def _frame_rows(losses: Losses, bootstrap: Bootstrap) -> list[Row]:
     for index in range(losses["fine"].shape[1]):
         frame = slice(index, index + 1)
         row: Row = {"frame": index + 1}
-        row |= {f"loss_{name}": mean_loss(values, frame) for name, values in losses.items()}
+        row |= {f"loss_{name}": mean_loss(losses[name], frame) for name in ARMS}
         estimate = bootstrap.ratio(losses["coarse"], losses["fine"], frame)
         rows.append(row | _named("coarse_fine_ratio", estimate))
     return rows

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from fvlm.evaluation.controls import (
     random_queries,
 )
 from fvlm.evaluation.summary import summarize
-from fvlm.models.batch import Batch
+from fvlm.models.batch import Batch, Captions
 from fvlm.models.foveated import FoveatedModel
 
 Clips = tuple[Tensor, Tensor]
@@ -171,6 +172,40 @@ def test_persistence_copies_the_previous_latent() -> None:
     found = persistence_losses(latents)
     assert found[:, 0].isnan().all()
     torch.testing.assert_close(found[0, 1:], torch.tensor([1.0, 9.0, 25.0]))
+
+
+def test_captions_have_their_own_ratio_over_the_clips_that_have_one(
+    make_model: MakeModel, clips: Clips
+) -> None:
+    """Every arm reads the captions; the loss of the passes' captions comes beside the arms."""
+    tokens, latents = clips
+    model = make_model()
+    model.text = "caption"
+    mask = torch.arange(3) < torch.tensor([3, 0, 2, 1, 3, 0, 2])[:, None]
+    captions = Captions(torch.randint(0, 4, (7, 3)) * mask, mask)
+
+    def load(rows: range) -> Batch:
+        own = slice(rows.start, rows.stop)
+        text = Captions(captions.ids[own], captions.mask[own])
+        return replace(batch_of(clips, rows), captions=text)
+
+    device = torch.device("cpu")
+    losses = evaluate_clips(model, load, clip_names(7), batch_size=4, seed=0, device=device)
+    with torch.inference_mode():
+        expected = model(tokens, latents, captions)
+    assert expected.caption_fine is not None
+    found = losses["caption_fine"][:, 0]
+    assert np.isnan(found).tolist() == [False, True, False, False, False, True, False]
+    said = mask.any(1).numpy()
+    np.testing.assert_allclose(found[said], expected.caption_fine.numpy()[said], rtol=1e-4)
+    plain = evaluate(make_model(), clips)
+    np.testing.assert_allclose(losses["fine"], plain["fine"], rtol=1e-4)
+    summary = summarize(losses, clip_names(7), samples=200, seed=0)
+    metrics = summary.metrics
+    ratio = metrics["loss_caption_coarse"] / metrics["loss_caption_fine"]
+    assert metrics["caption_coarse_fine_ratio"] == pytest.approx(ratio)
+    assert "loss_caption_fine" in summary.clips[0]
+    assert "loss_caption_fine" not in summary.frames[0]
 
 
 def test_a_loss_that_is_not_finite_names_the_clip(make_model: MakeModel, clips: Clips) -> None:
