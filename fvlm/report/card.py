@@ -1,0 +1,48 @@
+"""The model card: what the model is, how it did against its controls, and what it was made from."""
+
+import json
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from fvlm.evaluation.tables import arm_rows, figure, interval, ratio_rows
+
+
+def render_card(
+    config: dict[str, Any],
+    *,
+    evaluation: dict[str, Any],
+    training: dict[str, Any],
+    commit: str,
+    versions: dict[str, str],
+) -> str:
+    """The card as Markdown with a hub's header.
+
+    config: of the saved model; evaluation, training: metrics/evaluate.json and metrics/train.json.
+    """
+    environment = Environment(
+        loader=PackageLoader("fvlm.report", "."),
+        autoescape=False,  # Markdown, not HTML
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+    parts = config["provenance"]
+    return environment.get_template("card.md").render(
+        found=evaluation,
+        ratios=ratio_rows(evaluation),
+        arms=arm_rows(evaluation),
+        figure=figure,
+        interval=interval,
+        training=training,
+        input=config["input"],
+        text=config["model"]["text"],
+        token_shape=config["token_shape"],
+        latent_shape=config["latent_shape"],
+        layer=parts["dino"]["layer"],
+        parts=parts,
+        weights=config["weights_sha256"],
+        commit=commit,
+        versions=versions,
+        params=json.dumps(config["model"], indent=2),
+    )
