@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from fvlm.errors import CheckpointError, ParamsError
 from fvlm.evaluation.arms import ARMS, CONTROLS
 from fvlm.io import write_json
-from fvlm.models.build import load_model, save_model
+from fvlm.models.build import build_model, load_model, save_model
+from fvlm.models.foveated import ModelParams
 from pipeline import export
 
 ROOT = Path(__file__).parents[2]
@@ -21,11 +23,6 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """A project with a trained model and its metrics; returns the evaluation."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from fvlm.models.build import build_model
-    from fvlm.models.foveated import ModelParams
-
     monkeypatch.chdir(tmp_path)
     sizes: dict[str, Any] = {"vocab_size": 4, "hidden_size": 8, "intermediate_size": 8}
     language = LlamaConfig(**sizes, num_hidden_layers=1, num_attention_heads=2)
@@ -51,7 +48,9 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     model, config = build_model(params, manifest)
     save_model(model.state_dict(), config, export.MODEL)
     write_json(export.TRAIN, {"steps": 7, "samples": 56})
-    evaluation: dict[str, Any] = json.loads((ROOT / "metrics/evaluate.json").read_text())
+    seen = {f"train_coarse_fine_ratio_dynamic{end}": 1.25 for end in ("", "_low", "_high")}
+    evaluation: dict[str, Any] = seen | {"train_videos": 3}
+    evaluation |= json.loads((ROOT / "metrics/evaluate.json").read_text())
     write_json(export.EVALUATE, evaluation)
     return evaluation
 
@@ -65,9 +64,8 @@ def run_export(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return run
 
 
-def test_the_folder_loads_and_holds_nothing_else(
-    project: dict[str, Any], run_export: Callable[..., None]
-) -> None:
+@pytest.mark.usefixtures("project")
+def test_the_folder_loads_and_holds_nothing_else(run_export: Callable[..., None]) -> None:
     run_export("out")
     names = {path.name for path in Path("out").iterdir()}
     assert names == {"config.json", "model.safetensors", "README.md"}
@@ -85,19 +83,16 @@ def test_the_card_shows_ratios_with_intervals_and_controls(
     assert project["statement"] in card
     for name in ("coarse_fine_ratio_dynamic", *(f"{arm}_fine_ratio_dynamic" for arm in CONTROLS)):
         low, high = project[f"{name}_low"], project[f"{name}_high"]
-        (line,) = [row for row in card.splitlines() if f"{low:.4f} to {high:.4f}" in row]
-        assert f"{project[name]:.4f}" in line
-    assert all(
-        f"| {meaning} | {project['loss_' + arm]:.5f}" in card for arm, meaning in ARMS.items()
-    )
+        assert f"| {project[name]:.4f} | {low:.4f} to {high:.4f} | {project['videos']} |" in card
+    for arm, meaning in ARMS.items():
+        assert f"| {meaning} | {project['loss_' + arm]:.5f}" in card
     weights = json.loads(Path("out/config.json").read_text())["weights_sha256"]
     for fact in (weights, "parts/x", "7 steps, 56 clips", '"query_layers": 0', "torch 2"):
         assert fact in card
 
 
-def test_what_cannot_be_exported(
-    project: dict[str, Any], run_export: Callable[..., None], tmp_path: Path
-) -> None:
+@pytest.mark.usefixtures("project")
+def test_what_cannot_be_exported(run_export: Callable[..., None], tmp_path: Path) -> None:
     with pytest.raises(ParamsError, match="usage"):
         run_export()
     (tmp_path / "full").mkdir()
