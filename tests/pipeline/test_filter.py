@@ -15,7 +15,7 @@ from fvlm.io import read_json, read_jsonl, sha256_file
 from pipeline import collect, filter
 
 PARAMS = """
-collect: {source: videos}
+collect: {source: videos, control_clips: 2, control_seed: 0}
 filter: {min_seconds: 2.0, max_seconds: 4.0, val_fraction: 0.3}
 """
 
