@@ -96,7 +96,8 @@ class _Bench:
             path for folder in ("fvlm", "pipeline") for path in Path(folder).rglob("*.py")
         )
         self._code = hash_json([sha256_file(path) for path in code])
-        self._blocks = read_yaml(PRESET)["encode"]["layer"]
+        preset = read_yaml(PRESET)
+        self._blocks, self._batch_size = preset["encode"]["layer"], preset["train"]["batch_size"]
 
     def decode(self, corpus: str) -> None:
         """Render, list, filter and decode a corpus."""
@@ -111,7 +112,10 @@ class _Bench:
 
     def train(self, trial: Trial, seed: int) -> None:
         """Train one trial, and keep its losses on held-out and on as many training clips."""
-        changes = {"model": {"query_layers": trial.query_layers}, "train": {"seed": seed}}
+        changes: dict[str, dict[str, Any]] = {
+            "model": {"query_layers": trial.query_layers, "temperature": trial.temperature},
+            "train": {"seed": seed, "max_samples": trial.steps * self._batch_size},
+        }
         links = {SHARDS: _encoded(trial.corpus, trial.query_layers) / SHARDS}
         self._make(_trained(trial, seed), changes, links, ["train"], then=self._keep_losses)
 

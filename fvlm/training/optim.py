@@ -27,6 +27,7 @@ class TrainParams(Params):
     max_hours: float = Field(gt=0)
     lr: float = Field(gt=0)
     encoder_lr: float = Field(ge=0)
+    query_lr_factor: float = Field(gt=0)
     recompute_encoder: bool
     warmup_samples: int = Field(ge=0)
     weight_decay: float = Field(ge=0)
@@ -85,7 +86,8 @@ def make_optimizer(model: nn.Module, params: TrainParams) -> torch.optim.AdamW:
     """AdamW on float32 weights.
 
     Matrices and convolutions decay; norms, biases, embeddings, queries, the first latent do not.
-    A trainable patch encoder has groups of its own, with `lr_scale` = encoder_lr / lr.
+    A trainable patch encoder has groups of its own, with `lr_scale` = encoder_lr / lr, and so have
+    the two learned queries, with query_lr_factor.
     """
     encoder = {
         parameter
@@ -93,18 +95,23 @@ def make_optimizer(model: nn.Module, params: TrainParams) -> torch.optim.AdamW:
         if isinstance(module, DinoEncoder | EncoderTail)
         for parameter in module.parameters()
     }
-    scale = params.encoder_lr / params.lr
+    queries = {
+        parameter
+        for name, parameter in model.named_parameters()
+        if name.split(".")[-1] in ("q_static", "q_init")
+    }
+    scales = (1.0, params.encoder_lr / params.lr, params.query_lr_factor)
     groups: list[dict[str, Any]] = [
         {"params": [], "weight_decay": decay, "lr_scale": lr_scale}
-        for lr_scale in (1.0, scale)
+        for lr_scale in scales
         for decay in (params.weight_decay, 0.0)
     ]
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
             if parameter.requires_grad:
                 matrix = isinstance(module, nn.Linear | nn.Conv2d) and parameter.ndim >= 2
-                number = 2 * (parameter in encoder) + (not matrix)
-                groups[number]["params"].append(parameter)
+                kind = 1 if parameter in encoder else 2 if parameter in queries else 0
+                groups[2 * kind + (not matrix)]["params"].append(parameter)
     filled = [group for group in groups if group["params"]]
     return torch.optim.AdamW(filled, lr=params.lr, fused=True)
 
@@ -129,6 +136,6 @@ def make_schedule(
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
-    """Set the rate of every group; the encoder's is that times its `lr_scale`."""
+    """Set the rate of every group: that times its `lr_scale`."""
     for group in optimizer.param_groups:
         group["lr"] = value * group["lr_scale"]

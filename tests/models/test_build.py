@@ -220,6 +220,22 @@ def test_the_other_parameters_reach_the_model(folder: Path, change: dict[str, An
     assert not torch.equal(predict(plain, tokens=10), predict(changed, tokens=10))
 
 
+@pytest.mark.parametrize("change", [{"temperature": 0.1}, {"query_sees_itself": False}])
+def test_the_parameters_of_deep_queries_reach_the_model(
+    folder: Path, change: dict[str, Any]
+) -> None:
+    torch.manual_seed(1)
+    default, _ = build(folder, k=2)
+    changed, _ = build(folder, k=2, **change)
+    changed.load_state_dict(default.state_dict())
+    assert not torch.allclose(predict(default, tokens=10), predict(changed, tokens=10))
+
+
+def test_the_heads_width_is_a_parameter(folder: Path) -> None:
+    model, _ = build(folder, head_channels=12)
+    assert model.head.film[-1].out_features == 2 * 12
+
+
 def test_the_language_model_is_the_pretrained_one(folder: Path) -> None:
     model, _ = build(folder)
     pretrained = LlamaModel.from_pretrained(folder / "llama")

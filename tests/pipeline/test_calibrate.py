@@ -17,7 +17,7 @@ def project(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The workspace with a preset of tiny models and one trial."""
     monkeypatch.chdir(workspace)
     monkeypatch.setenv("FVLM_CACHE", str(workspace / "cache"))
-    trial = Trial("noise_control", "noise_control", 1, replicated=False)
+    trial = Trial("noise_control", "noise_control", 1, temperature=1.0, steps=2, replicated=False)
     monkeypatch.setattr(calibrate, "TRIALS", (trial,))
     preset: dict[str, dict[str, Any]] = {
         "collect": {"control_clips": 6},
@@ -29,7 +29,7 @@ def project(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             "layer": 3,
         },
         "model": {"llm": "untrained:32x1", "head_channels": 4},
-        "train": {"num_frames": 8, "max_samples": 8, "warmup_samples": 0},
+        "train": {"num_frames": 8, "batch_size": 4, "warmup_samples": 0},
         "calibrate": {"seeds": [5]},
     }
     YAML().dump(preset, workspace / calibrate.PRESET)

@@ -26,6 +26,7 @@ class Trial:
     params = TrainParams(
         input="features",
         encoder_lr=0.0,
+        query_lr_factor=1.0,
         recompute_encoder=False,
         num_frames=3,
         batch_size=3,

@@ -68,6 +68,7 @@ def make_params(**changes: object) -> TrainParams:
         "max_hours": 1.0,
         "lr": 1e-3,
         "encoder_lr": 0.0,
+        "query_lr_factor": 1.0,
         "recompute_encoder": False,
         "warmup_samples": 0,
         "weight_decay": 0.0,

@@ -23,6 +23,7 @@ def make_params(**changes: object) -> TrainParams:
         "max_hours": 1.0,
         "lr": 1e-3,
         "encoder_lr": 0.0,
+        "query_lr_factor": 1.0,
         "recompute_encoder": False,
         "warmup_samples": 20,
         "weight_decay": 0.1,
@@ -89,10 +90,11 @@ def test_weight_decay_by_name() -> None:
     params = make_params()
     optimizer = make_optimizer(model, params)
     names = {parameter: name for name, parameter in model.named_parameters()}
-    decayed, kept = (
+    decayed, kept, queries = (
         {names[parameter] for parameter in group["params"]} for group in optimizer.param_groups
     )
-    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0, 0.0]
+    assert queries == {"q_static", "q_init"}
     assert decayed == {
         *(f"language.layers.0.self_attn.{name}_proj.weight" for name in "qkvo"),
         "to_query.weight",
@@ -101,8 +103,6 @@ def test_weight_decay_by_name() -> None:
         *(f"head.{part}.{number}.weight" for part in ("before", "after") for number in (0, 2, 4)),
     }
     assert {
-        "q_static",
-        "q_init",
         "y_init",
         "mode_tokens.coarse",
         "mode_tokens.fine",
@@ -114,8 +114,17 @@ def test_weight_decay_by_name() -> None:
         "head.before.0.bias",
     } <= kept
     trainable = {name for name, value in model.named_parameters() if value.requires_grad}
-    assert decayed | kept == trainable
+    assert decayed | kept | queries == trainable
     assert len(optimizer.param_groups[0]["params"]) == len(decayed), "no weight twice"
+
+
+def test_the_learned_queries_have_a_rate_of_their_own() -> None:
+    model = nn.Module()
+    model.q_static, model.weight = (nn.Parameter(torch.ones(3)) for _ in range(2))
+    optimizer = make_optimizer(model, make_params(query_lr_factor=7.0))
+    set_learning_rate(optimizer, 0.1)
+    rates = [(group["lr"], len(group["params"])) for group in optimizer.param_groups]
+    assert sorted(rates) == [(0.1, 1), (pytest.approx(0.7), 1)]
 
 
 def test_the_rate_is_set_in_every_group() -> None:
@@ -142,19 +151,20 @@ def test_the_encoder_has_its_own_rate() -> None:
     optimizer = make_optimizer(model, make_params(input="frames", lr=1e-3, encoder_lr=1e-4))
     set_learning_rate(optimizer, 0.5)
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx(
-        [0.5] * 2 + [0.05] * 2
+        [0.5, 0.5, 0.05, 0.05, 0.5]
     )
-    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0, 0.1, 0.0]
+    decays = [group["weight_decay"] for group in optimizer.param_groups]
+    assert decays == [0.1, 0.0, 0.1, 0.0, 0.0]
     names = {parameter: name for name, parameter in model.named_parameters()}
     own = {
-        names[parameter] for group in optimizer.param_groups[2:] for parameter in group["params"]
+        names[parameter] for group in optimizer.param_groups[2:4] for parameter in group["params"]
     }
     assert own == {
         name
         for name in names.values()
         if name.startswith(("encoder.", "attention.tail.")) and not name.endswith("mask_token")
     }
-    assert len(frozen.param_groups) == 2
+    assert len(frozen.param_groups) == 3
     for group in frozen.param_groups:
         assert not own & {names[parameter] for parameter in group["params"]}
 
