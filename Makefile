@@ -9,7 +9,7 @@ repro: .venv/installed  ## run the pipeline on real video and print the verdict
 	dvc repro
 	python -m pipeline.verdict
 
-calibrate: .venv/installed  ## test the instrument on control corpora (about 45 minutes on 2 cores)
+calibrate: .venv/installed  ## test the instrument on control corpora (long: see benchmarks/calibration.md)
 	python -m pipeline.calibrate
 
 test: .venv/installed-dev  ## the whole test suite

@@ -60,10 +60,13 @@ def make_scene(corpus: RenderedCorpus, number: int, *, seed: int) -> Scene:
     """The scene of clip `number`, a pure function of its arguments."""
     rng = generator(seed, f"scene {corpus}", number)
     counts = np.arange(1, MAX_SPRITES + 1)
-    # K sprites with probability ~ 1 / K: clips with few of them teach what a marker means.
-    K = int(rng.choice(counts, p=(1 / counts) / (1 / counts).sum()))
+    switching = corpus == "positive_control_switching"
+    # Few sprites teach what a marker means, but leave little to gain; a cue that moves among many
+    # is hard to follow.
+    weights = 1 / counts if switching else np.ones(MAX_SPRITES)
+    K = int(rng.choice(counts, p=weights / weights.sum()))
     markers = rng.integers(LEVELS, size=(STATES, K))
-    cue = _cues(rng, K, switching=corpus == "positive_control_switching")
+    cue = _cues(rng, K, switching=switching)
     return Scene(
         hues=rng.permutation(len(HUES))[:K],
         cells=rng.permutation(GRID * GRID)[:K],

@@ -45,6 +45,7 @@ def test_ratios_are_over_frames_three_and_later() -> None:
     assert found["positive_control_shuffled"] == pytest.approx(0.5)
     assert found["positive_control_ratio_training_clips"] == pytest.approx(2)
     assert found["positive_control_ratio_all_frames"] < 1.25
+    assert found["positive_control_ratio_frame_2"] == pytest.approx(1)
     assert (found["positive_control_videos"], found["positive_control_seeds"]) == (CLIPS, 1)
 
 
@@ -86,6 +87,7 @@ ACCEPTED = {
     "positive_control_ratio_low": 1.1,
     "positive_control_static_in_fine": 1.01,
     "positive_control_shuffled": 0.5,
+    "positive_control_ratio_frame_2": 1.01,
     "negative_control_ratio": 1.005,
     "negative_control_static_in_fine": 0.995,
     "negative_control_shuffled": 1.0,
@@ -105,6 +107,7 @@ def test_an_accepted_calibration() -> None:
         ("positive_control_ratio_low", 1.04),
         ("positive_control_static_in_fine", 1.1),
         ("positive_control_shuffled", 0.95),
+        ("positive_control_ratio_frame_2", 1.13),
         ("negative_control_ratio", 1.02),
         ("negative_control_ratio", 0.98),
         ("negative_control_random", 0.95),
