@@ -13,7 +13,7 @@ calibrate: .venv/installed  ## test the instrument on control corpora (long: see
 	python -m pipeline.calibrate
 
 test: .venv/installed-dev  ## the whole test suite
-	python -m pytest
+	python -m pytest -n auto --dist loadfile
 
 test-slow: .venv/installed-dev  ## long campaigns: mutated videos, kills at every moment
 	python -m pytest -m slow
