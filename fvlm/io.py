@@ -1,7 +1,9 @@
-"""Files: atomic writes, JSON lines, hashes, and the folders outside of DVC's control."""
+"""Files: atomic writes, JSON lines, tables, hashes, and the folders outside of DVC's control."""
 
+import csv
 import errno
 import hashlib
+import io
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -115,6 +117,17 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
             raise FvlmError(f"{path}:{number}: expected a JSON object, got {row!r}")
         rows.append(row)
     return rows
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write a header and one line a row; None stays empty. At least one row."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    with atomic_write(path) as file:
+        # File names need not be UTF-8: what could not be decoded goes out as the bytes it was.
+        file.write(text.getvalue().encode(errors="surrogateescape"))
 
 
 def sha256_file(path: Path) -> str:

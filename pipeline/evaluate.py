@@ -7,16 +7,14 @@ Writes  metrics/evaluate.json, plots/evaluate.csv (clips), plots/evaluate_frames
         plots/controls.png
 """
 
-import csv
-import io
 from pathlib import Path
 
 from fvlm.compute import default_device
 from fvlm.evaluation.attention import attention_figures
 from fvlm.evaluation.controls import ClipName, EvaluateParams, LoadClips, evaluate_clips
 from fvlm.evaluation.plots import plot_arms, plot_ratio_by_frame, plot_ratio_by_motion
-from fvlm.evaluation.summary import Row, summarize, training_figures
-from fvlm.io import atomic_write, write_json
+from fvlm.evaluation.summary import summarize, training_figures
+from fvlm.io import write_csv, write_json
 from fvlm.models.batch import Batch
 from fvlm.models.build import load_model, load_tokenizer_of
 from fvlm.models.foveated import FoveatedModel
@@ -75,17 +73,6 @@ def open_split(
         return reader.read(chosen[rows.start : rows.stop], frames)
 
     return [ClipName(reader.keys[row], reader.metadata(row)["video_id"]) for row in chosen], load
-
-
-def write_csv(path: Path, rows: list[Row]) -> None:
-    """A header and one line a row; undefined values stay empty."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    with atomic_write(path) as file:
-        # File names need not be UTF-8: what could not be decoded goes out as the bytes it was.
-        file.write(text.getvalue().encode(errors="surrogateescape"))
 
 
 if __name__ == "__main__":

@@ -8,8 +8,6 @@ the stage unfinished, and the next `dvc repro` continues. Started by torchrun, a
 share the one training.
 """
 
-import csv
-import io
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +18,7 @@ import numpy as np
 import torch
 
 from fvlm.compute import peak_memory_gib
-from fvlm.io import atomic_write, hash_json, state_folder, write_json
+from fvlm.io import hash_json, state_folder, write_csv, write_json
 from fvlm.models.batch import Batch
 from fvlm.models.build import build_model, build_tokenizer, save_model
 from fvlm.models.foveated import ModelParams
@@ -100,7 +98,7 @@ def train_model(sections: Sections, device: torch.device) -> None:
     weights = whole(model.state_dict())
     if is_main():
         save_model(weights, config, MODEL, tokenizer)
-        write_curves(state.history)
+        write_csv(CURVES, state.history)
         write_json(METRICS, summarize(state.history, params, rate, device))
         checkpoints.finish()
 
@@ -125,16 +123,6 @@ def load_batch(reader: ClipReader, positions: range, params: TrainParams) -> Bat
         positions, stored=reader.stored, count=params.num_frames, seed=params.seed
     )
     return reader.read(rows, frames)
-
-
-def write_curves(history: list[Row]) -> None:
-    """One line a step, as `dvc plots` reads them."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(history[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(history)
-    with atomic_write(CURVES) as file:
-        file.write(text.getvalue().encode())
 
 
 def summarize(

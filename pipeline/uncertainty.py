@@ -7,9 +7,7 @@ Writes  metrics/uncertainty.json, plots/uncertainty.csv (frames), plots/uncertai
         plots/uncertainty_icc.png, plots/uncertainty_frames.png
 """
 
-import csv
 import dataclasses
-import io
 import time
 from functools import partial
 from pathlib import Path
@@ -21,7 +19,7 @@ from numpy.typing import NDArray
 
 from fvlm.compute import default_device, peak_memory_gib
 from fvlm.errors import ParamsError
-from fvlm.io import atomic_write, hash_json, state_folder, write_json
+from fvlm.io import hash_json, state_folder, write_csv, write_json
 from fvlm.params import Params, load_params
 from fvlm.seeding import unit_hash
 from fvlm.shards.manifest import read_manifest
@@ -146,17 +144,6 @@ def draw(
     title = f"Uncertainty of the normalised embedding / its median over {count}"
     labels = [f"{Path(name.video_id).stem} #{name.number}" for name in names]
     plot_sheet(frames, means, labels, SHEET, title=title)
-
-
-def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    """A header and one line a row; undefined values stay empty."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    with atomic_write(path) as file:
-        # File names need not be UTF-8: what could not be decoded goes out as the bytes it was.
-        file.write(text.getvalue().encode(errors="surrogateescape"))
 
 
 if __name__ == "__main__":

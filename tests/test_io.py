@@ -7,7 +7,15 @@ import pytest
 
 from fvlm import io
 from fvlm.errors import FvlmError
-from fvlm.io import atomic_write, hash_json, read_json, read_jsonl, write_json, write_jsonl
+from fvlm.io import (
+    atomic_write,
+    hash_json,
+    read_json,
+    read_jsonl,
+    write_csv,
+    write_json,
+    write_jsonl,
+)
 
 
 def test_an_error_leaves_the_old_content_and_no_temporary_file(tmp_path: Path) -> None:
@@ -83,6 +91,15 @@ def test_names_that_are_not_utf8_come_back(tmp_path: Path) -> None:
     (row,) = read_jsonl(tmp_path / "a.jsonl")
     assert os.fsencode(row["video_id"]) == b"caf\xe9.mp4"
     assert hash_json(row) == hash_json({"video_id": name})
+
+
+def test_a_table_has_a_header_empty_cells_and_names_as_they_are(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [
+        {"video": os.fsdecode(b"caf\xe9, 2"), "ratio": 1.5},
+        {"video": "b", "ratio": None},
+    ]
+    write_csv(tmp_path / "a.csv", rows)
+    assert (tmp_path / "a.csv").read_bytes() == b'video,ratio\n"caf\xe9, 2",1.5\nb,\n'
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def plot_sheet(
     relative = scores / np.median(scores)
     parts = (("Most certain", order[:shown]), ("Least certain", order[::-1][:shown]))
     rows = -(-shown // COLUMNS)
-    with _picture(path, (12, 1.1 + 2 * rows * 1.75)) as figure:
+    with _picture(path, (12, 1.1 + 2 * rows * 1.75), dpi=80) as figure:
         figure.suptitle(title, x=0.01, ha="left", fontsize=12)
         halves: Any = figure.subfigures(2, 1)
         for part, (heading, chosen) in zip(halves, parts, strict=True):
@@ -102,10 +102,10 @@ def _short(name: str) -> str:
 
 
 @contextmanager
-def _picture(path: Path, inches: tuple[float, float]) -> Iterator[Figure]:
+def _picture(path: Path, inches: tuple[float, float], *, dpi: int = 120) -> Iterator[Figure]:
     """A figure that becomes a PNG; the same figures give the same bytes."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=inches, dpi=120, layout="constrained")
+        figure = Figure(figsize=inches, dpi=dpi, layout="constrained")
         FigureCanvasAgg(figure)
         yield figure
         with atomic_write(path) as file:
