@@ -114,7 +114,7 @@ class _Bench:
         """Train one trial, and keep its losses on held-out and on as many training clips."""
         changes: dict[str, dict[str, Any]] = {
             "model": {"query_layers": trial.query_layers, "temperature": trial.temperature},
-            "train": {"seed": seed, "max_samples": trial.steps * self._batch_size},
+            "train": {"seeds": [seed], "max_samples": trial.steps * self._batch_size},
         }
         links = {SHARDS: _encoded(trial.corpus, trial.query_layers) / SHARDS}
         self._make(_trained(trial, seed), changes, links, ["train"], then=self._keep_losses)

@@ -1,4 +1,4 @@
-"""Evaluate the trained model and its controls on the held-out clips.
+"""Evaluate the trained models and their controls on the held-out clips.
 
 Reads   models/foveated/, data/encode/, data/decode/ (a model that takes frames),
         params.yaml:evaluate
@@ -9,18 +9,27 @@ Writes  metrics/evaluate.json, plots/evaluate.csv (clips), plots/evaluate_frames
 
 from pathlib import Path
 
+import torch
+
 from fvlm.compute import default_device
 from fvlm.evaluation.attention import attention_figures
-from fvlm.evaluation.controls import ClipName, EvaluateParams, LoadClips, evaluate_clips
+from fvlm.evaluation.controls import (
+    ClipName,
+    EvaluateParams,
+    LoadClips,
+    Losses,
+    coarse_losses,
+    evaluate_clips,
+)
 from fvlm.evaluation.plots import plot_arms, plot_ratio_by_frame, plot_ratio_by_motion
 from fvlm.evaluation.summary import summarize, training_figures
-from fvlm.io import write_csv, write_json
+from fvlm.io import read_json, write_csv, write_json
 from fvlm.models.batch import Batch
-from fvlm.models.build import load_model, load_tokenizer_of
+from fvlm.models.build import CONFIG, load_model, load_tokenizer_of
 from fvlm.models.foveated import FoveatedModel
 from fvlm.params import Params, load_params
 from fvlm.training.order import even_frames
-from pipeline.clips import open_clips
+from pipeline.clips import COARSE_ONLY, open_clips
 from pipeline.stage import run
 
 MODEL, SHARDS, DECODED = Path("models/foveated"), Path("data/encode"), Path("data/decode")
@@ -41,20 +50,46 @@ def main() -> None:
     params, device = load_params(Sections).evaluate, default_device()
     model = load_model(MODEL).to(device)
     held_out, load = open_split(model, "val", params, at_most=None)
-    size, samples, seed = params.batch_size, params.bootstrap_samples, params.seed
-    losses = evaluate_clips(model, load, held_out, batch_size=size, seed=seed, device=device)
-    summary = summarize(losses, held_out, samples=samples, seed=seed)
-    looking = attention_figures(model, load, len(held_out), batch_size=size, device=device)
     # As many training clips: a ratio there without one on held-out clips is memory, no result.
     seen, load_seen = open_split(model, "train", params, at_most=len(held_out))
-    known = evaluate_clips(model, load_seen, seen, batch_size=size, seed=seed, device=device)
+    losses, known = dict[int, Losses](), dict[int, Losses]()
+    for folder in trained_folders(MODEL):
+        seed = read_json(folder / CONFIG)["seed"]
+        losses[seed] = measure(folder, held_out, load, params, device)
+        known[seed] = measure(folder, seen, load_seen, params, device)
+    samples, seed = params.bootstrap_samples, params.seed
+    summary = summarize(losses, held_out, samples=samples, seed=seed)
     on_training_clips = training_figures(known, seen, samples=samples, seed=seed)
+    size = params.batch_size
+    looking = attention_figures(model, load, len(held_out), batch_size=size, device=device)
     write_json(METRICS, summary.metrics | on_training_clips | looking)
     for path, rows in ((CLIPS, summary.clips), (FRAMES, summary.frames), (MOTION, summary.motion)):
         write_csv(path, rows)
     plot_ratio_by_frame(summary, BY_FRAME)
     plot_ratio_by_motion(summary, BY_MOTION)
     plot_arms(summary, CONTROLS)
+
+
+def trained_folders(root: Path) -> list[Path]:
+    """The model of the first seed and those of the others."""
+    return [root, *sorted(root.glob("seed-*"))]
+
+
+def measure(
+    folder: Path,
+    clips: list[ClipName],
+    load: LoadClips,
+    params: EvaluateParams,
+    device: torch.device,
+) -> Losses:
+    """Losses of one trained model, and of its twin without fine passes where that was trained."""
+    model, size = load_model(folder).to(device), params.batch_size
+    losses = evaluate_clips(model, load, clips, batch_size=size, seed=params.seed, device=device)
+    twin = MODEL / COARSE_ONLY / folder.relative_to(MODEL)
+    if twin.exists():
+        alone, count = load_model(twin).to(device), len(clips)
+        losses["coarse_only"] = coarse_losses(alone, load, count, batch_size=size, device=device)
+    return losses
 
 
 def open_split(

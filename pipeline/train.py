@@ -1,16 +1,20 @@
-"""Train the foveated model on encoded clips.
+"""Train the foveated model on encoded clips, once for every seed; with train.coarse_only also one
+without fine passes for each.
 
 Reads   data/encode/, data/decode/ (train.input: frames), params.yaml:model, params.yaml:train
-Writes  models/foveated/, metrics/train.json, plots/train.csv
+Writes  models/foveated/ (the first seed's model, others in folders below), metrics/train.json and
+        plots/train.csv (of the first seed)
 
 Out of time (train.max_hours) or stopped by SIGTERM it saves its state and exits with 75: DVC keeps
 the stage unfinished, and the next `dvc repro` continues. Started by torchrun, all its processes
-share the one training.
+share each training.
 """
 
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +24,24 @@ import torch
 from fvlm.compute import peak_memory_gib
 from fvlm.io import hash_json, state_folder, write_csv, write_json
 from fvlm.models.batch import Batch
-from fvlm.models.build import build_model, build_tokenizer, save_model
+from fvlm.models.build import CONFIG, build_model, build_tokenizer, save_model
 from fvlm.models.foveated import ModelParams
 from fvlm.params import Params, load_params
 from fvlm.seeding import torch_seed
 from fvlm.shards.manifest import read_manifest
 from fvlm.tracking import Tracker, read_sent
-from fvlm.training.checkpoint import Checkpoints
+from fvlm.training.checkpoint import Checkpoints, forget_finished
 from fvlm.training.distributed import check_same, is_main, join_processes, whole
 from fvlm.training.loop import OutOfTimeError, Row, train
 from fvlm.training.optim import TrainParams
 from fvlm.training.order import random_frames, rows_at
-from pipeline.clips import ClipReader, open_clips
+from pipeline.clips import COARSE_ONLY, ClipReader, open_clips
 from pipeline.stage import UnfinishedError, run
 
 SHARDS, DECODED, MODEL = Path("data/encode"), Path("data/decode"), Path("models/foveated")
 METRICS, CURVES = Path("metrics/train.json"), Path("plots/train.csv")
 # How a training is run, not what it computes: these may change between its parts.
-NOT_IDENTITY = {"max_hours", "checkpoint_samples", "parallel", "recompute_encoder"}
+NOT_IDENTITY = {"coarse_only", "max_hours", "checkpoint_samples", "parallel", "recompute_encoder"}
 TAIL = 0.1  # share of the steps, at the end, over which the reported losses are means
 
 
@@ -48,24 +52,72 @@ class Sections(Params):
     train: TrainParams
 
 
+@dataclass(frozen=True)
+class Training:
+    """One of the models to train: its parameters, with a single seed, and its folder."""
+
+    params: TrainParams
+    coarse_only: bool
+    folder: Path
+
+    @property
+    def title(self) -> str:
+        """How its progress is called."""
+        return " ".join(["train", *self.folder.relative_to(MODEL).parts])
+
+
+def list_trainings(params: TrainParams) -> list[Training]:
+    """The model of the first seed, then its replicates; behind them those without fine passes."""
+    roots = [MODEL, MODEL / COARSE_ONLY] if params.coarse_only else [MODEL]
+    return [
+        Training(
+            params.model_copy(update={"seeds": [seed]}),
+            coarse_only=root != MODEL,
+            folder=root if seed == params.seed else root / f"seed-{seed}",
+        )
+        for root in roots
+        for seed in params.seeds
+    ]
+
+
 def main() -> None:
-    """Train, or go on training, and write the model with its loss curves."""
+    """Train, or go on training, and write each model when it is finished."""
     with join_processes() as device:
-        train_model(load_params(Sections), device)
+        sections, started = load_params(Sections), time.monotonic()
+        trainings = list_trainings(sections.train)
+        states = [train_model(sections.model, training, device, started) for training in trainings]
+        if is_main():
+            forget_models([training.folder for training in trainings])
+            forget_finished(states[0].parent, keep=states)
 
 
-def train_model(sections: Sections, device: torch.device) -> None:
-    """Train in this process, or as one of several; the main one writes."""
-    params = sections.train
-    manifest, tokenizer = read_manifest(SHARDS), build_tokenizer(sections.model)
+def forget_models(keep: list[Path]) -> None:
+    """Delete what an earlier run with other seeds left."""
+    for config in list(MODEL.rglob(CONFIG)):
+        if config.parent not in keep:
+            shutil.rmtree(config.parent, ignore_errors=True)
+
+
+def train_model(
+    model_params: ModelParams, training: Training, device: torch.device, started: float
+) -> Path:
+    """Train one model in this process, or as one of several; the main one writes.
+
+    started: when the stage began, for train.max_hours. Returns the folder of its checkpoints.
+    """
+    params, folder = training.params, training.folder
+    manifest, tokenizer = read_manifest(SHARDS), build_tokenizer(model_params)
     reader = open_clips(SHARDS, DECODED, split="train", input=params.input, tokenizer=tokenizer)
     reader.check_frames(params.num_frames, "train.num_frames")
     torch.manual_seed(torch_seed(params.seed, "weights"))
-    model, config = build_model(sections.model, manifest, input=params.input)
+    model, config = build_model(
+        model_params, manifest, input=params.input, coarse_only=training.coarse_only
+    )
     if params.encoder_lr > 0:
         model.train_encoder(recompute=params.recompute_encoder)
     identity = {
-        "model": sections.model.model_dump(),
+        "model": model_params.model_dump(),
+        "coarse_only": training.coarse_only,
         "train": params.model_dump(exclude=NOT_IDENTITY),
         "data": hash_json(manifest),
         "weights": config["provenance"],
@@ -73,8 +125,8 @@ def train_model(sections: Sections, device: torch.device) -> None:
     check_same("parameters, data or weights", hash_json(identity))
     checkpoints = Checkpoints(state_folder() / "train", identity)
     rows: list[Row] = []
-    with tracking(checkpoints.folder.name, sections) as tracker:
-        started = time.monotonic()
+    with tracking(checkpoints.folder.name, identity) as tracker:
+        began = time.monotonic()
 
         def on_step(row: Row) -> None:
             rows.append(row)
@@ -86,32 +138,36 @@ def train_model(sections: Sections, device: torch.device) -> None:
                 model,
                 lambda positions: load_batch(reader, positions, params),
                 params,
+                deadline=started + params.max_hours * 3600,
                 checkpoints=checkpoints,
                 device=device,
                 on_step=on_step,
+                title=training.title,
             )
         except OutOfTimeError as stop:
             if tracker is not None:
                 tracker.close(status="KILLED")
             raise UnfinishedError(str(stop)) from None
-        rate = len(rows) * params.samples_per_step / (time.monotonic() - started)
+        rate = len(rows) * params.samples_per_step / (time.monotonic() - began)
     weights = whole(model.state_dict())
     if is_main():
-        save_model(weights, config, MODEL, tokenizer)
-        write_csv(CURVES, state.history)
-        write_json(METRICS, summarize(state.history, params, rate, device))
+        save_model(weights, config | {"seed": params.seed}, folder, tokenizer)
+        write_csv(CURVES if folder == MODEL else folder / CURVES.name, state.history)
+        if folder == MODEL:
+            write_json(METRICS, summarize(state.history, params, rate, device))
         checkpoints.finish()
+    return checkpoints.folder
 
 
 @contextmanager
-def tracking(name: str, sections: Sections) -> Iterator[Tracker | None]:
+def tracking(name: str, params: dict[str, Any]) -> Iterator[Tracker | None]:
     """One MLflow run a training, also when it is resumed; only the main process has one."""
     if not is_main():
         yield None
         return
     spool = state_folder() / "mlflow" / name
     with Tracker(
-        run_name=name, run_id=read_sent(spool)["run_id"], params=sections.model_dump(), spool=spool
+        run_name=name, run_id=read_sent(spool)["run_id"], params=params, spool=spool
     ) as tracker:
         yield tracker
 

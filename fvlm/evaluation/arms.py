@@ -3,6 +3,8 @@
 An arm is one way to predict the same latents; all arms see the same clips and frames.
 """
 
+from collections.abc import Container
+
 ARMS = {
     "coarse": "coarse pass: the static query",
     "fine": "fine pass: queries predicted by the language model",
@@ -13,8 +15,23 @@ ARMS = {
     "persistence": "copy of the previous latent",
 }
 
+# Of a model of its own, where there is one (train.coarse_only): did the fine pass, trained along,
+# spoil the coarse pass that it is compared with?
+OPTIONAL_ARMS = {"coarse_only": "coarse pass of a model trained without fine passes"}
+MEANINGS = ARMS | OPTIONAL_ARMS
+
 # What must be worse than the fine pass before a ratio above 1 can be put down to the queries.
 CONTROLS = ("static_in_fine", "shuffled", "random")
 
 # Caption losses of the two passes, of a model that predicts captions: one value a clip.
 CAPTIONS = ("caption_coarse", "caption_fine")
+
+
+def measured_arms(names: Container[str]) -> dict[str, str]:
+    """Arms and their meanings in the order of every table; optional ones where `names` has them."""
+    return ARMS | {arm: text for arm, text in OPTIONAL_ARMS.items() if arm in names}
+
+
+def measured_controls(names: Container[str]) -> list[str]:
+    """The controls, and optional arms where `names` has them: each of them must lose."""
+    return [*CONTROLS, *(arm for arm in OPTIONAL_ARMS if arm in names)]

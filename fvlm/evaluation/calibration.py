@@ -80,7 +80,9 @@ def measure(
     """
     losses = {name: _join(trainings, name) for name in trainings[0].held_out}
     clips = len(trainings[0].held_out["coarse"])
-    bootstrap = Bootstrap([str(clip) for clip in range(clips)] * len(trainings), samples, seed)
+    video_ids = [str(clip) for clip in range(clips)] * len(trainings)
+    seeds = np.repeat([training.seed for training in trainings], clips).tolist()
+    bootstrap = Bootstrap(video_ids, samples, seed, seeds)
     ratio = bootstrap.ratio(losses["coarse"], losses["fine"], DYNAMIC)
     figures: dict[str, Any] = {
         "ratio": ratio.value,

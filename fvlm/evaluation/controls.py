@@ -100,6 +100,22 @@ def evaluate_clips(
 
 
 @torch.inference_mode()
+def coarse_losses(
+    model: FoveatedModel, load: LoadClips, clips: int, *, batch_size: int, device: torch.device
+) -> NDArray[np.float64]:
+    """Losses [clips,T] of the coarse pass alone: the arm `coarse_only`, of a model of its own."""
+    found = []
+    for start in range(0, clips, batch_size):
+        batch = load(range(start, min(start + batch_size, clips))).to(device)
+        B, T = batch.latents.shape[:2]
+        cache = model.cache_clips(batch.inputs, batch.captions)
+        predictor = model.run_pass(cache, model.static_queries(B, T), mode="coarse").predictor
+        prediction = model.head(predictor, model.encode_previous(batch.latents))
+        found.append(frame_losses(prediction, batch.latents).double().cpu())
+    return torch.cat(found).numpy()
+
+
+@torch.inference_mode()
 def arm_losses(
     model: FoveatedModel, batch: Batch, *, seed: int
 ) -> tuple[dict[str, Tensor], Tensor]:

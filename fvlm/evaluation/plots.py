@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from fvlm.evaluation.arms import ARMS, CONTROLS
+from fvlm.evaluation.arms import CONTROLS, MEANINGS, OPTIONAL_ARMS
 from fvlm.evaluation.ratio import DYNAMIC
 from fvlm.evaluation.summary import Row, Summary
 from fvlm.io import atomic_write
@@ -62,8 +62,9 @@ def plot_ratio_by_motion(summary: Summary, path: Path) -> None:
 def plot_arms(summary: Summary, path: Path) -> None:
     """The ratio and, below it, each control / fine loss: all must be above 1 to validate."""
     rows = [("coarse", "coarse_fine_ratio_dynamic")]
-    rows += [(name, f"{name}_fine_ratio_dynamic") for name in CONTROLS]
+    rows += [(name, f"{name}_fine_ratio_dynamic") for name in (*CONTROLS, *OPTIONAL_ARMS)]
     metrics = summary.metrics
+    rows = [(arm, name) for arm, name in rows if name in metrics]
     with _picture(path) as axes:
         axes.axvline(1, color=GREY, lw=1, ls="--")
         for height, (arm, name) in enumerate(reversed(rows)):
@@ -78,7 +79,9 @@ def plot_arms(summary: Summary, path: Path) -> None:
                 axes.annotate(
                     f"{value:.4f}", (value, height), (0, 8), textcoords="offset points", ha="center"
                 )
-        axes.set_yticks(range(len(rows)), [ARMS[arm].replace(": ", ":\n") for arm, _ in rows[::-1]])
+        axes.set_yticks(
+            range(len(rows)), [MEANINGS[arm].replace(": ", ":\n") for arm, _ in rows[::-1]]
+        )
         axes.set_ylim(-0.5, len(rows) - 0.3)
         axes.set_xlim(*_at_least(*axes.get_xlim()))
         axes.set_xlabel("its loss / loss of the fine pass, frames 3 and later (95% interval)")

@@ -10,8 +10,13 @@ simulation with log-normal losses the 95% interval held the true ratio in 93% of
 videos, 93% with 10 and 94% with 20; the usual percentile interval, which knows nothing of few
 videos, in 85%, 89% and 91%.
 
+Several trainings (seeds) of the same model are replicates: a video's losses of all of them are
+resampled together, and the variance of the logarithm of the ratio over the seeds, divided by their
+number, is added to s squared; the degrees of freedom of t are then Welch's and Satterthwaite's.
+
 Source: Efron and Tibshirani, "An Introduction to the Bootstrap" (1993), chapters 6 (standard
-error), 12.4 (Student's t) and 13.7 (narrowness of percentiles).
+error), 12.4 (Student's t) and 13.7 (narrowness of percentiles);
+Satterthwaite, Biometrics Bulletin 2 (1946), for the degrees of freedom of a sum of variances.
 
 Axes: T frames.
 """
@@ -44,11 +49,15 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """Which video each clip belongs to, how many resamples to draw, and the seed."""
+    """Which video each clip belongs to, how many resamples to draw, and the seed of the draws.
+
+    replicates: which training each row of the losses comes from; empty: all from one.
+    """
 
     video_ids: Sequence[str]
     samples: int
     seed: int
+    replicates: Sequence[int] = ()
 
     def ratio(self, above: Array, below: Array, frames: slice = ALL) -> Estimate:
         """mean(above) / mean(below) over clips and `frames`, for losses float64 [clips,T].
@@ -57,25 +66,23 @@ class Bootstrap:
         video, and none at all where the ratio is undefined (no entries, or a zero below).
         """
         defined = np.isfinite(above[:, frames]) & np.isfinite(below[:, frames])
-        tops = self._per_video(np.where(defined, above[:, frames], 0))
-        bottoms = self._per_video(np.where(defined, below[:, frames], 0))
+        # Both arms count the same entries, so that a ratio of sums is the ratio of means.
+        rows = [np.where(defined, values[:, frames], 0).sum(axis=1) for values in (above, below)]
+        tops, bottoms = (_sums(self.video_ids, values) for values in rows)
         if not defined.any() or bottoms.sum() == 0:
             return Estimate(None, None, None)
-        low, high = self._interval(tops, bottoms)
-        return Estimate(float(tops.sum() / bottoms.sum()), low, high)
+        ratio = float(tops.sum() / bottoms.sum())
+        if len(tops) < 2 or not (tops.all() and bottoms.all()):
+            return Estimate(ratio, None, None)
+        errors = [(self._video_variance(tops, bottoms), len(tops) - 1)]
+        if len(set(self.replicates)) > 1:
+            errors.append(_mean_variance([_sums(self.replicates, values) for values in rows]))
+        factor = _interval_factor(errors)
+        return Estimate(ratio, ratio / factor, ratio * factor)
 
-    def _per_video(self, values: Array) -> Array:
-        """Sum of [clips,T] over the clips of each video [videos].
-
-        Both arms count the same entries, so that a ratio of sums is the ratio of means.
-        """
-        _, video = np.unique(np.asarray(self.video_ids), return_inverse=True)
-        return np.bincount(video, weights=values.sum(axis=1)).astype(np.float64)
-
-    def _interval(self, tops: Array, bottoms: Array) -> tuple[float, float] | tuple[None, None]:
+    def _video_variance(self, tops: Array, bottoms: Array) -> float:
+        """Variance of the logarithm of the ratio of sums over videos, by resampling them."""
         videos = len(tops)
-        if videos < 2 or not (tops.all() and bottoms.all()):
-            return None, None
         rng = generator(self.seed, "bootstrap")
         chunk = max(1, CHUNK // videos)
         logarithms = []
@@ -83,10 +90,28 @@ class Bootstrap:
             drawn = rng.integers(videos, size=(min(chunk, self.samples - start), videos))
             logarithms.append(np.log(tops[drawn].sum(axis=1) / bottoms[drawn].sum(axis=1)))
         # Resampling n videos understates the spread by (n - 1) / n.
-        error = np.concatenate(logarithms).std() * np.sqrt(videos / (videos - 1))
-        factor = np.exp(stdtrit(videos - 1, (1 + CONFIDENCE) / 2) * error)
-        ratio = tops.sum() / bottoms.sum()
-        return float(ratio / factor), float(ratio * factor)
+        return float(np.concatenate(logarithms).var() * videos / (videos - 1))
+
+
+def _sums(groups: Sequence[str] | Sequence[int], values: Array) -> Array:
+    """Sum of `values` [rows] over the rows of each group [groups]."""
+    _, group = np.unique(np.asarray(groups), return_inverse=True)
+    return np.bincount(group, weights=values).astype(np.float64)
+
+
+def _mean_variance(sums: Sequence[Array]) -> tuple[float, int]:
+    """Variance of the mean, over replicates, of the logarithm of a ratio; degrees of freedom."""
+    logarithms = np.log(sums[0] / sums[1])
+    return float(logarithms.var(ddof=1) / len(logarithms)), len(logarithms) - 1
+
+
+def _interval_factor(errors: Sequence[tuple[float, int]]) -> float:
+    """What the ratio is divided and multiplied by, from variances with degrees of freedom."""
+    variance = sum(part for part, _ in errors)
+    if variance == 0:
+        return 1.0
+    degrees = variance**2 / sum(part**2 / degrees for part, degrees in errors)
+    return float(np.exp(stdtrit(degrees, (1 + CONFIDENCE) / 2) * np.sqrt(variance)))
 
 
 def mean_loss(losses: Array, frames: slice = ALL) -> float | None:

@@ -3,14 +3,16 @@
 Names: `loss_X` mean loss of arm X over all its frames; `ratio_X` coarse / X, as
 `coarse_fine_ratio` is coarse / fine (above 1: better than coarse); `X_fine_ratio` X / fine (above
 1: the fine pass beats X); `_dynamic` over frames t >= 3; `_low`, `_high` the ends of the 95%
-interval. None: undefined.
+interval; `_seed_N` of the model trained with seed N. None: undefined.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fvlm.evaluation.arms import ARMS, CONTROLS
+import numpy as np
+
+from fvlm.evaluation.arms import measured_arms, measured_controls
 from fvlm.evaluation.controls import ClipName, Losses
 from fvlm.evaluation.ratio import (
     ALL,
@@ -35,20 +37,27 @@ class Summary:
     motion: list[Row]
 
 
-def summarize(losses: Losses, clips: Sequence[ClipName], *, samples: int, seed: int) -> Summary:
-    """All figures of an evaluation; `samples` resamples of the videos for each interval."""
-    bootstrap = Bootstrap([clip.video_id for clip in clips], samples, seed)
+def summarize(
+    trained: Mapping[int, Losses], clips: Sequence[ClipName], *, samples: int, seed: int
+) -> Summary:
+    """All figures of an evaluation; `samples` resamples of the videos for each interval.
+
+    `trained` holds the losses of the same clips by seed of the training: replicates.
+    """
+    losses, bootstrap = _join(trained, clips, samples, seed)
     return Summary(
-        metrics=_metrics(losses, bootstrap),
+        metrics=_metrics(losses, bootstrap, clips=len(clips)) | _seed_figures(trained),
         clips=_clip_rows(losses, clips),
         frames=_frame_rows(losses, bootstrap),
-        motion=_motion_rows(losses, bootstrap),
+        motion=_motion_rows(losses, bootstrap, clips=len(clips)),
     )
 
 
-def training_figures(losses: Losses, clips: Sequence[ClipName], *, samples: int, seed: int) -> Row:
+def training_figures(
+    trained: Mapping[int, Losses], clips: Sequence[ClipName], *, samples: int, seed: int
+) -> Row:
     """The ratio on clips that were trained on, `train_coarse_fine_ratio`: no evidence, an alarm."""
-    bootstrap = Bootstrap([clip.video_id for clip in clips], samples, seed)
+    losses, bootstrap = _join(trained, clips, samples, seed)
     figures: Row = {"train_videos": len(set(bootstrap.video_ids))}
     for suffix, frames in (("", ALL), ("_dynamic", DYNAMIC)):
         estimate = bootstrap.ratio(losses["coarse"], losses["fine"], frames)
@@ -56,25 +65,50 @@ def training_figures(losses: Losses, clips: Sequence[ClipName], *, samples: int,
     return figures
 
 
-def _metrics(losses: Losses, bootstrap: Bootstrap) -> Row:
+def _join(
+    trained: Mapping[int, Losses], clips: Sequence[ClipName], samples: int, seed: int
+) -> tuple[Losses, Bootstrap]:
+    """Losses [seeds*clips,T], one training after the other, and whose rows they are."""
+    losses = {
+        arm: np.concatenate([found[arm] for found in trained.values()])
+        for arm in next(iter(trained.values()))
+    }
+    video_ids = [clip.video_id for clip in clips] * len(trained)
+    replicates = np.repeat(list(trained), len(clips)).tolist()
+    return losses, Bootstrap(video_ids, samples, seed, replicates)
+
+
+def _seed_figures(trained: Mapping[int, Losses]) -> Row:
+    """The ratio of each training, where there are several."""
+    figures: Row = {"seeds": len(trained)}
+    if len(trained) > 1:
+        for seed, losses in trained.items():
+            ratio = _plain_figures(losses)["coarse_fine_ratio_dynamic"]
+            figures[f"coarse_fine_ratio_dynamic_seed_{seed}"] = ratio
+    return figures
+
+
+def _metrics(losses: Losses, bootstrap: Bootstrap, *, clips: int) -> Row:
     coarse, fine = losses["coarse"], losses["fine"]
     videos = len(set(bootstrap.video_ids))
     overall = bootstrap.ratio(coarse, fine)
     dynamic = bootstrap.ratio(coarse, fine, DYNAMIC)
-    against = {name: bootstrap.ratio(losses[name], fine, DYNAMIC) for name in CONTROLS}
+    against = {
+        name: bootstrap.ratio(losses[name], fine, DYNAMIC) for name in measured_controls(losses)
+    }
     persistence = bootstrap.ratio(losses["persistence"], fine).value
     metrics: Row = {
         "verdict": decide(dynamic, against, videos=videos),
         "statement": describe(dynamic, against, videos=videos, persistence=persistence),
         "videos": videos,
-        "clips": len(coarse),
+        "clips": clips,
         **_named("coarse_fine_ratio", overall),
         **_named("coarse_fine_ratio_dynamic", dynamic),
         "improvement_pct": None if overall.value is None else (overall.value - 1) * 100,
     }
     for name, values in losses.items():
         metrics[f"loss_{name}"] = mean_loss(values)
-    for name in ARMS:
+    for name in measured_arms(losses):
         if name not in ("coarse", "fine"):
             metrics[f"ratio_{name}"] = bootstrap.ratio(coarse, losses[name]).value
             metrics[f"ratio_{name}_dynamic"] = bootstrap.ratio(coarse, losses[name], DYNAMIC).value
@@ -89,14 +123,14 @@ def _metrics(losses: Losses, bootstrap: Bootstrap) -> Row:
 def _clip_rows(losses: Losses, clips: Sequence[ClipName]) -> list[Row]:
     rows = []
     for number, clip in enumerate(clips):
-        one = {name: values[number : number + 1] for name, values in losses.items()}
+        one = {name: values[number :: len(clips)] for name, values in losses.items()}
         rows.append({"video_id": clip.video_id, "key": clip.key, **_plain_figures(one)})
     return rows
 
 
 def _plain_figures(losses: Losses) -> Row:
-    """Losses and ratios of a single clip, which has no interval."""
-    alone = Bootstrap(["one video"], samples=0, seed=0)
+    """Mean losses and ratios without an interval."""
+    alone = Bootstrap(["one video"] * len(losses["fine"]), samples=0, seed=0)
     figures: Row = {f"loss_{name}": mean_loss(values) for name, values in losses.items()}
     for suffix, frames in (("", ALL), ("_dynamic", DYNAMIC)):
         estimate = alone.ratio(losses["coarse"], losses["fine"], frames)
@@ -109,22 +143,25 @@ def _frame_rows(losses: Losses, bootstrap: Bootstrap) -> list[Row]:
     for index in range(losses["fine"].shape[1]):
         frame = slice(index, index + 1)
         row: Row = {"frame": index + 1}
-        row |= {f"loss_{name}": mean_loss(losses[name], frame) for name in ARMS}
+        row |= {f"loss_{name}": mean_loss(losses[name], frame) for name in measured_arms(losses)}
         estimate = bootstrap.ratio(losses["coarse"], losses["fine"], frame)
         rows.append(row | _named("coarse_fine_ratio", estimate))
     return rows
 
 
-def _motion_rows(losses: Losses, bootstrap: Bootstrap) -> list[Row]:
+def _motion_rows(losses: Losses, bootstrap: Bootstrap, *, clips: int) -> list[Row]:
     rows = []
-    for number, chosen in enumerate(motion_quartiles(losses["persistence"]), start=1):
-        video_ids = [bootstrap.video_ids[clip] for clip in chosen]
-        within = Bootstrap(video_ids, bootstrap.samples, bootstrap.seed)
+    for number, group in enumerate(motion_quartiles(losses["persistence"][:clips]), start=1):
+        # The same clips of every training.
+        chosen = np.concatenate([group + start for start in range(0, len(losses["fine"]), clips)])
+        video_ids = [bootstrap.video_ids[row] for row in chosen]
+        replicates = [bootstrap.replicates[row] for row in chosen]
+        within = Bootstrap(video_ids, bootstrap.samples, bootstrap.seed, replicates)
         estimate = within.ratio(losses["coarse"][chosen], losses["fine"][chosen], DYNAMIC)
         rows.append(
             {
                 "quartile": number,
-                "clips": len(chosen),
+                "clips": len(group),
                 "videos": len(set(video_ids)),
                 "loss_persistence": mean_loss(losses["persistence"][chosen]),
                 **_named("coarse_fine_ratio_dynamic", estimate),

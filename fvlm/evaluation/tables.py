@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from fvlm.evaluation.arms import ARMS, CONTROLS
+from fvlm.evaluation.arms import MEANINGS, measured_arms, measured_controls
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class RatioRow:
 
 
 def arm_rows(found: dict[str, Any]) -> list[ArmRow]:
-    """Every arm in the order of `ARMS`; `found` is metrics/evaluate.json."""
+    """Every measured arm; `found` is metrics/evaluate.json."""
     rows = []
-    for arm, meaning in ARMS.items():
+    for arm, meaning in measured_arms(_arms_in(found)).items():
         name = "coarse_fine_ratio" if arm == "fine" else f"ratio_{arm}"
         ratios = (1.0, 1.0) if arm == "coarse" else (found[name], found[f"{name}_dynamic"])
         rows.append(ArmRow(arm, meaning, found[f"loss_{arm}"], *ratios))
@@ -45,8 +45,8 @@ def ratio_rows(found: dict[str, Any]) -> list[RatioRow]:
         "coarse_fine_ratio": "coarse, all frames",
         "coarse_fine_ratio_dynamic": "coarse, frames 3+",
     }
-    for arm in CONTROLS:
-        meaning = ARMS[arm].removeprefix("fine pass with ")
+    for arm in measured_controls(_arms_in(found)):
+        meaning = MEANINGS[arm].removeprefix("fine pass with ")
         named[f"{arm}_fine_ratio_dynamic"] = f"{meaning}, frames 3+"
     named["train_coarse_fine_ratio_dynamic"] = "coarse on training clips, frames 3+"
     return [
@@ -60,6 +60,10 @@ def ratio_rows(found: dict[str, Any]) -> list[RatioRow]:
         )
         for name, meaning in named.items()
     ]
+
+
+def _arms_in(found: dict[str, Any]) -> set[str]:
+    return {name.removeprefix("loss_") for name in found if name.startswith("loss_")}
 
 
 def figure(value: float | None, digits: int = 4) -> str:

@@ -5,7 +5,7 @@ All of it rests on frames t >= 3: before them no predicted query can have helped
 
 from typing import Literal
 
-from fvlm.evaluation.arms import ARMS
+from fvlm.evaluation.arms import MEANINGS
 from fvlm.evaluation.ratio import Estimate
 
 Verdict = Literal["validated", "promising", "inconclusive", "worse"]
@@ -92,5 +92,5 @@ def _controls(against: dict[str, Estimate]) -> str:
     remaining = unbeaten(against)
     if not remaining:
         return "the fine pass beats every control"
-    named = ", ".join(ARMS[name].removeprefix("fine pass ") for name in remaining)
-    return f"the fine pass is not shown to beat itself {named}"
+    named = ", ".join(MEANINGS[name].removeprefix("fine pass with ") for name in remaining)
+    return f"the fine pass is not shown to beat {named}"

@@ -31,7 +31,7 @@ from fvlm.models.text import CaptionTokenizer, read_tokenizer
 from fvlm.params import Params, validate_params
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
-FORMAT = 2
+FORMAT = 3
 
 
 class _Sections(Params):
@@ -41,14 +41,19 @@ class _Sections(Params):
 
 
 def build_model(
-    params: ModelParams, manifest: dict[str, Any], *, input: Input = "features"
+    params: ModelParams,
+    manifest: dict[str, Any],
+    *,
+    input: Input = "features",
+    coarse_only: bool = False,
 ) -> tuple[FoveatedModel, dict[str, Any]]:
     """A model for the shards of this encode manifest, and the config that describes it.
 
     For `frames` the encoder of these shards becomes a part of the model; the stored tokens are not
-    used, and any `query_layers` fit. Raises ShardError when the stored layer does not fit
-    `model.query_layers` or the encoder is not that of the shards, WeightsError when a pretrained
-    part cannot be found.
+    used, and any `query_layers` fit. `coarse_only` leaves out the fine passes.
+
+    Raises ShardError when the stored layer does not fit `model.query_layers` or the encoder is not
+    that of the shards, WeightsError when a pretrained part cannot be found.
     """
     if input == "features":
         check_layer(params, manifest)
@@ -57,6 +62,7 @@ def build_model(
     config: dict[str, Any] = {
         "format": FORMAT,
         "input": input,
+        "coarse_only": coarse_only,
         "model": params.model_dump(),
         "language": language.config.to_diff_dict(),
         "encoder": encoder.config_dict if encoder else None,
@@ -217,7 +223,7 @@ def _assemble(
         language=language,
         attention=attention,
         latent_shape=tuple(config["latent_shape"]),
-        fine_iterations=params.fine_iterations,
+        fine_iterations=0 if config["coarse_only"] else params.fine_iterations,
         head_channels=params.head_channels,
         encoder=encoder if config["input"] == "frames" else None,
         text=params.text,

@@ -93,6 +93,7 @@ class FoveatedModel(nn.Module):
     Tokens enter as the encode stage stored them, before these blocks; with an `encoder`, which
     computes just these tokens, frames enter instead. The whole patch encoder is frozen until
     `train_encoder` is called. `output` [V,H] predicts captions; None: tied to the embeddings.
+    Without `fine_iterations` there is a coarse pass only, and it stands for the fine one, too.
     """
 
     def __init__(
@@ -125,6 +126,10 @@ class FoveatedModel(nn.Module):
         )
         self.y_init = nn.Parameter(torch.zeros(latent_shape))
         self.head = FilmHead(hidden, latent_shape[0], channels=head_channels)
+        if fine_iterations == 0:
+            # Under several processes a weight that no loss reaches is an error.
+            for unused in (self.q_init, self.mode_tokens["fine"], *self.to_query.parameters()):
+                unused.requires_grad_(False)
 
     @property
     def input(self) -> Input:
@@ -157,12 +162,13 @@ class FoveatedModel(nn.Module):
         cache = self.cache_clips(inputs, captions)
         passes = self.run_passes(cache, *inputs.shape[:2], captions=captions)
         features = self.encode_previous(latents)
-        coarse, fine = passes[0], passes[-1]
+        predicted = [self.head(end.predictor, features) for end in _ends(passes)]
+        said = [self.caption_losses(end, captions) for end in _ends(passes)]
         return Prediction(
-            coarse=self.head(coarse.predictor, features),
-            fine=self.head(fine.predictor, features),
-            caption_coarse=self.caption_losses(coarse, captions),
-            caption_fine=self.caption_losses(fine, captions),
+            coarse=predicted[0],
+            fine=predicted[-1],
+            caption_coarse=said[0],
+            caption_fine=said[-1],
         )
 
     def cache_clips(self, inputs: Tensor, captions: Captions | None = None) -> ClipCache:
@@ -265,6 +271,11 @@ class FoveatedModel(nn.Module):
         y_init = self.y_init.expand(B, 1, -1, -1, -1)
         previous = torch.cat([y_init, latents[:, :-1].to(y_init.dtype)], dim=1)
         return self.head.encode_previous(previous)
+
+
+def _ends(passes: list[PassOutput]) -> list[PassOutput]:
+    """The passes whose losses count: the first and the last."""
+    return [passes[0], *passes[1:][-1:]]
 
 
 def frame_losses(prediction: Tensor, latents: Tensor) -> Tensor:

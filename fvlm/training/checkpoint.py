@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ class Checkpoints:
 
     def __init__(self, root: Path, identity: dict[str, Any]) -> None:
         # As JSON gives it back: a tuple would differ from the list that was saved.
-        self._root, self._identity = root, json.loads(json.dumps(identity))
+        self._identity = json.loads(json.dumps(identity))
         self.folder = root / hash_json(identity)[:20]
 
     def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainState) -> None:
@@ -96,14 +97,8 @@ class Checkpoints:
         return state
 
     def finish(self) -> None:
-        """This training is complete: keep its last state, delete those of other complete ones.
-
-        The last one serves a stage that is run again; states of unfinished trainings stay.
-        """
+        """This training is complete: keep its last state only, for a stage that is run again."""
         (self.folder / _FINISHED).touch()
-        for marker in self._root.glob(f"*/{_FINISHED}"):
-            if marker.parent != self.folder:
-                shutil.rmtree(marker.parent, ignore_errors=True)
         for old in self._saved()[:-1]:
             shutil.rmtree(old, ignore_errors=True)
 
@@ -132,6 +127,13 @@ class Checkpoints:
             raise CheckpointError(f"{folder}: other weights than this model's: {sorted(different)}")
         state = TrainState(step=saved["step"], history=saved["history"])
         return weights, load_file(folder / OPTIMIZER), state
+
+
+def forget_finished(root: Path, *, keep: Collection[Path]) -> None:
+    """Delete the states of complete trainings but those to keep; of unfinished ones they stay."""
+    for marker in root.glob(f"*/{_FINISHED}"):
+        if marker.parent not in keep:
+            shutil.rmtree(marker.parent, ignore_errors=True)
 
 
 _FINISHED = "finished"

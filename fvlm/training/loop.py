@@ -55,14 +55,16 @@ def train(
     *,
     checkpoints: Checkpoints,
     device: torch.device,
+    deadline: float | None = None,
     on_step: Callable[[Row], None] = lambda _: None,
+    title: str = "train",
 ) -> TrainState:
     """Train until `params.max_samples` clips were seen, resuming from the newest checkpoint.
 
     `load_batch` returns the clips at the given positions of the sample stream; of several
-    processes each asks for its share. Raises OutOfTimeError after `params.max_hours` or a SIGTERM,
-    with the state saved, and TrainingError when a loss or gradient is not finite, with nothing
-    saved from that step.
+    processes each asks for its share. `deadline` on the monotonic clock: `params.max_hours` from
+    now, unless given. Raises OutOfTimeError after it or a SIGTERM, with the state saved, and
+    TrainingError when a loss or gradient is not finite, with nothing saved from that step.
     """
     model.to(device).train()
     if params.compile:
@@ -72,7 +74,8 @@ def train(
     factor = make_schedule(optimizer, warmup_steps=params.warmup_steps, steps=params.steps)
     state = checkpoints.resume(model, optimizer)
     started, first = time.monotonic(), state.step
-    deadline = started + params.max_hours * 3600
+    if deadline is None:
+        deadline = started + params.max_hours * 3600
     every = max(1, params.checkpoint_samples // params.samples_per_step)
 
     def asked() -> bool:
@@ -82,7 +85,7 @@ def train(
         _stop_requests() as stop_requested,
         prefetched(load_batch, _micro_batches(params, first), device) as batches,
         Progress(
-            "train", total=params.steps, unit="step", initial=first, silent=not is_main()
+            title, total=params.steps, unit="step", initial=first, silent=not is_main()
         ) as progress,
     ):
         for step in range(first, params.steps):

@@ -12,7 +12,7 @@ from fvlm.training.optim import TrainParams
 def batch_losses(model: FoveatedModel, batch: Batch, params: TrainParams) -> dict[str, Tensor]:
     """Scalar losses of a batch, means over its clips; `loss` is the one to minimise.
 
-    loss = total_fine + lambda_coarse * total_coarse
+    loss = total_fine + lambda_coarse * total_coarse; without fine passes: total_coarse
     total = mse, or of a model that predicts captions: cross_entropy + lambda_recon * mse
 
     Every clip counts the same in every mean, also one without a caption, whose cross-entropy is 0:
@@ -29,7 +29,8 @@ def batch_losses(model: FoveatedModel, batch: Batch, params: TrainParams) -> dic
         losses |= {"loss_caption_coarse": said_coarse, "loss_caption_fine": said_fine}
         coarse = said_coarse + params.lambda_recon * coarse
         fine = said_fine + params.lambda_recon * fine
-    return {"loss": fine + params.lambda_coarse * coarse, **losses}
+    loss = fine + params.lambda_coarse * coarse if model.fine_iterations else coarse
+    return {"loss": loss, **losses}
 
 
 def add_noise(tokens: Tensor, share: float) -> Tensor:

@@ -37,7 +37,8 @@ class TrainParams(Params):
     lambda_recon: float = Field(ge=0)
     dtype: Dtype
     compile: bool
-    seed: int
+    seeds: list[int] = Field(min_length=1)
+    coarse_only: bool
     checkpoint_samples: int = Field(ge=1)
     parallel: Parallel
 
@@ -65,6 +66,18 @@ class TrainParams(Params):
         if value > 0 and info.data.get("input") == "frames":
             raise ValueError(f"must be 0 with train.input: frames (it is for tokens), got {value}")
         return value
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds_differ(cls, value: list[int]) -> list[int]:
+        if len(set(value)) < len(value) or min(value) < 0:
+            raise ValueError(f"must be different numbers from 0 on, got {value}")
+        return value
+
+    @property
+    def seed(self) -> int:
+        """The first of `seeds`: that of models/foveated itself."""
+        return self.seeds[0]
 
     @property
     def samples_per_step(self) -> int:

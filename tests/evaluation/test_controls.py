@@ -71,7 +71,7 @@ def test_the_verdict_on_a_model_that_needs_its_queries(
     pointer_model: FoveatedModel, pointer_clips: Clips
 ) -> None:
     losses = evaluate(pointer_model, pointer_clips)
-    metrics = summarize(losses, clip_names(96), samples=1000, seed=0).metrics
+    metrics = summarize({0: losses}, clip_names(96), samples=1000, seed=0).metrics
     assert metrics["verdict"] == "validated"
     assert metrics["coarse_fine_ratio_dynamic"] > 50
     assert metrics["ratio_static_in_fine_dynamic"] == pytest.approx(1.0)
@@ -96,7 +96,7 @@ def test_a_head_that_ignores_the_state_makes_every_arm_equal(
         for parameter in model.head.film[-1].parameters():
             parameter.zero_()
     losses = evaluate(model, clips)
-    metrics = summarize(losses, clip_names(7), samples=200, seed=0).metrics
+    metrics = summarize({0: losses}, clip_names(7), samples=200, seed=0).metrics
     assert metrics["verdict"] == "inconclusive"
     assert metrics["coarse_fine_ratio"] == pytest.approx(1.0, abs=1e-6)
     for arm in ("autoregressive", *CONTROLS):
@@ -149,7 +149,7 @@ def test_one_video_leaves_shuffled_undefined(make_model: MakeModel, clips: Clips
     tokens, latents = (part[:1] for part in clips)
     losses = evaluate(make_model(), (tokens, latents))
     assert np.isnan(losses["shuffled"]).all()
-    metrics = summarize(losses, clip_names(1), samples=200, seed=0).metrics
+    metrics = summarize({0: losses}, clip_names(1), samples=200, seed=0).metrics
     assert metrics["ratio_shuffled"] is None
     assert metrics["coarse_fine_ratio_low"] is None
     assert metrics["coarse_fine_ratio"] is not None
@@ -200,7 +200,7 @@ def test_captions_have_their_own_ratio_over_the_clips_that_have_one(
     np.testing.assert_allclose(found[said], expected.caption_fine.numpy()[said], rtol=1e-4)
     plain = evaluate(make_model(), clips)
     np.testing.assert_allclose(losses["fine"], plain["fine"], rtol=1e-4)
-    summary = summarize(losses, clip_names(7), samples=200, seed=0)
+    summary = summarize({0: losses}, clip_names(7), samples=200, seed=0)
     metrics = summary.metrics
     ratio = metrics["loss_caption_coarse"] / metrics["loss_caption_fine"]
     assert metrics["caption_coarse_fine_ratio"] == pytest.approx(ratio)

@@ -42,6 +42,39 @@ def test_a_constant_factor_has_an_interval_of_no_width() -> None:
     assert found.high == pytest.approx(1.25)
 
 
+def test_identical_replicates_add_nothing_and_different_ones_widen_the_interval() -> None:
+    rng = generator(0, "test")
+    above, below = draw(rng, 8), draw(rng, 8)
+    ids = names(8)
+    alone = bootstrap(ids).ratio(above, below)
+    tops, bottoms = (np.concatenate([values] * 3) for values in (above, below))
+    trainings = np.repeat([4, 5, 9], 8).tolist()
+    replicated = Bootstrap(ids * 3, 2000, 0, trainings)
+    same = replicated.ratio(tops, bottoms)
+    assert (same.value, same.low, same.high) == pytest.approx((alone.value, alone.low, alone.high))
+    factors = np.repeat([0.7, 1.0, 1 / 0.7], 8)[:, None]
+    differing = replicated.ratio(tops * factors, bottoms * factors**2)
+    assert differing.low is not None
+    assert differing.high is not None
+    assert same.low is not None
+    assert same.high is not None
+    assert differing.high / differing.low > 1.2 * same.high / same.low
+
+
+def test_the_spread_of_replicates_is_that_of_a_t_interval_of_their_logarithms() -> None:
+    """Videos that all have the same ratio leave the seeds' variance alone."""
+    below = draw(generator(0, "test"), 5)
+    ratios = np.array([0.9, 1.0, 1.2])
+    trainings = np.repeat([0, 1, 2], 5).tolist()
+    found = Bootstrap(names(5) * 3, 500, 0, trainings).ratio(
+        np.concatenate([ratio * below for ratio in ratios]), np.concatenate([below] * 3)
+    )
+    assert found.value == pytest.approx(ratios.mean())
+    error = np.log(ratios).std(ddof=1) / np.sqrt(3)
+    assert found.low == pytest.approx(ratios.mean() * np.exp(-4.3027 * error), rel=1e-4)
+    assert found.high == pytest.approx(ratios.mean() * np.exp(4.3027 * error), rel=1e-4)
+
+
 def test_two_videos_give_the_three_known_resamples() -> None:
     """Means of two draws: a with 1/4, (a + b) / 2 with 1/2, b with 1/4; t of one degree: 12.706."""
     a, b = 0.99, 1.01

@@ -10,16 +10,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.image import imread
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from fvlm.errors import FvlmError, ParamsError, ShardError
-from fvlm.io import write_json
-from fvlm.models.build import build_model, save_model
+from fvlm.io import read_json, write_json
+from fvlm.models.build import CONFIG, build_model, save_model
 from fvlm.models.foveated import ModelParams
-from fvlm.shards.manifest import write_manifest
+from fvlm.shards.manifest import read_manifest, write_manifest
 from fvlm.shards.write import sample_key, write_shard
 from pipeline import evaluate, verdict
+from pipeline.clips import COARSE_ONLY
 
 STORED, TOKENS, LATENT = 6, (10, 16), (4, 4, 4)
 TABLES = (evaluate.CLIPS, evaluate.FRAMES, evaluate.MOTION)
@@ -57,12 +59,21 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
             text="none",
             max_text_tokens=8,
         )
-        model, config = build_model(params, manifest)
-        save_model(model.state_dict(), config, evaluate.MODEL)
+        save_trained(params, manifest, evaluate.MODEL)
         write_json(verdict.FILTER, {"inputs": 9, "accepted": 7, "accepted_train": 2})
         write_json(verdict.TRAIN, {"steps": 3})
 
     return make
+
+
+def save_trained(
+    params: ModelParams, manifest: dict[str, Any], folder: Path, *, seed: int = 0
+) -> None:
+    """A model as `pipeline.train` leaves it, with weights of its own."""
+    coarse_only = COARSE_ONLY in folder.parts
+    torch.manual_seed(seed)
+    model, config = build_model(params, manifest, coarse_only=coarse_only)
+    save_model(model.state_dict(), config | {"seed": seed}, folder)
 
 
 def write_params(*, batch_size: int = 2, num_frames: int = 4) -> None:
@@ -134,6 +145,69 @@ def test_metrics_are_flat_and_finite_and_agree_with_the_tables(project: Project)
     assert [row["frame"] for row in frames] == ["1", "2", "3", "4"]
     assert frames[0]["loss_persistence"] == ""
     assert len({row["key"] for row in clips}) == 7
+    assert sum(int(row["clips"]) for row in motion) == 7
+
+
+def add_trained(name: str, *, seed: int) -> None:
+    params = ModelParams.model_validate(read_json(evaluate.MODEL / CONFIG)["model"])
+    save_trained(params, read_manifest(evaluate.SHARDS), evaluate.MODEL / name, seed=seed)
+
+
+def test_a_model_without_fine_passes_becomes_an_arm_and_a_control(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project(7)
+    evaluate.main()
+    before = metrics()
+    add_trained(COARSE_ONLY, seed=5)
+    evaluate.main()
+    found = metrics()
+    assert {name: found[name] for name in before if name != "statement"} == {
+        name: value for name, value in before.items() if name != "statement"
+    }
+    assert {name for name in found if "coarse_only" in name} == {
+        "loss_coarse_only",
+        "ratio_coarse_only",
+        "ratio_coarse_only_dynamic",
+        "coarse_only_fine_ratio_dynamic",
+        "coarse_only_fine_ratio_dynamic_low",
+        "coarse_only_fine_ratio_dynamic_high",
+    }
+    assert found["loss_coarse_only"] != found["loss_coarse"]
+    assert "coarse pass of a model trained without fine passes" in found["statement"]
+    verdict.main()
+    assert f"{found['loss_coarse_only']:.5f}" in capsys.readouterr().out
+
+
+def test_a_twin_with_the_same_weights_has_the_same_coarse_loss(project: Project) -> None:
+    project(3)
+    add_trained(COARSE_ONLY, seed=0)
+    evaluate.main()
+    found = metrics()
+    assert found["loss_coarse_only"] == pytest.approx(found["loss_coarse"], rel=1e-6)
+    assert found["ratio_coarse_only"] == pytest.approx(1.0, rel=1e-6)
+
+
+def test_seeds_are_replicates(project: Project) -> None:
+    project(7)
+    single: dict[int, dict[str, Any]] = {}
+    evaluate.main()
+    single[0] = metrics()
+    for seed in (3, 11):
+        add_trained(f"seed-{seed}", seed=seed)
+    evaluate.main()
+    found = metrics()
+    assert found["seeds"] == 3
+    assert found["clips"] == found["videos"] == 7
+    ratios = [found[f"coarse_fine_ratio_dynamic_seed_{seed}"] for seed in (0, 3, 11)]
+    assert ratios[0] == pytest.approx(single[0]["coarse_fine_ratio_dynamic"])
+    assert len(set(ratios)) == 3
+    assert min(ratios) < found["coarse_fine_ratio_dynamic"] < max(ratios)
+    clips, frames, motion = (list(csv.DictReader(path.read_text().splitlines())) for path in TABLES)
+    assert len({row["key"] for row in clips}) == len(clips) == 7
+    for rows in (clips, frames):
+        mean = np.mean([float(row["loss_fine"]) for row in rows])
+        assert mean == pytest.approx(found["loss_fine"])
     assert sum(int(row["clips"]) for row in motion) == 7
 
 

@@ -107,6 +107,38 @@ def test_torchrun_trains_as_one_process_does_and_one_writes(tmp_path: Path) -> N
         assert row == pytest.approx(same, rel=1e-3)
 
 
+def test_every_seed_has_a_model_and_one_without_fine_passes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Each equals what its seed gives alone; a seed that is added trains nothing else again."""
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    write_inputs(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    set_params(tmp_path, {"train": {"seeds": [4]}})
+    train.main()
+    alone = (train.MODEL / "model.safetensors").read_bytes()
+    assert "train: 6/6 steps" in capfd.readouterr().err
+    set_params(tmp_path, {"train": {"seeds": [2, 4], "coarse_only": True}})
+    train.main()
+    progress = capfd.readouterr().err
+    for name in ("train", "train coarse-only", "train coarse-only seed-4"):
+        assert f"{name}: 6/6 steps" in progress
+    assert "train seed-4: 6/6 steps, 0.00 steps/s" in progress  # from its finished state
+    folders = ["", "coarse-only", "coarse-only/seed-4", "seed-4"]
+    assert sorted(path.parent for path in train.MODEL.rglob("config.json")) == [
+        train.MODEL / name for name in folders
+    ]
+    weights = [(train.MODEL / name / "model.safetensors").read_bytes() for name in folders]
+    assert len(set(weights)) == 4
+    assert weights[-1] == alone
+    assert [load_model(train.MODEL / name).fine_iterations for name in folders] == [1, 0, 0, 1]
+    assert (train.MODEL / "seed-4/train.csv").is_file()
+    set_params(tmp_path, {"train": {"seeds": [4], "coarse_only": False}})
+    train.main()
+    assert list(train.MODEL.rglob("config.json")) == [train.MODEL / "config.json"]
+    assert (train.MODEL / "model.safetensors").read_bytes() == alone
+
+
 @pytest.mark.slow
 def test_a_server_that_refuses_changes_no_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]

@@ -42,7 +42,8 @@ class Trial:
         lambda_recon=0.1,
         dtype="float32",
         compile=False,
-        seed=0,
+        seeds=[0],
+        coarse_only=False,
         checkpoint_samples=12,
         parallel="ddp",
     )

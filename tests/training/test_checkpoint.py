@@ -8,7 +8,7 @@ import torch
 
 from fvlm.errors import CheckpointError
 from fvlm.io import hash_json, read_json, write_json
-from fvlm.training.checkpoint import Checkpoints, TrainState
+from fvlm.training.checkpoint import Checkpoints, TrainState, forget_finished
 
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
 
@@ -221,7 +221,9 @@ def test_an_identity_with_tuples_is_recognised(tmp_path: Path) -> None:
         checkpoints.save(model, optimizer, TrainState(step=step))
 
 
-def test_finishing_keeps_the_last_state_and_drops_other_finished_ones(tmp_path: Path) -> None:
+def test_finishing_keeps_the_last_state_and_other_finished_ones_can_be_dropped(
+    tmp_path: Path,
+) -> None:
     model, optimizer = make_model()
     finished, unfinished, latest = (Checkpoints(tmp_path, {"lr": rate}) for rate in (1, 2, 3))
     for checkpoints in (finished, unfinished, latest):
@@ -229,6 +231,8 @@ def test_finishing_keeps_the_last_state_and_drops_other_finished_ones(tmp_path: 
             checkpoints.save(model, optimizer, TrainState(step=step))
     finished.finish()
     latest.finish()
+    assert finished.resume(*make_model()).step == 2
+    forget_finished(tmp_path, keep=[latest.folder])
     assert finished.resume(*make_model()).step == 0
     assert unfinished.resume(*make_model()).step == 2
     assert latest.resume(*make_model()).step == 2

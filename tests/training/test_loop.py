@@ -118,7 +118,7 @@ def test_the_gradient_is_clipped(make_trial: MakeTrial) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"lambda_coarse": 0.5}, {"dtype": "bfloat16"}, {"seed": 1}, {"weight_decay": 0.5}]
+    "change", [{"lambda_coarse": 0.5}, {"dtype": "bfloat16"}, {"seeds": [1]}, {"weight_decay": 0.5}]
 )
 def test_training_parameters_change_the_result(
     make_trial: MakeTrial, change: dict[str, Any]

@@ -18,14 +18,14 @@ B, T, N, D, LATENT, VOCABULARY = 4, 3, 5, 6, (2, 2, 2), 9
 LENGTHS = (3, 0, 6, 1)  # tokens of each clip's caption
 
 
-def make_model(text: Text) -> FoveatedModel:
+def make_model(text: Text, *, fine_iterations: int = 1) -> FoveatedModel:
     sizes: dict[str, Any] = {"vocab_size": VOCABULARY, "hidden_size": 8, "intermediate_size": 8}
     config = LlamaConfig(**sizes, num_hidden_layers=2, num_attention_heads=2, initializer_range=0.5)
     model = FoveatedModel(
         language=LlamaModel(config),
         attention=ShallowAttention(D, temperature=0.3),
         latent_shape=LATENT,
-        fine_iterations=1,
+        fine_iterations=fine_iterations,
         text=text,
     )
     if text == "none":
@@ -77,7 +77,8 @@ def make_params(**changes: object) -> TrainParams:
         "lambda_coarse": 0.7,
         "lambda_recon": 0.1,
         "dtype": "float32",
-        "seed": 0,
+        "seeds": [0],
+        "coarse_only": False,
         "checkpoint_samples": B,
         "compile": False,
         "parallel": "ddp",
@@ -115,6 +116,26 @@ def test_the_loss_of_both_passes() -> None:
         found[f"loss_caption_{name}"] + 0.1 * found[f"loss_{name}"] for name in ("coarse", "fine")
     )
     torch.testing.assert_close(found["loss"], fine + 0.7 * coarse)
+
+
+@pytest.mark.parametrize("text", ["none", "caption"])
+def test_without_fine_passes_the_coarse_loss_is_all_and_trains_every_weight(text: Text) -> None:
+    batch = make_batch(text)
+    torch.manual_seed(0)
+    model = make_model(text)
+    torch.manual_seed(0)
+    alone = make_model(text, fine_iterations=0)
+    expected, found = (batch_losses(one, batch, make_params()) for one in (model, alone))
+    assert torch.equal(found["loss_coarse"], expected["loss_coarse"])
+    coarse = found["loss_coarse"]
+    if text == "caption":
+        coarse = found["loss_caption_coarse"] + 0.1 * coarse
+    torch.testing.assert_close(found["loss"], coarse)
+    found["loss"].backward()
+    for name, parameter in alone.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+    frozen = {name for name, value in alone.named_parameters() if not value.requires_grad}
+    assert frozen == {"q_init", "to_query.weight", "mode_tokens.fine"}
 
 
 @pytest.mark.parametrize(

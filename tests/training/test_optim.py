@@ -33,7 +33,8 @@ def make_params(**changes: object) -> TrainParams:
         "lambda_recon": 0.1,
         "dtype": "float32",
         "compile": False,
-        "seed": 0,
+        "seeds": [0],
+        "coarse_only": False,
         "checkpoint_samples": 8,
         "parallel": "ddp",
     }
