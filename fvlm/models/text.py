@@ -97,8 +97,12 @@ class Prefix:
             past_key_values=DynamicCache(config=language.config),
             use_cache=True,
         )
-        layers = output.past_key_values.layers
-        return cls([(layer.keys, layer.values) for layer in layers], mask, mask.sum(1))
+        blocks = [(layer.keys, layer.values) for layer in output.past_key_values.layers]
+        # The last block's output serves nobody, but stays in the graph: fully_shard gathers weights
+        # again when the gradient of their block's output arrives, before keys and values need them.
+        keys, values = blocks[-1]
+        blocks[-1] = (keys + (0 * output.last_hidden_state.sum()).to(keys.dtype), values)
+        return cls(blocks, mask, mask.sum(1))
 
     def memory(self, language: LlamaModel) -> DynamicCache:
         """A cache that starts with the captions; growing it leaves this prefix as it is."""

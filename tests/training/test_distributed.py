@@ -11,12 +11,15 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import Dinov2Config, Dinov2Model
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import nn
+from transformers import Dinov2Config, Dinov2Model, LlamaConfig, LlamaModel
 
 from fvlm.errors import ParamsError
 from fvlm.models.dino import DinoEncoder
 from fvlm.models.foveated import FoveatedModel
 from fvlm.models.query_attention import DeepAttention
+from fvlm.models.text import CaptionTokenizer
 from fvlm.training import distributed
 from fvlm.training.distributed import join_processes, share_of
 from fvlm.training.loop import OutOfTimeError
@@ -58,12 +61,17 @@ def seen(trial: Any, rank: int) -> list[str]:
 
 
 def assert_same_training(one: Any, other: Any) -> None:
-    """Curves and final weights are those of `one`, to the rounding of sums."""
+    """Curves and final weights are those of `one`, to the rounding of sums.
+
+    That is 1e-7 of a sum; found were up to 3e-6 of a logged value and 2e-6 in a weight. AdamW
+    divides each gradient by its own size, so that of one near 0 the rounding counts, too: it may
+    move a weight by a part of the rate, of which the tolerance is a hundredth.
+    """
     for row, same in zip(one.last_state().history, other.last_state().history, strict=True):
-        assert row == pytest.approx(same, rel=2e-4)
+        assert row == pytest.approx(same, rel=5e-5)
     weights = one.model.state_dict()
     for name, value in other.model.state_dict().items():
-        torch.testing.assert_close(value, weights[name], rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(value, weights[name], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("count", "parallel"), [(2, "ddp"), (3, "ddp"), (2, "fsdp")])
@@ -124,6 +132,87 @@ def give_encoder(trial: Any) -> None:
         return replace(batch, inputs=frames)
 
     trial.make_model, trial.load_batch = make, load
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize(
+    ("text", "tied"), [("condition", True), ("caption", True), ("caption", False)]
+)
+def test_captions_are_shared_too(
+    make_trial: MakeTrial, text: str, tied: bool, parallel: str
+) -> None:
+    """Each process pads to its own longest caption; at times one has no caption at all."""
+    alone, shared = make_trial("alone"), make_trial("shared")
+    for trial in (alone, shared):
+        give_captions(trial, text, tied=tied)
+        trial.change(batch_size=6, max_samples=72, parallel=parallel)
+    alone.run()
+    assert run_in_processes(shared, 2) == [0, 0]
+    assert_same_training(alone, shared)
+    columns = [seen_columns(shared, rank) for rank in range(2)]
+    assert any(one != other for one, other in zip(*columns, strict=True))
+    assert NO_CAPTION in columns[0] + columns[1]
+
+
+@pytest.mark.parametrize("text", ["condition", "caption"])
+@pytest.mark.parametrize(("counts", "parallel"), [((2, 3, 1), "ddp"), ((1, 2, 1), "fsdp")])
+def test_with_captions_it_goes_on_with_other_counts(
+    make_trial: MakeTrial, text: str, counts: tuple[int, ...], parallel: str
+) -> None:
+    alone, shared = make_trial("alone"), make_trial("shared")
+    for trial in (alone, shared):
+        give_captions(trial, text)
+        trial.change(batch_size=6, accumulation_steps=1, parallel=parallel)
+    alone.run()
+    for processes in counts[:-1]:
+        shared.change(max_hours=1e-9)
+        assert run_in_processes(shared, processes) == [STOPPED] * processes
+    shared.change(max_hours=1.0)
+    assert run_in_processes(shared, counts[-1]) == [0] * counts[-1]
+    assert_same_training(alone, shared)
+
+
+# Of the 7 clips of a trial.
+CAPTIONS = ["", "", "the dog sees a cat run", "", "", "dog", "a cat sees the dog run away"]
+WORDS = ["</s>", "a", "cat", "sees", "the", "dog", "run", "away"]
+NO_CAPTION = 0
+
+
+def give_captions(trial: Any, text: Any, *, tied: bool = True) -> None:
+    """From now on its model reads or predicts captions, and its batches hold them."""
+    make_model, load_batch = trial.make_model, trial.load_batch
+    words = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = CaptionTokenizer(words, 0, text, 6)
+
+    def make() -> FoveatedModel:
+        plain = make_model()
+        sizes: dict[str, Any] = {"vocab_size": len(WORDS), "hidden_size": 8, "intermediate_size": 8}
+        # Weights large enough that a caption matters.
+        config = LlamaConfig(**sizes, num_attention_heads=2, num_hidden_layers=2)
+        config.initializer_range = 0.3
+        return FoveatedModel(
+            language=LlamaModel(config),
+            attention=plain.attention,
+            latent_shape=tuple(plain.y_init.shape),
+            fine_iterations=1,
+            head_channels=8,
+            text=text,
+            output=None if tied else nn.Linear(8, len(WORDS), bias=False),
+        )
+
+    def load(positions: range) -> Any:
+        batch = load_batch(positions)
+        captions = [CAPTIONS[int(key.removeprefix("clip"))] for key in batch.keys]
+        return replace(batch, captions=tokenizer(captions))
+
+    trial.make_model, trial.load_batch = make, load
+
+
+def seen_columns(trial: Any, rank: int) -> list[int]:
+    """Words of the longest caption of each forward of 3 clips."""
+    lengths = [len(CAPTIONS[int(key.removeprefix("clip"))].split()) for key in seen(trial, rank)]
+    return [max(lengths[n : n + 3]) for n in range(0, len(lengths), 3)]
 
 
 @pytest.mark.parametrize(("counts", "parallel"), [((2, 3, 1), "ddp"), ((1, 2, 1), "fsdp")])
