@@ -2,22 +2,27 @@
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaModel
 
 from fvlm.models.batch import Batch
 from fvlm.models.foveated import FoveatedModel
 from fvlm.models.query_attention import ShallowAttention
+from fvlm.models.text import CaptionTokenizer
 from fvlm.training.checkpoint import Checkpoints, TrainState
 from fvlm.training.loop import Row, train
 from fvlm.training.optim import TrainParams, make_optimizer
 from fvlm.training.order import random_frames, rows_at
 
 CLIPS, STORED, D, LATENT = 7, 4, 6, (2, 2, 2)
+CAPTIONS = ("", "", "the dog sees a cat run", "", "", "dog", "a cat sees the dog run away")
+WORDS = ("</s>", "a", "cat", "sees", "the", "dog", "run", "away")
 
 
 class Trial:
@@ -55,6 +60,7 @@ class Trial:
         # Not centred on zero, so that there is something to learn.
         self.latents = (torch.randn(CLIPS, STORED, *LATENT, generator=drawn) + 1).half()
         self.dropout = 0.0
+        self.captions = {f"clip{number}": caption for number, caption in enumerate(CAPTIONS)}
         self.seen: list[str] = []
         self.on_step: Callable[[Row], None] = lambda _: None
         self.on_forward: Callable[[int], None] = lambda _: None  # with the forwards done before
@@ -74,6 +80,40 @@ class Trial:
             fine_iterations=1,
             head_channels=8,
         )
+
+    def give_captions(self, text: Any, *, tied: bool = True) -> None:
+        """From now on its model reads or predicts captions, and its batches hold them."""
+        make_model, load_batch = self.make_model, self.load_batch
+        words = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}))
+        words.pre_tokenizer = pre_tokenizers.Whitespace()
+        tokenizer = CaptionTokenizer(words, 0, text, 6)
+
+        def make() -> FoveatedModel:
+            plain = make_model()
+            config = LlamaConfig(
+                vocab_size=len(WORDS),
+                hidden_size=8,
+                intermediate_size=8,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                initializer_range=0.3,  # so large that a caption matters
+            )
+            return FoveatedModel(
+                language=LlamaModel(config),
+                attention=plain.attention,
+                latent_shape=LATENT,
+                fine_iterations=1,
+                head_channels=8,
+                text=text,
+                output=None if tied else torch.nn.Linear(8, len(WORDS), bias=False),
+            )
+
+        def load(positions: range) -> Batch:
+            batch = load_batch(positions)
+            captions = tokenizer([self.captions[key] for key in batch.keys])
+            return replace(batch, captions=captions)
+
+        self.__dict__ |= {"make_model": make, "load_batch": load}
 
     def change(self, **changes: object) -> "Trial":
         self.params = self.params.model_copy(update=changes)

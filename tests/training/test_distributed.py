@@ -11,15 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from torch import nn
-from transformers import Dinov2Config, Dinov2Model, LlamaConfig, LlamaModel
+from transformers import Dinov2Config, Dinov2Model
 
 from fvlm.errors import ParamsError
 from fvlm.models.dino import DinoEncoder
 from fvlm.models.foveated import FoveatedModel
 from fvlm.models.query_attention import DeepAttention
-from fvlm.models.text import CaptionTokenizer
 from fvlm.training import distributed
 from fvlm.training.distributed import join_processes, share_of
 from fvlm.training.loop import OutOfTimeError
@@ -144,14 +141,14 @@ def test_captions_are_shared_too(
     """Each process pads to its own longest caption; at times one has no caption at all."""
     alone, shared = make_trial("alone"), make_trial("shared")
     for trial in (alone, shared):
-        give_captions(trial, text, tied=tied)
+        trial.give_captions(text, tied=tied)
         trial.change(batch_size=6, max_samples=72, parallel=parallel)
     alone.run()
     assert run_in_processes(shared, 2) == [0, 0]
     assert_same_training(alone, shared)
     columns = [seen_columns(shared, rank) for rank in range(2)]
     assert any(one != other for one, other in zip(*columns, strict=True))
-    assert NO_CAPTION in columns[0] + columns[1]
+    assert 0 in columns[0] + columns[1]
 
 
 @pytest.mark.parametrize("text", ["condition", "caption"])
@@ -161,7 +158,7 @@ def test_with_captions_it_goes_on_with_other_counts(
 ) -> None:
     alone, shared = make_trial("alone"), make_trial("shared")
     for trial in (alone, shared):
-        give_captions(trial, text)
+        trial.give_captions(text)
         trial.change(batch_size=6, accumulation_steps=1, parallel=parallel)
     alone.run()
     for processes in counts[:-1]:
@@ -172,46 +169,9 @@ def test_with_captions_it_goes_on_with_other_counts(
     assert_same_training(alone, shared)
 
 
-# Of the 7 clips of a trial.
-CAPTIONS = ["", "", "the dog sees a cat run", "", "", "dog", "a cat sees the dog run away"]
-WORDS = ["</s>", "a", "cat", "sees", "the", "dog", "run", "away"]
-NO_CAPTION = 0
-
-
-def give_captions(trial: Any, text: Any, *, tied: bool = True) -> None:
-    """From now on its model reads or predicts captions, and its batches hold them."""
-    make_model, load_batch = trial.make_model, trial.load_batch
-    words = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = CaptionTokenizer(words, 0, text, 6)
-
-    def make() -> FoveatedModel:
-        plain = make_model()
-        sizes: dict[str, Any] = {"vocab_size": len(WORDS), "hidden_size": 8, "intermediate_size": 8}
-        # Weights large enough that a caption matters.
-        config = LlamaConfig(**sizes, num_attention_heads=2, num_hidden_layers=2)
-        config.initializer_range = 0.3
-        return FoveatedModel(
-            language=LlamaModel(config),
-            attention=plain.attention,
-            latent_shape=tuple(plain.y_init.shape),
-            fine_iterations=1,
-            head_channels=8,
-            text=text,
-            output=None if tied else nn.Linear(8, len(WORDS), bias=False),
-        )
-
-    def load(positions: range) -> Any:
-        batch = load_batch(positions)
-        captions = [CAPTIONS[int(key.removeprefix("clip"))] for key in batch.keys]
-        return replace(batch, captions=tokenizer(captions))
-
-    trial.make_model, trial.load_batch = make, load
-
-
 def seen_columns(trial: Any, rank: int) -> list[int]:
     """Words of the longest caption of each forward of 3 clips."""
-    lengths = [len(CAPTIONS[int(key.removeprefix("clip"))].split()) for key in seen(trial, rank)]
+    lengths = [len(trial.captions[key].split()) for key in seen(trial, rank)]
     return [max(lengths[n : n + 3]) for n in range(0, len(lengths), 3)]
 
 
