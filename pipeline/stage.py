@@ -9,20 +9,13 @@ from fvlm.io import NO_ROOM
 UNFINISHED = 75  # sysexits.h EX_TEMPFAIL: DVC keeps the stage unfinished, the next run continues
 
 
-class UnfinishedError(FvlmError):
-    """The stage saved its state and wants to be run again."""
-
-
 def run(main: Callable[[], None]) -> None:
-    """Run a stage; an FvlmError is printed alone, and a stage that is out of time exits with 75.
+    """Run a stage; an FvlmError is printed alone, and a full disk with the file that did not fit.
 
-    So is a full disk, with the file that did not fit.
+    A stage that is out of time exits by itself, with UNFINISHED.
     """
     try:
         main()
-    except UnfinishedError as error:
-        print(f"unfinished: {error}", file=sys.stderr)
-        sys.exit(UNFINISHED)
     except FvlmError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)

@@ -7,10 +7,11 @@ Writes  models/foveated/ (the first seed's model, others in folders below), metr
 
 Out of time (train.max_hours) or stopped by SIGTERM it saves its state and exits with 75: DVC keeps
 the stage unfinished, and the next `dvc repro` continues. Started by torchrun, all its processes
-share each training.
+share each training; torchrun itself then exits with 1, as for any code of theirs but 0.
 """
 
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,12 +32,18 @@ from fvlm.seeding import torch_seed
 from fvlm.shards.manifest import read_manifest
 from fvlm.tracking import Tracker, read_sent
 from fvlm.training.checkpoint import Checkpoints, forget_finished
-from fvlm.training.distributed import check_same, is_main, join_processes, whole
+from fvlm.training.distributed import (
+    check_same,
+    is_main,
+    join_processes,
+    wait_for_all,
+    whole,
+)
 from fvlm.training.loop import OutOfTimeError, Row, train
 from fvlm.training.optim import TrainParams
 from fvlm.training.order import random_frames, rows_at
 from pipeline.clips import COARSE_ONLY, ClipReader, open_clips
-from pipeline.stage import UnfinishedError, run
+from pipeline.stage import UNFINISHED, run
 
 SHARDS, DECODED, MODEL = Path("data/encode"), Path("data/decode"), Path("models/foveated")
 METRICS, CURVES = Path("metrics/train.json"), Path("plots/train.csv")
@@ -147,7 +154,10 @@ def train_model(
         except OutOfTimeError as stop:
             if tracker is not None:
                 tracker.close(status="KILLED")
-            raise UnfinishedError(str(stop)) from None
+            if is_main():
+                print(f"unfinished: {stop}", file=sys.stderr)
+            wait_for_all()  # torchrun kills the others as soon as one has ended with an error
+            sys.exit(UNFINISHED)
         rate = len(rows) * params.samples_per_step / (time.monotonic() - began)
     weights = whole(model.state_dict())
     if is_main():

@@ -114,6 +114,12 @@ def mean_over_processes(values: Tensor) -> Tensor:
     return values
 
 
+def wait_for_all() -> None:
+    """Until every process has come here."""
+    if count() > 1:
+        distributed.barrier()
+
+
 def check_same(name: str, digest: str) -> None:
     """All processes must train the same thing; `digest` is a hex hash of it.
 

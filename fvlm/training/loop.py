@@ -103,7 +103,7 @@ def train(
             if stopping:
                 raise OutOfTimeError(
                     f"stopped after step {state.step} of {params.steps}; the state is saved: "
-                    "run `dvc repro` again to continue"
+                    "run again to continue"
                 )
     return state
 

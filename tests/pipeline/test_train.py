@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -86,19 +87,41 @@ def curves(folder: Path) -> list[dict[str, float]]:
     return [{name: float(text) for name, text in row.items()} for row in csv.DictReader(lines)]
 
 
+TORCHRUN = "torch.distributed.run --nproc-per-node 2 -m pipeline.train"
+
+
+def run_module(folder: Path, module: str, *, code: int = 0) -> str:
+    """Run it in a folder; its standard error, once it ended with that exit code."""
+    done = subprocess.run(
+        [sys.executable, "-m", *module.split()],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == code, done.stderr
+    return done.stderr
+
+
 def test_torchrun_trains_as_one_process_does_and_one_writes(tmp_path: Path) -> None:
+    """Out of time it ends with 1, and says once and clearly that it is unfinished."""
     shutil.copy(ROOT / "params.yaml", tmp_path)
     write_inputs(tmp_path)
-    modules = ("pipeline.train", "torch.distributed.run --nproc-per-node 2 -m pipeline.train")
-    settings = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     found = []
-    for module in modules:
-        command = [sys.executable, "-m", *module.split()]
-        done = subprocess.run(
-            command, cwd=tmp_path, env=settings, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        assert done.stderr.count("train: 6/6 steps") == 1
+    for module in ("pipeline.train", TORCHRUN):
+        if module == TORCHRUN:
+            set_params(tmp_path, {"train": {"max_hours": 1e-9}})
+            said = run_module(tmp_path, module, code=1)
+            stop = (
+                "unfinished: stopped after step 1 of 6; the state is saved: run again to continue"
+            )
+            assert said.splitlines().count(stop) == 1
+            assert "Traceback" not in said[: said.index(stop)]
+            assert re.search(r"exitcode *: 75", said[said.index(stop) :])
+            assert not (tmp_path / "models").exists()
+            set_params(tmp_path, {"train": {"max_hours": 1.0}})
+        assert run_module(tmp_path, module).count("train: 6/6 steps") == 1
         found.append(curves(tmp_path))
         load_model(tmp_path / "models/foveated")
         shutil.rmtree(tmp_path / ".state/train")

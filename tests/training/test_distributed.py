@@ -202,6 +202,23 @@ def test_resumed_with_other_counts_it_goes_on_with_the_same_clips(
     assert_same_training(alone, shared)
 
 
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_out_of_time_and_started_again_end_as_two_do_without_a_stop(
+    make_trial: MakeTrial, parallel: str
+) -> None:
+    """To the last bit: weights, moments, curves."""
+    whole, stopped = make_trial("whole"), make_trial("stopped")
+    for trial in (whole, stopped):
+        trial.change(batch_size=6, max_samples=72, parallel=parallel)
+    assert run_in_processes(whole, 2) == [0, 0]
+    stopped.change(max_hours=1e-9)
+    assert run_in_processes(stopped, 2) == [STOPPED, STOPPED]
+    assert [path.name for path in stopped.checkpoints().folder.iterdir()] == ["step-00000001"]
+    stopped.change(max_hours=1.0)
+    assert run_in_processes(stopped, 2) == [0, 0]
+    assert stopped.last_checkpoint() == whole.last_checkpoint()
+
+
 def test_a_stop_of_one_process_stops_all_after_the_same_step(make_trial: MakeTrial) -> None:
     trial = make_trial("shared").change(batch_size=6)
     slow = trial.params.model_copy(update={"max_hours": 1e-9})
