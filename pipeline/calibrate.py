@@ -1,7 +1,7 @@
 """Calibrate the instrument: the whole pipeline on corpora whose outcome is known.
 
 Reads   params.yaml, presets/calibration.yaml
-Writes  metrics/calibrate.json, build/calibrate/ (what the stages made there)
+Writes  metrics/calibrate.json, plots/calibrate.png, build/calibrate/ (what the stages made there)
 
 Every corpus is rendered, filtered, decoded and encoded by the stages themselves, and every trial
 is trained once a seed, in folders of their own. A folder that is finished is not made again as long
@@ -33,6 +33,7 @@ from fvlm.evaluation.calibration import (
     measure_leak,
 )
 from fvlm.evaluation.controls import ClipName, EvaluateParams, Losses, evaluate_clips
+from fvlm.evaluation.plots import plot_calibration
 from fvlm.io import atomic_write, hash_json, read_json, sha256_file, write_json
 from fvlm.models.batch import Batch
 from fvlm.models.build import load_model
@@ -43,7 +44,7 @@ from pipeline.clips import ClipReader, open_clips
 from pipeline.stage import run
 
 PRESET, WORK = Path("presets/calibration.yaml"), Path("build/calibrate")
-METRICS = Path("metrics/calibrate.json")
+METRICS, PLOT = Path("metrics/calibrate.json"), Path("plots/calibrate.png")
 SHARDS, DECODED, MODEL = Path("data/encode"), Path("data/decode"), Path("models/foveated")
 ROOT = Path(__file__).resolve().parents[1]  # of this code
 LOG_LINES = 12  # of a failed stage
@@ -57,7 +58,10 @@ class Sections(Params):
 
 
 def main() -> None:
-    """Make what is missing, measure every trial, and write the figures."""
+    """Make what is missing, measure every trial, and write the figures.
+
+    Raises FvlmError, with the figures written, when the instrument misses a requirement.
+    """
     started = time.monotonic()
     torch.set_num_threads(1)  # several trainings side by side use the cores better
     sections = load_params(Sections)
@@ -67,7 +71,7 @@ def main() -> None:
         (trial, seed) for trial in TRIALS for seed in (seeds if trial.replicated else seeds[:1])
     ]
     corpora = list(dict.fromkeys(trial.corpus for trial in TRIALS))
-    encodings = list(dict.fromkeys((trial.corpus, trial.query_layers) for trial in TRIALS))
+    encodings = list(dict.fromkeys((trial.corpus, trial.layer) for trial in TRIALS))
     # The longest trainings first, so that none is left alone at the end.
     trainings.sort(key=lambda training: -training[0].query_layers)
     total = len(corpora) + len(encodings) + len(trainings)
@@ -79,12 +83,11 @@ def main() -> None:
     found = failures(figures)
     summary = {"calibrated": not found, "failures": found}
     write_json(METRICS, summary | figures | {"seconds": round(time.monotonic() - started)})
-    print(
-        "\n".join([f"calibrate: {len(found)} requirements are not met", *found] if found else [_OK])
-    )
-
-
-_OK = "calibrate: the instrument shows a gain where there is one, and none where there is none"
+    plot_calibration(figures, [trial.name for trial in TRIALS], PLOT)
+    if found:
+        missed = [f"{len(found)} requirements are not met, see {METRICS}:", *found]
+        raise FvlmError("\n".join(missed))
+    print("calibrate: the instrument shows a gain where there is one, and none where there is none")
 
 
 class _Bench:
@@ -96,27 +99,28 @@ class _Bench:
             path for folder in ("fvlm", "pipeline") for path in Path(folder).rglob("*.py")
         )
         self._code = hash_json([sha256_file(path) for path in code])
-        preset = read_yaml(PRESET)
-        self._blocks, self._batch_size = preset["encode"]["layer"], preset["train"]["batch_size"]
+        self._batch_size = read_yaml(PRESET)["train"]["batch_size"]
 
     def decode(self, corpus: str) -> None:
         """Render, list, filter and decode a corpus."""
         changes = {"collect": {"source": corpus}}
         self._make(WORK / corpus, changes, {}, ["collect", "filter", "decode"])
 
-    def encode(self, corpus: str, query_layers: int) -> None:
-        """Encode a decoded corpus up to the block at which these queries enter."""
-        changes = {"encode": {"layer": self._blocks - query_layers}}
+    def encode(self, corpus: str, layer: int) -> None:
+        """Encode a decoded corpus up to this block."""
         links = {DECODED: WORK / corpus / DECODED}
-        self._make(_encoded(corpus, query_layers), changes, links, ["encode"])
+        self._make(_encoded(corpus, layer), {"encode": {"layer": layer}}, links, ["encode"])
 
     def train(self, trial: Trial, seed: int) -> None:
         """Train one trial, and keep its losses on held-out and on as many training clips."""
         changes: dict[str, dict[str, Any]] = {
-            "model": {"query_layers": trial.query_layers, "temperature": trial.temperature},
+            "model": {
+                "query_layers": trial.query_layers,
+                "intermediate_tokens": trial.query_layers == 0,
+            },
             "train": {"seeds": [seed], "max_samples": trial.steps * self._batch_size},
         }
-        links = {SHARDS: _encoded(trial.corpus, trial.query_layers) / SHARDS}
+        links = {SHARDS: _encoded(trial.corpus, trial.layer) / SHARDS}
         self._make(_trained(trial, seed), changes, links, ["train"], then=self._keep_losses)
 
     def figures(self, seeds: Iterable[int]) -> dict[str, Any]:
@@ -190,8 +194,8 @@ class _Bench:
 _SPLITS = {"held_out.npy": "val", "training.npy": "train"}
 
 
-def _encoded(corpus: str, query_layers: int) -> Path:
-    return WORK / f"{corpus}-for-{query_layers}-query-layers"
+def _encoded(corpus: str, layer: int) -> Path:
+    return WORK / f"{corpus}-layer-{layer}"
 
 
 def _trained(trial: Trial, seed: int) -> Path:

@@ -1,6 +1,6 @@
 """Pictures of an evaluation: each shows the ratio with its interval and the number of videos."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,32 @@ def plot_arms(summary: Summary, path: Path) -> None:
         axes.set_xlim(*_at_least(*axes.get_xlim()))
         axes.set_xlabel("its loss / loss of the fine pass, frames 3 and later (95% interval)")
         axes.set_title(f"Does the fine pass beat it?  {_videos(summary)}: {metrics['verdict']}")
+
+
+def plot_calibration(figures: Row, trials: Sequence[str], path: Path) -> None:
+    """Coarse loss / that of the fine pass (with interval) and of its controls, for each trial."""
+    shown = [trial for trial in trials if f"{trial}_ratio" in figures]
+    with _picture(path) as axes:
+        axes.axvline(1, color=GREY, lw=1, ls="--")
+        for height, trial in enumerate(reversed(shown)):
+            ends = [figures[f"{trial}_ratio_{end}"] for end in ("low", "high")]
+            axes.plot(ends, [height, height], color=BLUE, lw=4, alpha=0.5)
+            ratio = figures[f"{trial}_ratio"]
+            axes.plot(ratio, height, "o", color=BLUE, label="predicted queries")
+            axes.annotate(
+                f"{ratio:.3f}", (ratio, height), (0, 9), textcoords="offset points", ha="center"
+            )
+            for arm, marker in zip(CONTROLS, "s^v", strict=True):
+                label = MEANINGS[arm].removeprefix("fine pass with ")
+                value = figures[f"{trial}_{arm}"]
+                axes.plot(value, height, marker, color=ORANGE, mfc="none", label=label)
+        names = [trial.replace("_", " ") for trial in reversed(shown)]
+        axes.set_yticks(range(len(shown)), names)
+        axes.set_ylim(-0.5, len(shown) - 0.3)
+        axes.set_xlabel("coarse loss / loss of a fine pass with these queries, frames 3 and later")
+        axes.set_title("Calibration: above 1, these queries help")
+        by_label = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+        axes.legend(by_label.values(), by_label, frameon=False, fontsize=9, loc="best")
 
 
 _QUARTILES = ("least", "less", "more", "most")

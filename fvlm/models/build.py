@@ -57,6 +57,8 @@ def build_model(
     """
     if input == "features":
         check_layer(params, manifest)
+    elif params.intermediate_tokens:
+        raise ParamsError("model.intermediate_tokens: must be false with train.input: frames")
     language, source = load_language(params.llm, layers=params.llm_layers)
     encoder = _load_encoder(manifest) if input == "frames" or params.query_layers > 0 else None
     config: dict[str, Any] = {
@@ -105,15 +107,19 @@ def _load_encoder(manifest: dict[str, Any]) -> DinoEncoder:
 
 
 def check_layer(params: ModelParams, manifest: dict[str, Any]) -> None:
-    """The stored hidden state must be the one that enters the last `query_layers` blocks."""
+    """The stored hidden state must be the one that enters the last `query_layers` blocks.
+
+    Shallow attention may read that of any block, if `intermediate_tokens` says that it is meant.
+    """
     blocks, layer = manifest["dino"]["blocks"], manifest["dino"]["layer"]
-    if layer + params.query_layers != blocks:
+    if layer + params.query_layers != blocks and not params.intermediate_tokens:
         fitting = blocks - params.query_layers
         raise ShardError(
             f"encode.layer ({layer}) and model.query_layers ({params.query_layers}) do not fit: "
             f"their sum must be the encoder's number of blocks ({blocks}); "
             f"set model.query_layers: {blocks - layer}"
             + (f" or encode.layer: {fitting}" if fitting >= 0 else "")
+            + (", or model.intermediate_tokens: true" if params.query_layers == 0 else "")
         )
 
 

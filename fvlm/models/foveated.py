@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlamaModel
@@ -39,12 +39,21 @@ class ModelParams(Params):
     llm: str
     llm_layers: int = Field(ge=0)
     query_layers: int = Field(ge=0)
+    intermediate_tokens: bool
     query_sees_itself: bool
     temperature: float = Field(gt=0)
     fine_iterations: int = Field(ge=1)
     head_channels: int = Field(ge=4, multiple_of=4)
     text: Text
     max_text_tokens: int = Field(ge=1)
+
+    @field_validator("intermediate_tokens")
+    @classmethod
+    def _only_shallow(cls, value: bool, info: ValidationInfo) -> bool:
+        k = info.data.get("query_layers", 0)
+        if value and k > 0:
+            raise ValueError(f"must be false with model.query_layers ({k}) > 0: it is for shallow")
+        return value
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from fvlm.models.build import (
 )
 from fvlm.models.dino import load_dino
 from fvlm.models.foveated import FoveatedModel, ModelParams, Prediction
+from fvlm.models.query_attention import ShallowAttention
 
 D, H, L, SIZE = 16, 24, 3, 42
 SIZES: dict[str, Any] = {
@@ -64,6 +65,7 @@ def make_params(folder: Path, **changes: object) -> ModelParams:
         "llm": str(folder / "llama"),
         "llm_layers": 0,
         "query_layers": 0,
+        "intermediate_tokens": False,
         "query_sees_itself": True,
         "temperature": 1.0,
         "fine_iterations": 1,
@@ -264,6 +266,23 @@ def test_a_stored_layer_that_does_not_fit_names_both_parameters(folder: Path, la
     assert f"set model.query_layers: {L - layer} or encode.layer: {L - 1}" in str(error.value)
 
 
+def test_shallow_attention_reads_intermediate_tokens_only_when_told(folder: Path) -> None:
+    manifest = make_manifest(folder, "dinov2", layer=1)
+    with pytest.raises(ShardError, match=r"or model\.intermediate_tokens: true$"):
+        build_model(make_params(folder), manifest)
+    params = make_params(folder, intermediate_tokens=True)
+    model, config = build_model(params, manifest)
+    final, _ = build_model(params, make_manifest(folder, "dinov2", layer=L))
+    final.load_state_dict(model.state_dict())
+    assert torch.equal(predict(model, tokens=10), predict(final, tokens=10))  # tokens are tokens
+    save_model(model.state_dict(), config, folder / "model")
+    assert isinstance(load_model(folder / "model").attention, ShallowAttention)
+    with pytest.raises(ParamsError, match=r"intermediate_tokens: must be false with .* frames"):
+        build_model(params, manifest, input="frames")
+    with pytest.raises(ValueError, match=r"must be false with model\.query_layers \(1\) > 0"):
+        make_params(folder, query_layers=1, intermediate_tokens=True)
+
+
 def test_more_query_layers_than_blocks_are_not_offered_a_negative_layer(folder: Path) -> None:
     with pytest.raises(ShardError) as error:
         check_layer(
@@ -315,9 +334,9 @@ def test_another_format_and_a_missing_folder_are_refused(folder: Path, tmp_path:
         load_model(tmp_path / "nowhere")
     model, config = build(folder, k=1)
     save_model(model.state_dict(), {**config, "format": 99}, tmp_path)
-    with pytest.raises(CheckpointError, match="format 99, expected 2"):
+    with pytest.raises(CheckpointError, match="format 99, expected 3"):
         load_model(tmp_path)
-    saved = read_json(tmp_path / "config.json") | {"format": 2}
+    saved = read_json(tmp_path / "config.json") | {"format": 3}
     for missing in saved.keys() - {"format", "provenance"}:
         write_json(tmp_path / "config.json", {k: v for k, v in saved.items() if k != missing})
         with pytest.raises(CheckpointError, match=rf"(?s)config\.json.*{missing}.* missing"):

@@ -31,6 +31,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         llm="llm",
         llm_layers=0,
         query_layers=0,
+        intermediate_tokens=False,
         query_sees_itself=True,
         temperature=1.0,
         fine_iterations=1,

@@ -42,6 +42,7 @@ def project(video_folder: Path, tiny_models: Path, monkeypatch: pytest.MonkeyPat
         llm=f"{tiny_models}/llm",
         llm_layers=0,
         query_layers=1,
+        intermediate_tokens=False,
         query_sees_itself=True,
         temperature=1.0,
         fine_iterations=1,
