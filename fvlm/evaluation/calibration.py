@@ -49,8 +49,8 @@ class Trial:
 # where the parts of a picture differ most from each other; on final tokens it hardly learns.
 TRIALS = (
     Trial("positive_control", "positive_control", 0, layer=9, steps=900),
-    Trial("positive_control_deep_1", "positive_control", 1, layer=11, steps=900),
-    Trial("positive_control_deep_3", "positive_control", 3, layer=9, steps=600, replicated=False),
+    Trial("positive_control_deep_1", "positive_control", 1, layer=11, steps=900, replicated=False),
+    Trial("positive_control_deep_3", "positive_control", 3, layer=9, steps=400, replicated=False),
     Trial("negative_control", "negative_control", 0, layer=9, steps=900),
     Trial("noise_control", "noise_control", 0, layer=9, steps=400, replicated=False),
 )
