@@ -188,6 +188,7 @@ def test_parts_under_dvc_equal_one_run_and_experiments_keep_to_themselves(
 ) -> None:
     """Each state belongs to its parameters: an experiment goes on with its own or starts anew."""
     write_inputs(workspace)
+    (workspace / "data/decode").mkdir()  # which the stage depends on, and reads for frames only
     stages = YAML().load((workspace / "dvc.yaml").read_text())["stages"]
     YAML().dump({"stages": {"train": stages["train"]}}, workspace / "dvc.yaml")
     repro, other = ("dvc", "repro"), ("dvc", "exp", "run", "-S", "train.lr=0.01")
