@@ -1,6 +1,7 @@
 """A training step at real sizes, against the way it was done before, and against the machine.
 
     python -m benchmarks.bench_step [--batch 4] [--frames-batch 1] [--rounds 3] [--layers 30]
+                                     [--profile]
 
 SmolLM2-135M (random weights of its shape), one fine pass, latents of 256 px. Features: 16 frames of
 325 x 384 tokens. Frames: 8 frames of 256 px through a trained DINOv2 ViT-S/14. The reference,
@@ -13,6 +14,7 @@ take turns; every figure is the median over the rounds.
                               rates are those of one large product and convolution in that round
     ratio_with_loader         step rate with shards read from disk / rate with a resident batch
 
+With --profile it prints instead where the CPU time of this project's step goes.
 On CUDA it also prints a table of batch sizes, eager and compiled. Last line: one JSON object.
 """
 
@@ -34,6 +36,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import Dinov2Config, Dinov2Model, LlamaConfig, LlamaModel
 
 from benchmarks.reference_step import ReferenceModel, reference_step
+from benchmarks.step_profile import Seconds, label, labelled, print_profile, profile_step
 from fvlm.compute import default_device, peak_memory_gib
 from fvlm.models.batch import Batch
 from fvlm.models.dino import DinoEncoder
@@ -262,6 +265,28 @@ def measure_once(
     }
 
 
+def profile_sides(arguments: argparse.Namespace) -> dict[str, Seconds]:
+    """Features with the loader and frames without: seconds by part."""
+    device, size, layers = default_device(), arguments.batch, arguments.layers
+    found: dict[str, Seconds] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        reader = write_clips(Path(folder))
+        positions = (range(n * size, (n + 1) * size) for n in itertools.count())
+        with prefetched(lambda p: load_batch(reader, p), positions, device) as loaded:
+            side = Side(make_batch(size, device), device, layers)
+            label(side.model)
+            side.step(loaded)
+            stream = labelled(loaded)
+            found["features"] = profile_step(lambda: side.step(stream), steps=arguments.rounds)
+    side = Side(make_batch(arguments.frames_batch, device, frames=True), device, layers)
+    label(side.model)
+    side.step()
+    found["frames"] = profile_step(side.step, steps=arguments.rounds)
+    for title, seconds in found.items():
+        print_profile(title, seconds)
+    return found
+
+
 def gpu_table(layers: int) -> None:
     """Samples a second, share of the machine's rate and peak memory by batch size."""
     device = default_device()
@@ -284,7 +309,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     for name, default in (("batch", 4), ("frames-batch", 1), ("rounds", 3), ("layers", 30)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--profile", action="store_true")
     arguments = parser.parse_args()
+    if arguments.profile:
+        print(json.dumps(profile_sides(arguments)))
+        return
     result = measure(arguments)
     if default_device().type == "cuda":
         gpu_table(arguments.layers)
