@@ -71,7 +71,7 @@ def main() -> None:
         (trial, seed) for trial in TRIALS for seed in (seeds if trial.replicated else seeds[:1])
     ]
     corpora = list(dict.fromkeys(trial.corpus for trial in TRIALS))
-    encodings = list(dict.fromkeys((trial.corpus, trial.layer) for trial in TRIALS))
+    encodings = list(dict.fromkeys((trial.corpus, trial.blocks, trial.layer) for trial in TRIALS))
     # The longest trainings first, so that none is left alone at the end.
     trainings.sort(key=lambda training: -training[0].query_layers)
     total = len(corpora) + len(encodings) + len(trainings)
@@ -106,10 +106,11 @@ class _Bench:
         changes = {"collect": {"source": corpus}}
         self._make(WORK / corpus, changes, {}, ["collect", "filter", "decode"])
 
-    def encode(self, corpus: str, layer: int) -> None:
-        """Encode a decoded corpus up to this block."""
+    def encode(self, corpus: str, blocks: int, layer: int) -> None:
+        """Encode a decoded corpus up to this layer of the encoder's first blocks."""
+        changes = {"encode": {"dino_blocks": blocks, "layer": layer}}
         links = {DECODED: WORK / corpus / DECODED}
-        self._make(_encoded(corpus, layer), {"encode": {"layer": layer}}, links, ["encode"])
+        self._make(_encoded(corpus, blocks, layer), changes, links, ["encode"])
 
     def train(self, trial: Trial, seed: int) -> None:
         """Train one trial, and keep its losses on held-out and on as many training clips."""
@@ -117,10 +118,11 @@ class _Bench:
             "model": {
                 "query_layers": trial.query_layers,
                 "intermediate_tokens": trial.query_layers == 0,
+                "temperature": trial.temperature,
             },
             "train": {"seeds": [seed], "max_samples": trial.steps * self._batch_size},
         }
-        links = {SHARDS: _encoded(trial.corpus, trial.layer) / SHARDS}
+        links = {SHARDS: _encoded(trial.corpus, trial.blocks, trial.layer) / SHARDS}
         self._make(_trained(trial, seed), changes, links, ["train"], then=self._keep_losses)
 
     def figures(self, seeds: Iterable[int]) -> dict[str, Any]:
@@ -194,8 +196,8 @@ class _Bench:
 _SPLITS = {"held_out.npy": "val", "training.npy": "train"}
 
 
-def _encoded(corpus: str, layer: int) -> Path:
-    return WORK / f"{corpus}-layer-{layer}"
+def _encoded(corpus: str, blocks: int, layer: int) -> Path:
+    return WORK / f"{corpus}-layer-{layer}-of-{blocks}"
 
 
 def _trained(trial: Trial, seed: int) -> Path:

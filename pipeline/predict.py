@@ -82,7 +82,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def load_encoders(config: dict[str, Any], device: torch.device) -> FrameEncoder:
     """The encoders that the model was trained with; WeightsError when they are others by now."""
     found = config["provenance"]
-    dino, dino_source = load_dino(found["dino"]["source"])
+    dino, dino_source = load_dino(found["dino"]["source"], blocks=found["dino"]["blocks"])
     vae, vae_source = load_vae(found["vae"]["source"])
     for name, source in (("dino", dino_source), ("vae", vae_source)):
         if source.sha256 != found[name]["sha256"]:
@@ -93,6 +93,7 @@ def load_encoders(config: dict[str, Any], device: torch.device) -> FrameEncoder:
     params = EncodeParams(
         dino=dino_source.source,
         vae=vae_source.source,
+        dino_blocks=found["dino"]["blocks"],
         layer=found["dino"]["layer"],
         batch_frames=BATCH_FRAMES,
         dtype="float32",

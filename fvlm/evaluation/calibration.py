@@ -33,26 +33,29 @@ class CalibrateParams(Params):
 class Trial:
     """A control corpus (`collect.source`) and a query attention, trained for `steps`.
 
-    `name` is the prefix of its figures; `layer` that of the tokens (`encode.layer`). replicated:
-    trained with every seed, not only the first.
+    `name` is the prefix of its figures; `blocks` and `layer` are `encode.dino_blocks` and
+    `encode.layer`. replicated: trained with every seed, not only the first.
     """
 
     name: str
     corpus: str
     query_layers: int
+    blocks: int
     layer: int
     steps: int
+    temperature: float = 1.0
     replicated: bool = True
 
 
-# Layers and steps: benchmarks/calibration.md. Shallow attention finds its way on tokens of block 9,
-# where the parts of a picture differ most from each other; on final tokens it hardly learns.
+# Layers and steps: benchmarks/calibration.md. The last blocks of the built-in encoder wash out what
+# tells the parts of a picture apart; shallow and deep attention find their way on block 9. Deep
+# logits are bounded by the encoder's norm and need a lower temperature.
 TRIALS = (
-    Trial("positive_control", "positive_control", 0, layer=9, steps=900),
-    Trial("positive_control_deep_1", "positive_control", 1, layer=11, steps=900, replicated=False),
-    Trial("positive_control_deep_3", "positive_control", 3, layer=9, steps=400, replicated=False),
-    Trial("negative_control", "negative_control", 0, layer=9, steps=900),
-    Trial("noise_control", "noise_control", 0, layer=9, steps=400, replicated=False),
+    Trial("positive_control", "positive_control", 0, blocks=12, layer=9, steps=900),
+    Trial("positive_control_deep_1", "positive_control", 1, 9, 8, steps=1000, temperature=0.6),
+    Trial("positive_control_deep_3", "positive_control", 3, 9, 6, 500, 0.6, replicated=False),
+    Trial("negative_control", "negative_control", 0, blocks=12, layer=9, steps=900),
+    Trial("noise_control", "noise_control", 0, 12, 9, steps=400, replicated=False),
 )
 
 # Acceptance, over frames t >= 3 of held-out clips.

@@ -96,7 +96,7 @@ def build_tokenizer(params: ModelParams) -> CaptionTokenizer | None:
 
 def _load_encoder(manifest: dict[str, Any]) -> DinoEncoder:
     """The encoder that the shards were made with."""
-    encoder, found = load_dino(manifest["dino"]["source"])
+    encoder, found = load_dino(manifest["dino"]["source"], blocks=manifest["dino"]["blocks"])
     if found.sha256 != manifest["dino"]["sha256"]:
         raise ShardError(
             f"data/encode was made with other weights of {found.source} than the installed "
@@ -221,7 +221,7 @@ def _assemble(
     width = config["token_shape"][1]
     temperature = params.temperature
     attention = (
-        DeepAttention(tail, sees_itself=params.query_sees_itself, temperature=temperature)
+        DeepAttention(tail, role=params.query_role, temperature=temperature)
         if tail
         else ShallowAttention(width, temperature=temperature)
     )

@@ -11,6 +11,7 @@ Axes: B frames, S pixels, N tokens (CLS, registers, patches), D width, d width o
 """
 
 import math
+from copy import deepcopy
 from typing import Any, cast
 
 import torch
@@ -228,6 +229,12 @@ class DinoEncoder(nn.Module):
             tokens = block(tokens, positions)
         return self.final_norm(tokens) if layer == self.blocks else tokens
 
+    def keep_first(self, blocks: int) -> None:
+        """Forget all later blocks; the final norm then follows the last one that is kept."""
+        del self.layers[blocks:]
+        self.config = deepcopy(self.config)
+        self.config.num_hidden_layers = self.blocks = blocks
+
     def tail(self, k: int) -> EncoderTail:
         """The last k blocks (1 to L) and the final norm; weights are shared, not copied."""
         _check_depth(k, self.blocks)
@@ -257,10 +264,11 @@ class DinoEncoder(nn.Module):
         return (frames.float() / 255 - mean) / std
 
 
-def load_dino(source: str) -> tuple[DinoEncoder, Provenance]:
-    """A Dinov2Model or DINOv3ViTModel in transformers' format, float32, in evaluation mode.
+def load_dino(source: str, *, blocks: int = 0) -> tuple[DinoEncoder, Provenance]:
+    """The first `blocks` (0 = all) of a Dinov2Model or DINOv3ViTModel in transformers' format.
 
-    Raises WeightsError when the source cannot be loaded.
+    float32, in evaluation mode. Raises WeightsError when the source cannot be loaded, ParamsError
+    when it has fewer blocks.
     """
     resolved = resolve(source, kind="dino")
     found = read_json(resolved.folder / CONFIG).get("model_type")
@@ -268,6 +276,13 @@ def load_dino(source: str) -> tuple[DinoEncoder, Provenance]:
         problem = f"model type {found!r} is not supported, only {' and '.join(_MODELS)}"
         raise unusable(source, "dino", problem)
     encoder = DinoEncoder(load_pretrained(_MODELS[found], resolved, kind="dino"))
+    if blocks > encoder.blocks:
+        raise ParamsError(
+            f"encode.dino_blocks: must be 0 (all) to {encoder.blocks}, the number of blocks of "
+            f"{source}, got {blocks}"
+        )
+    if blocks:
+        encoder.keep_first(blocks)
     return encoder.eval(), resolved.provenance
 
 
@@ -326,4 +341,5 @@ def _count_registers(config: Config) -> int:
 def _json_config(config: Config) -> dict[str, Any]:
     """The configuration without what depends on the installed version or on where it came from."""
     volatile = ("transformers_version", "_name_or_path", "architectures", "dtype")
+    volatile += ("out_features", "out_indices", "stage_names")  # follow from the number of blocks
     return {key: value for key, value in config.to_dict().items() if key not in volatile}

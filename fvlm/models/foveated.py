@@ -26,7 +26,12 @@ from transformers import LlamaModel
 from fvlm.models.batch import Captions, Input
 from fvlm.models.dino import DinoEncoder, EncoderBlock
 from fvlm.models.film_head import CHANNELS, FilmHead
-from fvlm.models.query_attention import DeepAttention, FrameCache, ShallowAttention
+from fvlm.models.query_attention import (
+    DeepAttention,
+    FrameCache,
+    QueryRole,
+    ShallowAttention,
+)
 from fvlm.models.text import Prefix, Text, caption_losses
 from fvlm.params import Params
 
@@ -40,7 +45,7 @@ class ModelParams(Params):
     llm_layers: int = Field(ge=0)
     query_layers: int = Field(ge=0)
     intermediate_tokens: bool
-    query_sees_itself: bool
+    query_role: QueryRole
     temperature: float = Field(gt=0)
     fine_iterations: int = Field(ge=1)
     head_channels: int = Field(ge=4, multiple_of=4)

@@ -13,11 +13,14 @@ Axes: F frames (B*T), N tokens, D width, d width of one attention head.
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from fvlm.models.dino import EncoderBlock, EncoderTail
+
+QueryRole = Literal["token", "question"]
 
 
 @dataclass(frozen=True)
@@ -57,18 +60,20 @@ class DeepAttention(nn.Module):
     It has no position: rotary encoders do not rotate it, as they do not rotate CLS and registers.
     The blocks start frozen; gradients flow through them to the query.
 
-    With `sees_itself` it has a key and a value of its own, as CLS has. Without, all of its
-    attention goes to the frame: a query that was never a token of the encoder likes itself best
-    (see benchmarks/calibration.md), and hardly learns where to look. `temperature` divides the
-    attention logits of the query, not those of the frame's own tokens; 1 is the encoder's own.
+    As a `token` it has a key and a value of its own, as CLS has, and stays on the residual stream.
+    A query that was never a token of the encoder likes itself best, and is far larger than what it
+    brings back (see benchmarks/calibration.md): it hardly learns where to look. As a `question` it
+    only asks: all of its attention goes to the frame, and in the first of its blocks the answer
+    takes its place instead of being added to it. `temperature` divides the attention logits of the
+    query, not those of the frame's own tokens; 1 is the encoder's own.
     """
 
     def __init__(
-        self, tail: EncoderTail, *, sees_itself: bool = True, temperature: float = 1.0
+        self, tail: EncoderTail, *, role: QueryRole = "token", temperature: float = 1.0
     ) -> None:
         super().__init__()
         self.width = tail.width
-        self.sees_itself, self.temperature = sees_itself, temperature
+        self.role, self.temperature = role, temperature
         self.tail = tail.requires_grad_(False)
 
     def cache_frames(self, tokens: Tensor) -> FrameCache:
@@ -80,21 +85,23 @@ class DeepAttention(nn.Module):
 
         The attention is the mean over heads; what a query gives to itself is the rest to 1.
         """
-        x = queries
+        x, residual = queries, queries if self.role == "token" else torch.zeros_like(queries)
         for block, (keys, values) in zip(self.tail.blocks, cache.blocks, strict=True):
             assert isinstance(block, EncoderBlock)
-            x, weights = self._run_block(block, x, keys, values)
+            attended, weights = self._attend(block, x, keys, values)
+            x = residual + block.scale1(block.out(attended))
+            x = residual = x + block.scale2(block.mlp(block.norm2(x)))
         return self.tail.final_norm(x), weights.mean(dim=1)
 
-    def _run_block(
+    def _attend(
         self, block: EncoderBlock, x: Tensor, keys: Tensor, values: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """One encoder block for the query token alone; x [F,D] -> [F,D], attention [F,heads,N]."""
+        """The query token x [F,D] in a block's attention -> values [F,D], weights [F,heads,N]."""
         heads, d = keys.shape[1], keys.shape[3]
         normed, scale = block.norm1(x), 1 / (math.sqrt(d) * self.temperature)
         query = block.q(normed).unflatten(-1, (heads, d))
         logits = _logits(query, keys, scale)
-        if self.sees_itself:
+        if self.role == "token":
             own_key, own_value = (
                 projection(normed).unflatten(-1, (heads, d)) for projection in (block.k, block.v)
             )
@@ -105,8 +112,7 @@ class DeepAttention(nn.Module):
         else:
             weights = torch.softmax(logits, dim=-1)
             attended = _weighted(weights, values)
-        x = x + block.scale1(block.out(attended.flatten(1)))
-        return x + block.scale2(block.mlp(block.norm2(x))), weights
+        return attended.flatten(1), weights
 
 
 def _logits(query: Tensor, keys: Tensor, scale: float) -> Tensor:

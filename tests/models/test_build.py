@@ -66,7 +66,7 @@ def make_params(folder: Path, **changes: object) -> ModelParams:
         "llm_layers": 0,
         "query_layers": 0,
         "intermediate_tokens": False,
-        "query_sees_itself": True,
+        "query_role": "token",
         "temperature": 1.0,
         "fine_iterations": 1,
         "head_channels": 16,
@@ -222,7 +222,7 @@ def test_the_other_parameters_reach_the_model(folder: Path, change: dict[str, An
     assert not torch.equal(predict(plain, tokens=10), predict(changed, tokens=10))
 
 
-@pytest.mark.parametrize("change", [{"temperature": 0.1}, {"query_sees_itself": False}])
+@pytest.mark.parametrize("change", [{"temperature": 0.1}, {"query_role": "question"}])
 def test_the_parameters_of_deep_queries_reach_the_model(
     folder: Path, change: dict[str, Any]
 ) -> None:

@@ -57,6 +57,29 @@ def test_saved_and_loaded_equals_the_stock_model(
     assert provenance.revision == ""
 
 
+def test_the_first_blocks_alone_are_an_encoder(
+    stock: Any, make_frames: MakeFrames, tmp_path: Path
+) -> None:
+    stock.save_pretrained(tmp_path)
+    whole, provenance = load_dino(str(tmp_path))
+    encoder, same = load_dino(str(tmp_path), blocks=2)
+    assert same == provenance
+    frames = make_frames(2, squares_of(stock)[0])
+    assert torch.equal(encoder(frames, layer=1), whole(frames, layer=1))
+    assert torch.equal(encoder(frames, layer=2), whole.final_norm(whole(frames, layer=2)))
+    with pytest.raises(ParamsError, match=r"encode\.layer: must be 0 to 2"):
+        encoder(frames, layer=3)
+    again = DinoEncoder.from_config(encoder.config_dict)
+    again.load_state_dict(encoder.state_dict())
+    assert torch.equal(again.eval()(frames, layer=2), encoder(frames, layer=2))
+    tail = EncoderTail.from_config(encoder.config_dict, 1)
+    tail.load_state_dict(encoder.tail(1).state_dict())
+    stored = encoder(frames, layer=1)
+    assert torch.equal(tail.eval().forward_tokens(stored), encoder(frames, layer=2))
+    with pytest.raises(ParamsError, match=r"encode\.dino_blocks: must be 0 \(all\) to \d+, .* 99$"):
+        load_dino(str(tmp_path), blocks=99)
+
+
 def test_original_names_of_dinov2_weights_load(make_frames: MakeFrames, tmp_path: Path) -> None:
     config = Dinov2Config(
         hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=42, patch_size=14

@@ -9,7 +9,12 @@ from torch import Tensor, nn
 from transformers import Dinov2Config, Dinov2Model, DINOv3ViTConfig, DINOv3ViTModel
 
 from fvlm.models.dino import DinoEncoder, EncoderBlock
-from fvlm.models.query_attention import DeepAttention, FrameCache, ShallowAttention
+from fvlm.models.query_attention import (
+    DeepAttention,
+    FrameCache,
+    QueryRole,
+    ShallowAttention,
+)
 
 L, D, SIZE = 4, 32, 56
 Stock = Dinov2Model | DINOv3ViTModel
@@ -52,13 +57,18 @@ def frames(count: int = 3) -> Tensor:
 
 
 def masked_encoder(
-    model: Stock, pixels: Tensor, query: Tensor, k: int, *, sees_itself: bool
+    model: Stock, pixels: Tensor, query: Tensor, k: int, *, role: QueryRole
 ) -> Tensor:
     """The final token of a query that joins the tokens entering the last k blocks.
 
-    In the explicit mask only the query's row may see the query's column. For DINOv3 the query
-    stands among the tokens without position: in front.
+    In the explicit mask only the query's row may see the query's column, and not even that as a
+    question, which the first of these blocks does not add to its answer either. For DINOv3 the
+    query stands among the tokens without position: in front.
     """
+
+    def without_query(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        args[0][:, 0] -= query  # in place: what goes on is the answer alone
+
     if isinstance(model, Dinov2Model):
         layers, norm, extra = model.encoder.layer, model.layernorm, {}
     else:
@@ -69,28 +79,30 @@ def masked_encoder(
         tokens = layer(tokens, **extra)
     tokens = torch.cat([query[:, None], tokens], dim=1)
     mask = torch.zeros(1, 1, tokens.shape[1], tokens.shape[1])
-    mask[..., int(sees_itself) :, 0] = -math.inf
+    mask[..., int(role == "token") :, 0] = -math.inf
+    if role == "question":
+        layers[L - k].get_submodule("norm2").register_forward_pre_hook(without_query)
     for layer in layers[L - k :]:
         tokens = layer(tokens, attention_mask=mask, **extra)
     final: Tensor = norm(tokens)[:, 0]
     return final
 
 
-@pytest.mark.parametrize("sees_itself", [True, False])
+@pytest.mark.parametrize("role", ["token", "question"])
 @pytest.mark.parametrize("k", range(1, L + 1))
 @torch.no_grad()
 def test_the_cached_query_equals_the_masked_full_encoder(
-    stock: Stock, k: int, sees_itself: bool
+    stock: Stock, k: int, role: QueryRole
 ) -> None:
     encoder, pixels = DinoEncoder(stock), frames()
     query = torch.randn(3, D)
-    attention = DeepAttention(encoder.tail(k), sees_itself=sees_itself)
+    attention = DeepAttention(encoder.tail(k), role=role)
     found, weights = attention(query, attention.cache_frames(encoder(pixels, layer=L - k)))
     normalised = encoder._normalise(pixels)
-    expected = masked_encoder(stock, normalised, query, k, sees_itself=sees_itself)
+    expected = masked_encoder(stock, normalised, query, k, role=role)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     assert weights.shape == (3, encoder.num_tokens(SIZE))
-    assert torch.allclose(weights.sum(dim=-1), torch.ones(3)) != sees_itself
+    assert torch.allclose(weights.sum(dim=-1), torch.ones(3)) == (role == "question")
 
 
 @pytest.mark.parametrize("k", range(1, L + 1))
@@ -151,7 +163,7 @@ def test_gradients_reach_the_query_and_nothing_of_the_encoder(stock: Stock) -> N
 def test_the_temperature_divides_the_querys_logits_alone(stock: Stock, temperature: float) -> None:
     encoder, query = DinoEncoder(stock), torch.randn(3, D)
     tokens, block = encoder(frames(), layer=L - 1), encoder.tail(1).blocks[0]
-    attention = DeepAttention(encoder.tail(1), sees_itself=False, temperature=temperature)
+    attention = DeepAttention(encoder.tail(1), role="question", temperature=temperature)
     cache = attention.cache_frames(tokens)
     assert isinstance(block, EncoderBlock)
     logits = cache.blocks[0][0] @ block.q(block.norm1(query)).unflatten(-1, (4, -1))[..., None]

@@ -17,7 +17,7 @@ def project(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The workspace with a preset of tiny models and one trial."""
     monkeypatch.chdir(workspace)
     monkeypatch.setenv("FVLM_CACHE", str(workspace / "cache"))
-    trial = Trial("noise_control", "noise_control", 1, layer=2, steps=2, replicated=False)
+    trial = Trial("noise_control", "noise_control", 1, blocks=3, layer=2, steps=2, replicated=False)
     monkeypatch.setattr(calibrate, "TRIALS", (trial,))
     preset: dict[str, dict[str, Any]] = {
         "collect": {"control_clips": 6},

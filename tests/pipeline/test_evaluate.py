@@ -53,7 +53,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
             llm_layers=0,
             query_layers=0,
             intermediate_tokens=False,
-            query_sees_itself=True,
+            query_role="token",
             temperature=1.0,
             fine_iterations=1,
             head_channels=16,

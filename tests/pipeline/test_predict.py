@@ -43,7 +43,7 @@ def project(video_folder: Path, tiny_models: Path, monkeypatch: pytest.MonkeyPat
         llm_layers=0,
         query_layers=1,
         intermediate_tokens=False,
-        query_sees_itself=True,
+        query_role="token",
         temperature=1.0,
         fine_iterations=1,
         head_channels=8,

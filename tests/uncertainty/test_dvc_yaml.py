@@ -51,8 +51,7 @@ def test_parameters_command_and_folder() -> None:
 def test_paths_are_the_constants_of_the_stage() -> None:
     constants = {str(value) for value in vars(uncertainty).values() if isinstance(value, Path)}
     data = {dep for dep in STAGE["deps"] if not dep.endswith(".py")}
-    outs = [out for kind in ("metrics", "plots") for out in STAGE[kind]]
-    assert "outs" not in STAGE
+    outs = [out for kind in ("outs", "metrics", "plots") for out in STAGE[kind]]
     assert constants == data | {name for out in outs for name in out}
     assert all(options["cache"] is False for out in outs for options in out.values())
 
@@ -73,9 +72,12 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(ROOT / "assets/vae", tmp_path / "assets/vae")
     (tmp_path / "uncertainty/dvc.lock").unlink(missing_ok=True)
     for stage in (*MAIN.values(), STAGE):
-        for out in stage.get("outs", []):
-            (tmp_path / out).mkdir(parents=True, exist_ok=True)
-        for out in (*stage.get("metrics", []), *stage.get("plots", [])):
+        for out in (
+            entry for kind in ("outs", "metrics", "plots") for entry in stage.get(kind, [])
+        ):
+            if isinstance(out, str):
+                (tmp_path / out).mkdir(parents=True, exist_ok=True)
+                continue
             path = tmp_path / next(iter(out))
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("{}")
