@@ -340,6 +340,6 @@ def _count_registers(config: Config) -> int:
 
 def _json_config(config: Config) -> dict[str, Any]:
     """The configuration without what depends on the installed version or on where it came from."""
-    volatile = ("transformers_version", "_name_or_path", "architectures", "dtype")
-    volatile += ("out_features", "out_indices", "stage_names")  # follow from the number of blocks
-    return {key: value for key, value in config.to_dict().items() if key not in volatile}
+    volatile = {"transformers_version", "_name_or_path", "architectures", "dtype"}
+    follows = {"out_features", "out_indices", "stage_names"}  # from the number of blocks
+    return {key: value for key, value in config.to_dict().items() if key not in volatile | follows}
