@@ -26,6 +26,7 @@ def project(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "encode": {
             "dino": str(workspace / "weights/dino"),
             "vae": str(workspace / "weights/vae"),
+            "dino_blocks": 0,
             "layer": 3,
         },
         "model": {"llm": "untrained:32x1", "head_channels": 4},
