@@ -35,9 +35,10 @@ def main() -> None:
 
 def scope(found: dict[str, Any], videos: dict[str, Any], training: dict[str, Any]) -> str:
     """One line: what went in and what was compared."""
+    seeds = f", with each of {found['seeds']} seeds" if found["seeds"] > 1 else ""
     return (
         f"{videos['inputs']} videos, {videos['accepted']} accepted; trained on "
-        f"{videos['accepted_train']} for {training['steps']} steps; "
+        f"{videos['accepted_train']} for {training['steps']} steps{seeds}; "
         f"held-out videos compared: {found['videos']} (clips: {found['clips']})"
     )
 

@@ -189,7 +189,7 @@ def test_a_twin_with_the_same_weights_has_the_same_coarse_loss(project: Project)
     assert found["ratio_coarse_only"] == pytest.approx(1.0, rel=1e-6)
 
 
-def test_seeds_are_replicates(project: Project) -> None:
+def test_seeds_are_replicates(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
     project(7)
     single: dict[int, dict[str, Any]] = {}
     evaluate.main()
@@ -210,6 +210,8 @@ def test_seeds_are_replicates(project: Project) -> None:
         mean = np.mean([float(row["loss_fine"]) for row in rows])
         assert mean == pytest.approx(found["loss_fine"])
     assert sum(int(row["clips"]) for row in motion) == 7
+    verdict.main()
+    assert "for 3 steps, with each of 3 seeds; held-out" in capsys.readouterr().out
 
 
 def test_running_again_gives_the_same_bytes(project: Project) -> None:
