@@ -8,12 +8,8 @@ is trained once a seed, in folders of their own. A folder that is finished is no
 as its parameters and this code stay the same.
 """
 
-import os
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,20 +30,18 @@ from fvlm.evaluation.calibration import (
 )
 from fvlm.evaluation.controls import ClipName, EvaluateParams, Losses, evaluate_clips
 from fvlm.evaluation.plots import plot_calibration
-from fvlm.io import atomic_write, hash_json, read_json, sha256_file, write_json
+from fvlm.io import atomic_write, write_json
 from fvlm.models.batch import Batch
 from fvlm.models.build import load_model
-from fvlm.params import PARAMS, Params, load_params, overlay_params, read_yaml
+from fvlm.params import Params, load_params, read_yaml
 from fvlm.progress import Progress
-from pipeline.check import Sections as AllSections
 from pipeline.clips import ClipReader, open_clips
+from pipeline.folders import Changes, Folders
 from pipeline.stage import run
 
 PRESET, WORK = Path("presets/calibration.yaml"), Path("build/calibrate")
 METRICS, PLOT = Path("metrics/calibrate.json"), Path("plots/calibrate.png")
 SHARDS, DECODED, MODEL = Path("data/encode"), Path("data/decode"), Path("models/foveated")
-ROOT = Path(__file__).resolve().parents[1]  # of this code
-LOG_LINES = 12  # of a failed stage
 
 
 class Sections(Params):
@@ -66,7 +60,8 @@ def main() -> None:
     torch.set_num_threads(1)  # several trainings side by side use the cores better
     sections = load_params(Sections)
     seeds, processes = sections.calibrate.seeds, sections.calibrate.processes
-    bench = _Bench(sections.evaluate)
+    folders = Folders(PRESET)
+    bench = _Bench(folders, sections.evaluate)
     trainings = [
         (trial, seed) for trial in TRIALS for seed in (seeds if trial.replicated else seeds[:1])
     ]
@@ -76,9 +71,9 @@ def main() -> None:
     trainings.sort(key=lambda training: -training[0].query_layers)
     total = len(corpora) + len(encodings) + len(trainings)
     with Progress("calibrate", total=total, unit="step") as progress:
-        _side_by_side(bench.decode, [(corpus,) for corpus in corpora], 1, progress)
-        _side_by_side(bench.encode, encodings, processes, progress)
-        _side_by_side(bench.train, trainings, processes, progress)
+        folders.side_by_side(bench.decode, [(corpus,) for corpus in corpora], 1, progress)
+        folders.side_by_side(bench.encode, encodings, processes, progress)
+        folders.side_by_side(bench.train, trainings, processes, progress)
     figures = bench.figures(seeds)
     found = failures(figures)
     summary = {"calibrated": not found, "failures": found}
@@ -93,28 +88,24 @@ def main() -> None:
 class _Bench:
     """The folders under build/calibrate and what is done in them."""
 
-    def __init__(self, params: EvaluateParams) -> None:
-        self._root, self._params = Path.cwd(), params
-        code = sorted(
-            path for folder in ("fvlm", "pipeline") for path in Path(folder).rglob("*.py")
-        )
-        self._code = hash_json([sha256_file(path) for path in code])
+    def __init__(self, folders: Folders, params: EvaluateParams) -> None:
+        self._folders, self._params = folders, params
         self._batch_size = read_yaml(PRESET)["train"]["batch_size"]
 
     def decode(self, corpus: str) -> None:
         """Render, list, filter and decode a corpus."""
         changes = {"collect": {"source": corpus}}
-        self._make(WORK / corpus, changes, {}, ["collect", "filter", "decode"])
+        self._folders.make(WORK / corpus, changes, {}, ["collect", "filter", "decode"])
 
     def encode(self, corpus: str, blocks: int, layer: int) -> None:
         """Encode a decoded corpus up to this layer of the encoder's first blocks."""
         changes = {"encode": {"dino_blocks": blocks, "layer": layer}}
         links = {DECODED: WORK / corpus / DECODED}
-        self._make(_encoded(corpus, blocks, layer), changes, links, ["encode"])
+        self._folders.make(_encoded(corpus, blocks, layer), changes, links, ["encode"])
 
     def train(self, trial: Trial, seed: int) -> None:
         """Train one trial, and keep its losses on held-out and on as many training clips."""
-        changes: dict[str, dict[str, Any]] = {
+        changes: Changes = {
             "model": {
                 "query_layers": trial.query_layers,
                 "intermediate_tokens": trial.query_layers == 0,
@@ -123,7 +114,7 @@ class _Bench:
             "train": {"seeds": [seed], "max_samples": trial.steps * self._batch_size},
         }
         links = {SHARDS: _encoded(trial.corpus, trial.blocks, trial.layer) / SHARDS}
-        self._make(_trained(trial, seed), changes, links, ["train"], then=self._keep_losses)
+        self._folders.make(_trained(trial, seed), changes, links, ["train"], then=self._keep_losses)
 
     def figures(self, seeds: Iterable[int]) -> dict[str, Any]:
         """All figures of all trials."""
@@ -139,47 +130,13 @@ class _Bench:
                 figures |= measure_leak(trial, trained, mean_losses=mean)
         return figures
 
-    def _make(
-        self,
-        folder: Path,
-        changes: dict[str, dict[str, Any]],
-        links: dict[Path, Path],
-        stages: list[str],
-        *,
-        then: Callable[[Path], None] = lambda _: None,
-    ) -> None:
-        """Run `stages` in a folder with these parameters and data, unless that was done before."""
-        done = folder / "done.json"
-        _write_params(folder, changes)
-        recipe = {"code": self._code, "params": sha256_file(folder / PARAMS), "stages": stages}
-        if done.is_file() and read_json(done) == recipe:
-            return
-        done.unlink(missing_ok=True)
-        for link, target in {Path("assets"): Path("assets"), **links}.items():
-            _link(folder / link, target)
-        for stage in stages:
-            self._run(stage, folder)
-        then(folder)
-        write_json(done, recipe)
-
-    def _run(self, stage: str, folder: Path) -> None:
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        environment.pop("DVC_ROOT", None)  # the folder is a project of its own
-        log = folder / f"{stage}.log"
-        with log.open("wb") as output:
-            command = [sys.executable, "-m", f"pipeline.{stage}"]
-            code = subprocess.run(
-                command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT
-            ).returncode
-        if code != 0:
-            lines = log.read_text(errors="backslashreplace").splitlines()[-LOG_LINES:]
-            raise FvlmError("\n".join([f"{stage} failed in {folder} (exit code {code}):", *lines]))
-
     def _keep_losses(self, folder: Path) -> None:
         model = load_model(folder / MODEL)
-        held_out = len(open_clips(folder / SHARDS, DECODED, split="val", input=model.input))
+        held_out = len(
+            open_clips(folder / SHARDS, folder / DECODED, split="val", input=model.input)
+        )
         for name, split in _SPLITS.items():
-            reader = open_clips(folder / SHARDS, DECODED, split=split, input=model.input)
+            reader = open_clips(folder / SHARDS, folder / DECODED, split=split, input=model.input)
             losses = evaluate_clips(
                 model,
                 partial(_read_all_frames, reader),
@@ -206,37 +163,6 @@ def _trained(trial: Trial, seed: int) -> Path:
 
 def _read_all_frames(reader: ClipReader, rows: range) -> Batch:
     return reader.read(rows, np.arange(reader.stored))
-
-
-def _side_by_side(
-    work: Callable[..., None], calls: Iterable[tuple[Any, ...]], count: int, progress: Progress
-) -> None:
-    """Call `work` for each, `count` at a time; the first error stops what has not begun."""
-    with ThreadPoolExecutor(count) as executor:
-        running = [executor.submit(work, *arguments) for arguments in calls]
-        try:
-            for future in running:
-                future.result()
-                progress.advance()
-        except BaseException:
-            executor.shutdown(cancel_futures=True)
-            raise
-
-
-def _write_params(folder: Path, changes: dict[str, dict[str, Any]]) -> None:
-    """params.yaml of a folder: the project's, the preset and what makes this folder differ."""
-    folder.mkdir(parents=True, exist_ok=True)
-    overlay = folder / "changes.yaml"
-    write_json(overlay, changes)  # JSON is YAML
-    (folder / PARAMS).write_bytes(PARAMS.read_bytes())
-    for values in (PRESET, overlay):
-        overlay_params(AllSections, values, folder / PARAMS)
-
-
-def _link(link: Path, target: Path) -> None:
-    link.parent.mkdir(parents=True, exist_ok=True)
-    link.unlink(missing_ok=True)
-    link.symlink_to(target.resolve())
 
 
 def _read_losses(path: Path) -> Losses:
