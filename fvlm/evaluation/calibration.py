@@ -53,7 +53,7 @@ class Trial:
 TRIALS = (
     Trial("positive_control", "positive_control", 0, blocks=12, layer=9, steps=900),
     Trial("positive_control_deep_1", "positive_control", 1, 9, 8, steps=1000, temperature=0.6),
-    Trial("positive_control_deep_3", "positive_control", 3, 9, 6, 500, 0.6, replicated=False),
+    Trial("positive_control_deep_3", "positive_control", 3, 9, 6, 1600, 0.6, replicated=False),
     Trial("negative_control", "negative_control", 0, blocks=12, layer=9, steps=900),
     Trial("noise_control", "noise_control", 0, 12, 9, steps=400, replicated=False),
 )
