@@ -10,6 +10,8 @@ take turns; every figure is the median over the rounds.
 
     ratio_features            reference time / this project's time, from tokens
     ratio_frames              the same from frames
+    limit_features            what ratio_features would be if all of this project's FLOPs ran at the
+    limit_frames              machine's rate; likewise from frames
     fraction_of_machine_rate  (matmul FLOPs / matmul rate + conv FLOPs / conv rate) / step time; the
                               rates are those of one large product and convolution in that round
     ratio_with_loader         step rate with shards read from disk / rate with a resident batch
@@ -53,6 +55,7 @@ from fvlm.training.prefetch import prefetched
 
 T, STORED, N, D, LATENT, VOCABULARY = 16, 24, 325, 384, (4, 32, 32), 49152
 CLIPS = 12  # on disk
+PAIRS = 3  # steps with a resident batch and with the loader, in turns
 
 
 def make_model(layers: int, *, frames: bool = False) -> FoveatedModel:
@@ -219,7 +222,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
     references = Reference(features), Reference(frames)
     for side, reference in zip((features, frames), references, strict=True):
         warm_up_and_compare(side, reference)
-    flops = features.flops()
+    flops = {"features": features.flops(), "frames": frames.flops()}
     found: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         reader = write_clips(Path(folder))
@@ -231,7 +234,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
                 for name, value in row.items():
                     found.setdefault(name, []).append(value)
     result = {name: statistics.median(values) for name, values in found.items()}
-    return result | {f"gflops_{name}": amount / 1e9 for name, amount in flops.items()}
+    counted = flops["features"].items()
+    return result | {f"gflops_{name}": amount / 1e9 for name, amount in counted}
 
 
 def measure_once(
@@ -239,22 +243,29 @@ def measure_once(
     frames: Side,
     references: tuple[Reference, Reference],
     loaded: Iterator[Batch],
-    flops: dict[str, int],
+    flops: dict[str, dict[str, int]],
 ) -> dict[str, float]:
     """One turn of every side."""
     device = features.device
     reference = seconds(references[0].step, device)
-    step = seconds(features.step, device)
-    with_loader = seconds(lambda: features.step(loaded), device)
-    step_again = seconds(features.step, device)
+    pairs = [
+        (seconds(features.step, device), seconds(lambda: features.step(loaded), device))
+        for _ in range(PAIRS)
+    ]
+    resident, with_loader = (statistics.mean(times) for times in zip(*pairs, strict=True))
     reference_frames = seconds(references[1].step, device)
     step_frames = seconds(frames.step, device)
     rates = machine_rates(device, torch.bfloat16 if device.type == "cuda" else torch.float32)
-    resident = (step + step_again) / 2
+    limits = {
+        side: sum(amount / rates[name] for name, amount in found.items())
+        for side, found in flops.items()
+    }
     return {
         "ratio_features": reference / resident,
         "ratio_frames": reference_frames / step_frames,
-        "fraction_of_machine_rate": sum(flops[name] / rates[name] for name in flops) / resident,
+        "limit_features": reference / limits["features"],
+        "limit_frames": reference_frames / limits["frames"],
+        "fraction_of_machine_rate": limits["features"] / resident,
         "ratio_with_loader": resident / with_loader,
         "seconds_reference": reference,
         "seconds_step": resident,
