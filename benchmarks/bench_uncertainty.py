@@ -134,13 +134,15 @@ def sampler_of(tower: Tower, sites: list[str], passes: int, batch_size: int) -> 
 
 
 def score_each(sampler: Sampler, frames: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Scores [N] of the raw embeddings, as the pipeline computes them: frame after frame."""
+    """Scores [N] of the raw embeddings, as the pipeline computes them: a frame on each core."""
     pixels = torch.from_numpy(frames)
-    found = [
-        sampler.scores(pixels[n : n + 1], [f"frame {n}"], trials=1)[0, -1, 0, 0]
-        for n in range(len(frames))
-    ]
-    return np.array(found)
+
+    def score(n: int) -> float:
+        scores = sampler.scores(pixels[n : n + 1], [f"frame {n}"], trials=1)
+        return float(scores[0, -1, 0, 0])
+
+    with sampler.ahead() as ahead:
+        return np.array(list(ahead.map(score, range(len(frames)))))
 
 
 @torch.inference_mode()

@@ -12,7 +12,10 @@ many there are. That is for work that releases Python's lock, as torch, numpy an
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
+
+import torch
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -47,3 +50,19 @@ class Ahead:
         finally:
             for future in pending:
                 future.cancel()
+
+
+@contextmanager
+def one_core_each() -> Iterator[Ahead]:
+    """As many threads as torch uses, and torch computes in each of them on one core.
+
+    Splitting every operation over the cores instead makes them wait for each other, some thousand
+    times a batch.
+    """
+    cores = torch.get_num_threads()
+    with Ahead(workers=cores) as ahead:
+        try:
+            torch.set_num_threads(1)
+            yield ahead
+        finally:
+            torch.set_num_threads(cores)

@@ -4,8 +4,7 @@ Axes: B clips, T frames of a clip, S pixels, N tokens, D width, C h w latent.
 """
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
-from fvlm.ahead import Ahead
+from fvlm.ahead import Ahead, one_core_each
 from fvlm.compute import Dtype, autocast
 from fvlm.errors import ShardError
 from fvlm.models.dino import DinoEncoder, load_dino
@@ -73,21 +72,9 @@ class FrameEncoder:
         """Clips of `num_frames` that fill a forward of `batch_frames`, at least one."""
         return max(1, self.params.batch_frames // num_frames)
 
-    @contextmanager
-    def ahead(self) -> Iterator[Ahead]:
-        """Threads for `encode`, as many as the device can use.
-
-        On a CPU each thread computes a batch of its own on one core. Splitting every operation over
-        the cores instead makes them wait for each other, some thousand times a batch.
-        """
-        cores = torch.get_num_threads()
-        with Ahead(workers=_IN_TURN if self.in_turn else cores) as ahead:
-            try:
-                if not self.in_turn:
-                    torch.set_num_threads(1)
-                yield ahead
-            finally:
-                torch.set_num_threads(cores)
+    def ahead(self) -> AbstractContextManager[Ahead]:
+        """Threads for `encode`, as many as the device can use."""
+        return Ahead(workers=_IN_TURN) if self.in_turn else one_core_each()
 
     def encode(self, clips: NDArray[np.uint8]) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
         """Clips uint8 [B,T,3,S,S] -> tokens [B,T,N,D] and latents [B,T,C,h,w].

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 LEVELS = 1 << 16
-CHUNK = 1 << 16  # values a core masks at once: what it writes is read again from its cache
+CHUNK = 1 << 16  # values masked at once: what is written to memory is read again from the cache
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,7 @@ def drop(values: Tensor, keys: Tensor, site: str, kept: int) -> Tensor:
     offset, stride = _stream(keys, site)
     places = torch.arange(tokens * half, dtype=torch.int32, device=values.device)
     bits = values.view(torch.int32).view(rows, tokens, 2, half)
-    chunk = CHUNK * torch.get_num_threads()
-    together = max(1, chunk // (tokens * width)) if values.device.type == "cpu" else rows
+    together = max(1, CHUNK // (tokens * width)) if values.device.type == "cpu" else rows
     words, scratch = torch.empty(
         (2, together, tokens * half), dtype=torch.int32, device=keys.device
     )

@@ -9,6 +9,7 @@ Axes: N frames in all, F frames of a group, t passes of one forward, K trials, S
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +21,7 @@ from pydantic import Field, field_validator, model_validator
 from safetensors.numpy import load, save
 from torch import Tensor
 
+from fvlm.ahead import Ahead, one_core_each
 from fvlm.compute import Dtype, autocast
 from fvlm.errors import FvlmError
 from fvlm.io import atomic_write
@@ -84,6 +86,10 @@ class Sampler:
 
     def __post_init__(self) -> None:
         self.tower.to(self.device)
+
+    def ahead(self) -> AbstractContextManager[Ahead]:
+        """Threads for `scores`, as many as the device can use."""
+        return one_core_each() if self.device.type == "cpu" else Ahead(workers=1)
 
     @torch.inference_mode()
     def scores(self, frames: Tensor, samples: Sequence[str], *, trials: int) -> Scores:
@@ -166,13 +172,21 @@ def score_frames(
     scores, done = _load(state, shape)
     together = max(1, params.batch_size // params.passes)
     saved = time.monotonic()
-    with Progress(title, total=len(samples), unit="frame", initial=done) as progress:
-        for start in range(done, len(samples), together):
-            group = slice(start, start + together)
-            pixels = change(torch.from_numpy(frames[group]).to(sampler.device))
-            scores[..., group] = sampler.scores(pixels, samples[group], trials=trials)
-            done = min(start + together, len(samples))
-            progress.advance(done - start)
+
+    def score(group: slice) -> tuple[slice, Scores]:
+        pixels = change(torch.from_numpy(frames[group]).to(sampler.device))
+        return group, sampler.scores(pixels, samples[group], trials=trials)
+
+    starts = range(done, len(samples), together)
+    groups = (slice(start, min(start + together, len(samples))) for start in starts)
+    with (
+        sampler.ahead() as ahead,
+        Progress(title, total=len(samples), unit="frame", initial=done) as progress,
+    ):
+        for group, found in ahead.map(score, groups):
+            scores[..., group] = found
+            done = group.stop
+            progress.advance(group.stop - group.start)
             if done == len(samples) or time.monotonic() - saved >= SAVE_SECONDS:
                 _save(state, scores, done)
                 saved = time.monotonic()

@@ -116,16 +116,3 @@ def test_what_cannot_be_dropped() -> None:
         drop(torch.ones(1, 1, 2, dtype=torch.bfloat16), keys, "a", 100)
     with pytest.raises(ValueError, match="a: expected an even number of features, got 3"):
         drop(torch.ones(1, 1, 3), keys, "a", 100)
-
-
-def test_the_number_of_threads_changes_nothing() -> None:
-    before = torch.get_num_threads()
-    rows = [Row(0, number, "x") for number in range(40)]
-    found = []
-    try:
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            found.append(kept(rows, shape=(80, 64)))
-    finally:
-        torch.set_num_threads(before)
-    assert torch.equal(*found)

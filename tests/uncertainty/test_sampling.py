@@ -60,6 +60,20 @@ def test_order_and_company(make: Make, frames: Tensor) -> None:
     np.testing.assert_allclose(alone, expected[:, :, :2, 1:2], rtol=1e-4)
 
 
+def test_threads_change_nothing(make: Make, frames: Tensor, tmp_path: Path) -> None:
+    """A frame is computed on one core, however many there are."""
+    sampler, before, found = make(batch_size=1), torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(run(sampler, frames, "xyz", tmp_path / f"state {threads}"))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    np.testing.assert_array_equal(found[1], found[0])
+    np.testing.assert_array_equal(found[2], found[0])
+
+
 def test_names_seeds_and_trials_matter(make: Make, frames: Tensor) -> None:
     scores = make().scores(frames[:1], "x", trials=3)
     others = [
