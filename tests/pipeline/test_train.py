@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -90,18 +91,23 @@ def curves(folder: Path) -> list[dict[str, float]]:
 TORCHRUN = "torch.distributed.run --nproc-per-node 2 -m pipeline.train"
 
 
-def run_module(folder: Path, module: str, *, code: int = 0) -> str:
-    """Run it in a folder; its standard error, once it ended with that exit code."""
-    done = subprocess.run(
+def start_module(folder: Path, module: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
         [sys.executable, "-m", *module.split()],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
         text=True,
-        check=False,
     )
-    assert done.returncode == code, done.stderr
-    return done.stderr
+
+
+def run_module(folder: Path, module: str, *, code: int = 0) -> str:
+    """Run it in a folder; its standard error, once it ended with that exit code."""
+    with start_module(folder, module) as process:
+        _, said = process.communicate()
+    assert process.returncode == code, said
+    return said
 
 
 def test_torchrun_trains_as_one_process_does_and_one_writes(tmp_path: Path) -> None:
@@ -128,6 +134,27 @@ def test_torchrun_trains_as_one_process_does_and_one_writes(tmp_path: Path) -> N
         shutil.rmtree(tmp_path / "models")
     for row, same in zip(*found, strict=True):
         assert row == pytest.approx(same, rel=1e-3)
+
+
+def test_torchrun_stopped_by_sigterm_goes_on(tmp_path: Path) -> None:
+    """It passes the signal on; its processes stop after the same step, with the state saved."""
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    write_inputs(tmp_path)
+    set_params(tmp_path, {"train": {"max_samples": 1600}})
+    with start_module(tmp_path, TORCHRUN) as process:
+        while process.poll() is None and not any(tmp_path.glob(".state/train/**/*.safetensors")):
+            time.sleep(0.01)
+        process.terminate()
+        _, said = process.communicate()
+    assert process.returncode != 0
+    (stopped,) = re.findall(
+        r"unfinished: stopped after step (\d+) of 200; the state is saved", said
+    )
+    assert 0 < int(stopped) < 200
+    progress = re.findall(r"train: (\d+)/200 steps", run_module(tmp_path, TORCHRUN))
+    assert all(int(step) > int(stopped) for step in progress)
+    assert progress[-1] == "200"
+    assert [row["step"] for row in curves(tmp_path)] == list(range(200))
 
 
 def test_every_seed_has_a_model_and_one_without_fine_passes(
