@@ -29,11 +29,19 @@ from fvlm.video.structure import check_structure
 MAX_PIXELS = 8192 * 4320  # per picture; 8K video passes, a decompression bomb does not
 HELD_BYTES = 2**28  # packets of a file up to this size are kept; a larger file is read twice
 IN_ORDER = frozenset({"vp8", "vp9", "av1", "mjpeg"})  # codecs that never reorder frames
+# FFmpeg's names of formats that hold the video themselves: playlists (concat, hls, dash, sdp, ..)
+# and names that are patterns (image2) would read other files than the one that was hashed.
+CONTAINERS = (
+    *("mov", "matroska", "avi", "flv", "mpegts", "mpeg", "mpegvideo", "ogg", "asf", "rm", "mxf"),
+    *("gxf", "nut", "dv", "wtv", "nsv", "swf", "ivf", "obu", "h261", "h263", "h264", "hevc", "vvc"),
+    *("m4v", "vc1", "dirac", "mjpeg", "gif", "apng", "yuv4mpegpipe"),
+)
 # Report damage instead of guessing a picture. Source: FFmpeg's `-err_detect`.
 STRICT = {
     "err_detect": "crccheck+bitstream+buffer+explode",
     "max_pixels": str(MAX_PIXELS),
     "threads": "1",
+    "format_whitelist": ",".join(CONTAINERS),
 }
 # Find damage, but do not refuse what decoders forgive.
 TOLERANT = {**STRICT, "err_detect": "crccheck+bitstream+buffer"}
@@ -72,13 +80,11 @@ def open_stream(path: str, options: dict[str, str]) -> Iterator[tuple[InputConta
     """
     check_file(path)
     try:
-        # `file:` keeps FFmpeg from taking a name such as `concat:a|b` for a protocol.
-        with av.open(f"file:{path}", options=options, metadata_errors="replace") as container:
-            stream = _video_stream(container)
+        with _open(path, options) as container:
+            stream = _video_stream(path, container)
             for other in container.streams:
                 if other.index != stream.index:
                     other.discard = Discard.all
-            stream.codec_context.thread_count = 1
             stream.codec_context.options = options
             yield container, stream
     except VideoError:
@@ -87,6 +93,15 @@ def open_stream(path: str, options: dict[str, str]) -> Iterator[tuple[InputConta
         raise VideoError(Reason.OUT_OF_MEMORY, f"{path}: {error}") from None
     except Exception as error:  # FFmpeg's bindings raise IndexError, UnicodeDecodeError, ...
         message = f"{path}: {type(error).__name__}: {error}"
+        raise VideoError(Reason.UNREADABLE, message) from None
+
+
+def _open(path: str, options: dict[str, str]) -> InputContainer:
+    try:
+        # `file:` keeps FFmpeg from taking a name such as `concat:a|b` for a protocol.
+        return av.open(f"file:{path}", options=options, metadata_errors="replace")
+    except av.ArgumentError:  # FFmpeg's answer to a format that is not on the list
+        message = f"{path} is a playlist, or no container of videos that is known"
         raise VideoError(Reason.UNREADABLE, message) from None
 
 
@@ -102,21 +117,29 @@ def check_file(path: str) -> None:
         raise VideoError(Reason.EMPTY_FILE, f"{path} is empty")
 
 
-def _video_stream(container: InputContainer) -> VideoStream:
+def _video_stream(path: str, container: InputContainer) -> VideoStream:
     """The first video stream that is not an attached picture, with a decoder and a sane size."""
-    name = container.name
     streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     if not streams:
-        raise VideoError(Reason.NO_VIDEO_STREAM, f"{name} has no video stream")
+        raise VideoError(Reason.NO_VIDEO_STREAM, f"{path} has no video stream")
     stream = streams[0]
-    # PyAV has no codec context for a stream whose decoder is unknown.
+    # PyAV has no codec context, and no size, for a stream whose decoder is unknown.
+    width, height = (0, 0) if stream.codec_context is None else _size(path, stream)
+    if width * height > MAX_PIXELS:
+        message = f"{path}: {width}x{height}, at most {MAX_PIXELS} pixels"
+        raise VideoError(Reason.TOO_MANY_PIXELS, message)
     if stream.codec_context is None or not stream.width or not stream.height:
-        raise VideoError(Reason.UNKNOWN_CODEC, f"{name}: no decoder, or no picture size")
-    pixels = stream.width * stream.height
-    if pixels > MAX_PIXELS:
-        size = f"{stream.width}x{stream.height}"
-        raise VideoError(Reason.TOO_MANY_PIXELS, f"{name}: {size}, at most {MAX_PIXELS} pixels")
+        raise VideoError(Reason.UNKNOWN_CODEC, f"{path}: no decoder, or no picture size")
     return stream
+
+
+def _size(path: str, stream: VideoStream) -> tuple[int, int]:
+    """Width and height; a decoder that finds them too large sets zeros, so then none is opened."""
+    if stream.width and stream.height:
+        return stream.width, stream.height
+    with _open(path, {**TOLERANT, "codec_whitelist": "none"}) as container:
+        declared = next(s for s in container.streams.video if s.index == stream.index)
+        return declared.width, declared.height
 
 
 class PacketFacts(NamedTuple):

@@ -1,7 +1,8 @@
 """The worker's side of `fvlm.video.worker`: limits, the message format, and the serving loop.
 
 A message is two big-endian lengths (JSON, raw bytes), then the JSON, then the bytes of its arrays
-one after the other. Imports as little as possible: one runs in every worker.
+one after the other; a worker says READY before its first. Imports as little as possible: one runs
+in every worker.
 """
 
 import ctypes
@@ -19,6 +20,7 @@ import numpy as np
 from fvlm.errors import VideoError
 from fvlm.video.reasons import Reason
 
+READY = b"\n"  # a worker's first byte: it has started
 PREFIX = struct.Struct(">QQ")  # bytes of JSON, bytes of arrays
 STDERR_BYTES = 2**20  # what decoders may print for one item
 OPEN_FILES = 64
@@ -49,6 +51,7 @@ def serve(parent: int, function: str, deadline_seconds: float, memory_bytes: int
     requests, replies = _claim_pipes()
     _limit(memory_bytes)
     call = _load(function)
+    os.write(replies.fileno(), READY)
     while (request := read_message(requests)) is not None:
         os.truncate(2, 0)  # stderr holds what concerns this item only
         os.lseek(2, 0, os.SEEK_SET)
@@ -119,8 +122,7 @@ def _limit(memory_bytes: int) -> None:
         resource.RLIMIT_CORE: 0,
     }
     for kind, wanted in limits.items():
-        _, hard = resource.getrlimit(kind)  # the user's own (`ulimit`) may be lower
-        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        limit, _ = _at_most(kind, wanted)
         resource.setrlimit(kind, (limit, limit))
 
 
@@ -128,4 +130,10 @@ def _limit_processor(seconds: float) -> None:
     """Allow this item `seconds` of processor time on top of what was used before."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     soft = int(usage.ru_utime + usage.ru_stime + seconds) + 2
-    resource.setrlimit(resource.RLIMIT_CPU, (soft, resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_CPU, _at_most(resource.RLIMIT_CPU, soft))
+
+
+def _at_most(kind: int, wanted: int) -> tuple[int, int]:
+    """A soft limit, lower than wanted where the user's own (`ulimit`) is; and the hard one."""
+    _, hard = resource.getrlimit(kind)
+    return wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard

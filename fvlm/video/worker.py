@@ -36,10 +36,10 @@ import numpy as np
 
 from fvlm.errors import VideoError
 from fvlm.video.reasons import Reason
-from fvlm.video.sandbox import PREFIX, encode_header
+from fvlm.video.sandbox import PREFIX, READY, encode_header
 
 DEADLINE_SECONDS = 60.0  # wall clock, per item
-START_SECONDS = 60.0  # allowed on top for a worker's first item: a busy disk at start-up
+START_SECONDS = 60.0  # wall clock, until a worker is ready for its first item: a busy disk
 MEMORY_BYTES = 2 * 2**30  # address space of one worker
 ITEMS_PER_WORKER = 500  # then it is replaced, so that no leak adds up
 AHEAD = 16  # results per worker that may wait for an earlier one, in order
@@ -126,7 +126,6 @@ class _Pool:
 
     def __init__(self, function: str, deadline_seconds: float, memory_bytes: int) -> None:
         self._arguments = (function, deadline_seconds, memory_bytes)
-        self._deadline_seconds = deadline_seconds
         self._memory_bytes = memory_bytes
         self._idle: deque[_Worker] = deque()
         self.busy: set[_Worker] = set()
@@ -134,11 +133,11 @@ class _Pool:
 
     def start(self, number: int, item: Any) -> None:
         worker = self._idle.popleft() if self._idle else None
-        if worker is None or not worker.send(item, self._deadline_seconds):
+        if worker is None or not worker.send(item):
             if worker is not None:
                 worker.kill()  # died while idle: the next item is not to blame
             worker = _Worker(*self._arguments)
-            worker.send(item, self._deadline_seconds + START_SECONDS)
+            worker.send(item)
         worker.number = number
         self.busy.add(worker)
         self._selector.register(worker.replies, selectors.EVENT_READ, worker)
@@ -156,8 +155,7 @@ class _Pool:
             if worker in self.busy and time.monotonic() >= worker.deadline:
                 worker.kill()
                 self._release(worker)
-                message = f"no result after {self._deadline_seconds:g} seconds"
-                yield worker.number, worker.item, VideoError(Reason.TIMEOUT, message)
+                yield worker.number, worker.item, VideoError(Reason.TIMEOUT, worker.lateness)
 
     def forgive(self, seconds: float) -> None:
         """Do not count time during which nobody listened."""
@@ -202,6 +200,8 @@ class _Worker:
         self.number = 0
         self.item: Any = None
         self.deadline = math.inf
+        self._deadline_seconds = deadline_seconds
+        self._is_ready = False
         self._served = 0
         self._reply = _Reply()
         self._is_alive = True
@@ -210,9 +210,17 @@ class _Worker:
     def is_usable(self) -> bool:
         return self._is_alive and self._served < ITEMS_PER_WORKER
 
-    def send(self, item: Any, seconds: float) -> bool:
+    @property
+    def lateness(self) -> str:
+        """What to say when the deadline has passed."""
+        if self._is_ready:
+            return f"no result after {self._deadline_seconds:g} seconds"
+        return f"the worker was not ready after {START_SECONDS:g} seconds"
+
+    def send(self, item: Any) -> bool:
         """Hand over an item; False when the worker is dead."""
         self.item, self._reply = item, _Reply()
+        seconds = self._deadline_seconds if self._is_ready else START_SECONDS
         self.deadline = time.monotonic() + seconds
         self._served += 1
         try:
@@ -225,12 +233,16 @@ class _Worker:
     def receive(self, limit_bytes: int) -> Outcome | VideoError | None:
         """Take in what has arrived; the outcome when it is complete or the worker has died."""
         while True:
-            chunk = self._read(self._reply.missing)
+            chunk = self._read(self._reply.missing if self._is_ready else len(READY))
             if chunk is None:
                 return None
             if not chunk:
                 self._is_alive = False
                 return self._death()
+            if not self._is_ready:
+                self._is_ready = True
+                self.deadline = time.monotonic() + self._deadline_seconds
+                continue
             try:
                 complete = self._reply.add(chunk, limit_bytes)
                 outcome = self._reply.outcome() if complete else None

@@ -16,6 +16,7 @@ from fvlm.errors import VideoError
 from fvlm.video import decode
 from fvlm.video.decode import DecodedClip, decode_request, decode_video
 from fvlm.video.geometry import FrameConverter
+from fvlm.video.worker import Outcome, map_isolated
 
 Picture = Callable[[int, int, int], np.ndarray]
 
@@ -171,18 +172,23 @@ def test_packets_of_a_large_file_are_read_twice(
     np.testing.assert_array_equal(held.frames, read_again.frames)
 
 
-@pytest.mark.parametrize("first", [3, 26, 31])
-@pytest.mark.parametrize("name", ["h264_open_gop.ts", "hevc_open_gop.mp4", "mpeg2_b.mpg"])
-def test_a_recording_that_starts_in_the_middle(
-    videos: dict[str, Path], tmp_path: Path, name: str, first: int
-) -> None:
-    path = tmp_path / "cut.ts"
-    with av.open(str(videos[name])) as source, av.open(str(path), "w") as target:
+def cut_start(source_path: Path, path: Path, first: int) -> Path:
+    """Leave out the packets before the one with number `first`."""
+    with av.open(str(source_path)) as source, av.open(str(path), "w") as target:
         stream = target.add_stream_from_template(source.streams.video[0])
         for number, packet in enumerate(source.demux(video=0)):
             if number >= first and packet.dts is not None:
                 packet.stream = stream
                 target.mux(packet)
+    return path
+
+
+@pytest.mark.parametrize("first", [3, 26, 31])
+@pytest.mark.parametrize("name", ["h264_open_gop.ts", "hevc_open_gop.mp4", "mpeg2_b.mpg"])
+def test_a_recording_that_starts_in_the_middle(
+    videos: dict[str, Path], tmp_path: Path, name: str, first: int
+) -> None:
+    path = cut_start(videos[name], tmp_path / "cut.ts", first)
     clip = decode_video(str(path), num_frames=NUM_FRAMES, size=SIZE)
     assert clip.frames.shape[0] == NUM_FRAMES
 
@@ -205,6 +211,49 @@ def test_damaged_pictures_are_errors(videos: dict[str, Path], tmp_path: Path) ->
     assert error.value.reason in ("decode_error", "missing_frames", "wrong_frames")
 
 
+def test_a_frame_that_the_decoder_marks(videos: dict[str, Path], tmp_path: Path) -> None:
+    """A recording cut at both ends: its start is forgiven, an incomplete last picture is not."""
+    path = cut_start(videos["h264_open_gop.ts"], tmp_path / "cut.ts", 3)
+    data = path.read_bytes()
+    messages = set()
+    for end in range(len(data) // 2, len(data) * 9 // 10, len(data) // 20):
+        path.write_bytes(data[:end])
+        try:
+            decode_video(str(path), num_frames=NUM_FRAMES, size=SIZE)
+        except VideoError as error:
+            messages.add(str(error))
+    assert "the decoder marks a frame as corrupt" in messages
+
+
+def test_a_packet_that_the_demuxer_marks(videos: dict[str, Path], tmp_path: Path) -> None:
+    data = bytearray(videos["mpeg2.ts"].read_bytes())
+    packets = range(0, len(data), 188)
+    of_video = [at for at in packets if data[at + 1] & 31 == 1 and data[at + 2] == 0]
+    data[of_video[len(of_video) // 2] + 1] |= 128  # transport_error_indicator
+    path = tmp_path / "marked.ts"
+    path.write_bytes(data)
+    with pytest.raises(VideoError, match="a packet is cut short") as error:
+        decode_video(str(path), num_frames=NUM_FRAMES, size=SIZE)
+    assert error.value.reason == "missing_frames"
+
+
+def test_what_only_a_message_tells(videos: dict[str, Path], tmp_path: Path) -> None:
+    """A block of an unknown track is skipped: a frame is missing although all of them decode."""
+    data = bytearray(videos["vp8.webm"].read_bytes())
+    with av.open(str(videos["vp8.webm"])) as container:
+        packets = [bytes(packet) for packet in container.demux(video=0)]
+    data[data.index(packets[50]) - 4] ^= 8  # the block's track number
+    path = tmp_path / "skipped.webm"
+    path.write_bytes(data)
+    assert decode_video(str(path), num_frames=24, size=SIZE).frames.shape[0] == 24
+    sha256 = hashlib.sha256(data).hexdigest()
+    request = {"path": str(path), "sha256": sha256, "num_frames": 24, "size": SIZE}
+    [(_, outcome)] = map_isolated(decode_request, [request])
+    assert isinstance(outcome, VideoError)
+    assert outcome.reason == "decode_error"
+    assert "Invalid track number" in str(outcome)
+
+
 def test_request_checks_the_content(videos: dict[str, Path], tmp_path: Path) -> None:
     path = tmp_path / "clip.mp4"
     data = videos["h264_b.mp4"].read_bytes()
@@ -222,6 +271,15 @@ def test_request_checks_the_content(videos: dict[str, Path], tmp_path: Path) -> 
     with pytest.raises(VideoError) as error:
         decode_request(request)
     assert error.value.reason == "not_a_file"
+
+
+def test_decoding_uses_one_thread(videos: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    names = ("h264_b.mp4", "hevc.mkv", "vp9.webm", "av1.mp4", "mpeg4.avi")
+    requests = [{"path": str(videos[name])} for name in names]
+    for request, outcome in map_isolated("worker_functions:threads", requests, workers=1):
+        assert isinstance(outcome, Outcome), outcome
+        assert outcome.values == {"most": 1}, request["path"]
 
 
 def test_a_printing_decoder_is_heard_where_stderr_is_a_file(tmp_path: Path) -> None:

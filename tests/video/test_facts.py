@@ -1,6 +1,8 @@
 """Facts are remembered for untouched files only, and a damaged record costs probes, not facts."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import av
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 
 from fvlm.errors import VideoError
-from fvlm.video.facts import FactRecord, Facts, probe_all
+from fvlm.video.facts import PROBING, FactRecord, Facts, probe_all
 from fvlm.video.reasons import Reason
 
 
@@ -101,3 +103,11 @@ def test_fifos_are_not_opened(tmp_path: Path) -> None:
     [(_, outcome)] = probe_all([str(tmp_path / "fifo.mp4")], FactRecord(tmp_path / "record.jsonl"))
     assert isinstance(outcome, VideoError)
     assert outcome.reason == Reason.NOT_A_FILE
+
+
+def test_facts_depend_on_the_modules_that_probing_imports() -> None:
+    code = "import sys, fvlm.video.probe; print(*[m for m in sys.modules if 'fvlm.video.' in m])"
+    folder = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, check=True)
+    imported = {name.rpartition(".")[2] for name in done.stdout.decode().split()}
+    assert imported == set(PROBING)

@@ -1,8 +1,10 @@
 """Unusual and broken files from the wild, where a folder of them is at hand.
 
-`FVLM_TEST_CORPUS` names a folder with `odd/EXPECT.tsv`, `natural/` and `bbb/`.
+`FVLM_TEST_CORPUS` names a folder with `natural/`, `bbb/` and `odd/`, where `EXPECT.tsv` says what
+a plain decoding loop found in each file.
 """
 
+import csv
 import hashlib
 import os
 from pathlib import Path
@@ -57,6 +59,15 @@ def test_odd_files_end_as_expected() -> None:
     refused = {n: r.reason for n, r in results.items() if isinstance(r, VideoError)}
     assert refused == {name: REFUSED[name] for name in REFUSED if name in results}
     facts = {name: r.values for name, r in results.items() if isinstance(r, Outcome)}
+    with (CORPUS / "odd" / "EXPECT.tsv").open(newline="") as file:
+        expected = {row["file"]: row for row in csv.DictReader(file, delimiter="\t")}
+    assert expected.keys() == results.keys()
+    for name, found in facts.items():
+        row = expected[name]
+        assert found["codec"] == row["codec"], name
+        assert sorted((found["width"], found["height"])) == sorted(map(int, row["size"].split("x")))
+        if not row["decode_error"]:
+            assert found["frames"] == int(row["frames_decoded"]), name
     turned = facts["ExoPlayer_portrait_4k60.mp4"]
     assert (turned["width"], turned["height"], turned["rotation"]) == (2160, 3840, 90)
     assert facts["moviepy_bitmap.mp4"]["width"] == 1

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import pytest
 
 from fvlm.errors import VideoError
 from fvlm.video.reasons import Reason
-from fvlm.video.worker import AHEAD, Outcome, map_isolated
+from fvlm.video.sandbox import OPEN_FILES, STDERR_BYTES
+from fvlm.video.worker import AHEAD, Outcome, _Pool, map_isolated
 
 FOLDER = str(Path(__file__).parent)
 
@@ -172,16 +174,88 @@ def test_workers_die_with_a_killed_parent() -> None:
     assert not any(_is_running(pid) for pid in workers)
 
 
+def test_a_worker_has_limits() -> None:
+    [(_, outcome)] = map_isolated(
+        "worker_functions:limits", [{}], deadline_seconds=30, memory_bytes=2**29
+    )
+    assert isinstance(outcome, Outcome)
+    soft, _ = outcome.values.pop("CPU")
+    assert 30 < soft < 60  # counted from what start-up took
+    expected = {"AS": 2**29, "FSIZE": STDERR_BYTES, "NOFILE": OPEN_FILES, "CORE": 0}
+    assert outcome.values == {name: [limit, limit] for name, limit in expected.items()}
+
+
 def test_limits_of_the_user_may_be_lower_than_the_sandbox() -> None:
+    """Without the right to raise a hard limit, which root has."""
     code = (
-        "import os, resource; from fvlm.video.sandbox import _limit\n"
-        "resource.setrlimit(resource.RLIMIT_NOFILE, (48, 48))\n"
+        "import os; from resource import *\n"
+        "from fvlm.video.sandbox import _limit, _limit_processor\n"
+        "setrlimit(RLIMIT_NOFILE, (48, 48)); setrlimit(RLIMIT_CPU, (1000, 1000))\n"
         "if os.geteuid() == 0: os.seteuid(65534)\n"
-        "_limit(2**31); print(resource.getrlimit(resource.RLIMIT_NOFILE))"
+        "_limit(2**31); print(getrlimit(RLIMIT_NOFILE))\n"
+        "for seconds in (100, 2000, 100):\n"
+        "    _limit_processor(seconds); print(getrlimit(RLIMIT_CPU)[0] > 500, end=' ')\n"
+        "print(getrlimit(RLIMIT_CPU)[1])"
     )
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, stdout=-1, check=True)
-    assert done.stdout == b"(48, 48)\n"
+    assert done.stdout == b"(48, 48)\nFalse True False 1000\n"
+
+
+def test_a_spinning_worker_ends_although_nobody_listens() -> None:
+    pool = _Pool("worker_functions:misbehave", 0.0, 2**29)
+    try:
+        pool.start(0, {"how": "use up"})
+        deadline = time.monotonic() + 60
+        while _children_of_sandboxes() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        [(_, _, outcome)] = pool.wait()
+    finally:
+        pool.close()
+    assert isinstance(outcome, VideoError)
+    assert outcome.reason == Reason.TIMEOUT
+    assert "processor time" in str(outcome)
+
+
+def test_a_worker_is_replaced_after_some_items(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fvlm.video.worker.ITEMS_PER_WORKER", 3)
+    items = [{"number": number} for number in range(7)]
+    pids: Counter[int] = Counter()
+    for _, outcome in map_isolated("worker_functions:echo", items, workers=1):
+        assert isinstance(outcome, Outcome)
+        pids[outcome.values["pid"]] += 1
+    assert list(pids.values()) == [3, 3, 1]
+
+
+@pytest.fixture
+def slow_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A function whose module takes two seconds to import."""
+    code = "import time; time.sleep(2)\ndef echo(request): return request\n"
+    (tmp_path / "slow_start.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    return "slow_start:echo"
+
+
+def test_the_start_of_a_worker_is_not_held_against_its_item(slow_start: str) -> None:
+    [(_, outcome)] = map_isolated(slow_start, [{}], deadline_seconds=1.5)
+    assert isinstance(outcome, Outcome), outcome
+
+
+def test_a_first_item_has_no_more_time_than_others() -> None:
+    begun = time.monotonic()
+    items = [{"how": "sleep", "seconds": 50}]
+    [(_, outcome)] = map_isolated("worker_functions:misbehave", items, deadline_seconds=0.5)
+    assert isinstance(outcome, VideoError)
+    assert "no result after 0.5 seconds" in str(outcome)
+    assert time.monotonic() - begun < 40
+
+
+def test_a_worker_that_does_not_start(slow_start: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fvlm.video.worker.START_SECONDS", 0.2)
+    [(_, outcome)] = map_isolated(slow_start, [{}])
+    assert isinstance(outcome, VideoError)
+    assert outcome.reason == Reason.TIMEOUT
+    assert "not ready after 0.2 seconds" in str(outcome)
 
 
 def test_in_order_waits_for_the_slow_one_and_begins_a_bounded_number() -> None:

@@ -1,13 +1,18 @@
 """What the tests run inside workers; imported there by name."""
 
 import os
+import resource
 import signal
 import time
+from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 
 from fvlm.errors import VideoError
+from fvlm.video.codec import decode_packets
+from fvlm.video.container import STRICT, open_stream, read_timeline
+from fvlm.video.geometry import FrameConverter
 
 
 def echo(request: dict[str, Any]) -> dict[str, Any]:
@@ -18,6 +23,22 @@ def arrays(request: dict[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarra
     value = request["value"]
     frames = np.full((3, request["size"]), value, np.uint8)
     return {"value": value}, {"frames": frames, "turned": np.arange(6.0).reshape(2, 3).T}
+
+
+def limits(_: dict[str, Any]) -> dict[str, Any]:
+    names = ("AS", "FSIZE", "NOFILE", "CORE", "CPU")
+    return {name: resource.getrlimit(getattr(resource, f"RLIMIT_{name}")) for name in names}
+
+
+def threads(request: dict[str, Any]) -> dict[str, Any]:
+    """The most threads that this process has while it decodes and converts."""
+    converter, counts = FrameConverter(32, None), []
+    with open_stream(request["path"], STRICT) as (container, stream):
+        timeline = read_timeline(request["path"], container, stream)
+        for frame in decode_packets(stream.codec_context, timeline.read()):
+            converter.convert(frame)
+            counts.append(len(list(Path("/proc/self/task").iterdir())))
+    return {"most": max(counts)}
 
 
 def misbehave(request: dict[str, Any]) -> Any:
@@ -33,6 +54,8 @@ def misbehave(request: dict[str, Any]) -> Any:
         case "spin":
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGXCPU):
                 signal.signal(number, signal.SIG_IGN)
+            _spin()
+        case "use up":
             _spin()
         case "fork":
             if os.fork() == 0:
