@@ -14,7 +14,8 @@
 
 The unit of work is the shard. Each finished one is kept under `.state/shards/` (see `reuse.py`)
 until the output folder is put together, in one rename, from all of them. A run killed at any moment
-loses the shards in work and nothing else; what is known by its fingerprint is linked, not computed.
+loses the shard that it was writing and what `produce` held ahead of it in memory, and nothing else;
+what is known by its fingerprint is linked, not computed.
 """
 
 import json

@@ -105,7 +105,11 @@ def locate_damage(path: Path, sample_crc32: str) -> str:
 def _index(path: Path) -> ShardIndex:
     index = ShardIndex([], {}, {}, [])
     with path.open("rb", buffering=0) as file:
-        for key, members in groupby(_members(file.fileno()), attrgetter("key")):
+        try:
+            walked = list(_members(file.fileno()))
+        except tarfile.HeaderError as error:
+            raise ShardError(f"{path} is no shard: {error}") from None
+        for key, members in groupby(walked, attrgetter("key")):
             fields = {}
             for member in members:
                 if member.name == "json":
@@ -124,8 +128,11 @@ def _index(path: Path) -> ShardIndex:
 
 
 def _members(descriptor: int) -> Iterator[_Member]:
-    """Walk the tar; raises tarfile.HeaderError at a damaged header or a missing end."""
-    offset = 0
+    """Walk the tar; raises tarfile.HeaderError at a damaged header, a missing end, an untrue size.
+
+    The member whose size does not fit into the file still comes first, so that its key is known.
+    """
+    offset, length = 0, os.fstat(descriptor).st_size
     while True:
         block = os.pread(descriptor, BLOCK, offset)
         if block == bytes(BLOCK):
@@ -134,6 +141,8 @@ def _members(descriptor: int) -> Iterator[_Member]:
         key, _, name = header.name.partition(".")
         member = _Member(key, name, offset, offset + BLOCK, header.size)
         yield member
+        if not 0 <= member.size <= length - member.data:
+            raise tarfile.HeaderError(f"{member.size} bytes in {header.name}")
         offset = member.end
 
 

@@ -1,6 +1,7 @@
 """Faults for the crash tests: the k-th operation of a kind kills the process or fails."""
 
 import builtins
+import errno
 import io
 import os
 import signal
@@ -20,12 +21,15 @@ KINDS = {
 class Faults:
     """Counts operations by kind; the `at`-th one of `kind` is hit, a write half way through.
 
-    Operations of processes that are forked later are their own affair.
+    `full`: the disk is full from then on. Operations of processes that are forked later are their
+    own affair.
     """
 
-    def __init__(self, kind: str = "", at: int = 0, *, kill: bool = True) -> None:
+    def __init__(
+        self, kind: str = "", at: int = 0, *, kill: bool = True, full: bool = False
+    ) -> None:
         self.counts = dict.fromkeys(KINDS, 0)
-        self._kind, self._at, self._kill = kind, at, kill
+        self._kind, self._at, self._kill, self._full = kind, at, kill, full
         self._pid = os.getpid()
 
     def install(self) -> None:
@@ -39,9 +43,12 @@ class Faults:
         if os.getpid() != self._pid:
             return False
         self.counts[kind] += 1
-        return kind == self._kind and self.counts[kind] == self._at
+        count = self.counts[kind]
+        return kind == self._kind and (count >= self._at if self._full else count == self._at)
 
     def strike(self) -> None:
+        if self._full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if self._kill:
             os.kill(os.getpid(), signal.SIGKILL)
         raise OSError(5, "injected fault")
@@ -51,7 +58,8 @@ class Faults:
             if self.hit(kind):
                 self.strike()
             result = function(*args, **kwargs)
-            return _File(result, self) if kind == "open" else result
+            is_file = kind == "open" and not isinstance(args[0], int)  # a number: a pipe
+            return _File(result, self) if is_file else result
 
         return faulty
 

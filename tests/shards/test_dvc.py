@@ -106,7 +106,7 @@ def test_one_more_video_then_back_to_earlier_parameters(repository: Repository) 
 
 
 @pytest.mark.slow
-def test_experiments_checkout_push_and_pull(repository: Repository) -> None:
+def test_experiments(repository: Repository) -> None:
     project = repository.project
     total = repository.repro()
     repository.commit()
@@ -126,7 +126,11 @@ def test_experiments_checkout_push_and_pull(repository: Repository) -> None:
     repository.dvc("exp", "run", "--run-all", "-q")
     assert total <= len(project.log) - before <= total + 1
 
-    project.fill()
+
+def test_push_pull_and_checkout(repository: Repository) -> None:
+    project = repository.project
+    repository.repro()
+    first = project.out
     repository.dvc("remote", "add", "-d", "store", str(project.folder / "remote"))
     repository.dvc("push", "-q")
     shutil.rmtree(".dvc/cache")

@@ -2,11 +2,11 @@
 
     python launcher.py STAGE FAULTS.py
 
-Reads one JSON order a line: {"folder", "said", "kind", "at", "kill", "file_bytes", "spawn"}.
-Answers with the process id, and when the process has ended with {"code", "counts"}: its exit code
-and, of an undisturbed run, its operations by kind. What it prints goes to the file `said`. Unless
-`spawn` is set, the stage's sandboxed workers are forked as well instead of being started anew; the
-sandbox itself stays as it is.
+Reads one JSON order a line: {"folder", "said", "kind", "at", "kill", "full", "file_bytes",
+"spawn"}. Answers with the process id, and when the process has ended with {"code", "counts"}: its
+exit code and, of an undisturbed run, its operations by kind. What it prints goes to the file
+`said`. Unless `spawn` is set, the stage's sandboxed workers are forked as well instead of being
+started anew; the sandbox itself stays as it is.
 """
 
 import contextlib
@@ -57,7 +57,8 @@ def obey(order: dict[str, Any], stage: Any, faults: Any, counts: int) -> None:
     os.dup2(said, 2)
     sys.stdout = os.fdopen(1, "w", closefd=False)
     sys.stderr = os.fdopen(2, "w", closefd=False, buffering=1)
-    counter = faults.Faults(order.get("kind", ""), order.get("at", 0), kill=order.get("kill", True))
+    wanted = {name: order[name] for name in ("kind", "at", "kill", "full") if name in order}
+    counter = faults.Faults(**wanted)
     counter.install()
     if order.get("file_bytes"):
         resource.setrlimit(resource.RLIMIT_FSIZE, (order["file_bytes"],) * 2)

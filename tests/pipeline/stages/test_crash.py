@@ -1,4 +1,7 @@
-"""The real decode and encode stages: killed at any moment, a rerun gives the same bytes."""
+"""The real decode and encode stages: killed at any moment, a rerun gives the same bytes.
+
+What was finished is not made again: of the shards on disk, at most the last one.
+"""
 
 import json
 import os
@@ -36,7 +39,10 @@ class Trials:
         assert code == 0, self.said
         self.seconds = time.monotonic() - begin
         self.expected = self.output, self.metrics
+        self.clips = {name: _clips(record) for name, record in self.records.items()}
+        self.kept_clips: list[int] = []  # after every disturbed run
         assert self.output
+        assert len(self.shards) > 2
 
     @staticmethod
     def _decode(project: Path) -> None:
@@ -58,11 +64,30 @@ class Trials:
         return {name: value for name, value in found.items() if name not in VARYING}
 
     @property
+    def records(self) -> dict[str, Any]:
+        """What is remembered of finished shards, by fingerprint."""
+        return {path.stem: json.loads(path.read_bytes()) for path in self._state.glob("*.json")}
+
+    @property
+    def shards(self) -> set[str]:
+        """Fingerprints of the shards that are whole on the disk."""
+        return {path.stem for path in self._state.glob("*.tar")}
+
+    @property
+    def _state(self) -> Path:
+        return self.folder / ".state" / "shards" / str(self.launcher.stage)
+
+    @property
     def said(self) -> str:
         return str(self.launcher.said)
 
     def run(self, **order: Any) -> int:
         return int(self.launcher.run(self.folder, **order))
+
+    @property
+    def reused(self) -> int:
+        """Clips that the last run took from earlier ones."""
+        return int(json.loads((self.folder / self.launcher.metrics).read_bytes())["reused"])
 
     def start_over(self) -> None:
         """As before the first run."""
@@ -74,7 +99,12 @@ class Trials:
         """What is in place at once, and after the next run."""
         assert self.output in ({}, self.expected[0])
         assert self.metrics in ({}, self.expected[1])
+        whole, records = self.shards, self.records
+        kept = {name for name in records if name in whole or not records[name]["facts"]}
+        assert len(whole - kept) <= 1  # killed between the last shard and its record
+        self.kept_clips.append(sum(self.clips[name] for name in kept))
         assert self.run() == 0, self.said
+        assert self.reused == self.kept_clips[-1]
         assert (self.output, self.metrics) == self.expected
         assert not list(self.folder.rglob("*.tmp"))
 
@@ -108,6 +138,10 @@ class Trials:
         return ((kind, at + 1) for kind in KINDS for at in range(self.operations[kind]))
 
 
+def _clips(record: dict[str, Any]) -> int:
+    return len(record["notes"]) + (record["facts"]["samples"] if record["facts"] else 0)
+
+
 @pytest.fixture(params=STAGES)
 def trials(request: pytest.FixtureRequest, launcher: Launch, project: Path) -> Trials:
     return Trials(launcher(request.param), project)
@@ -124,6 +158,7 @@ def kill(trials: Trials, *, times: int, seed: int) -> None:
     missing = times - len(at_places)
     while missing:
         missing -= trials.kill_after(rng.uniform(0, trials.seconds), spawn=missing == 1)
+    assert any(0 < kept < sum(trials.clips.values()) for kept in trials.kept_clips)
 
 
 def test_25_kills(trials: Trials) -> None:

@@ -1,6 +1,7 @@
 """The real stages on a full disk: an error that names the file, nothing half, and then the rest."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -32,7 +33,9 @@ def output(folder: Path, stage: str) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (folder / OUTS[stage]).glob("*")}
 
 
-def expect_no_room(launcher: Any, folder: Path, **order: Any) -> None:
+def expect_no_room(
+    launcher: Any, folder: Path, expected: dict[str, bytes] | None = None, **order: Any
+) -> None:
     assert launcher.run(folder, **order) == 1
     said = launcher.said
     assert "error: no room" in said
@@ -40,7 +43,7 @@ def expect_no_room(launcher: Any, folder: Path, **order: Any) -> None:
     assert "Traceback" not in said
     names = (f".state/shards/{launcher.stage}/", f"/{launcher.stage}.json", "manifest.json")
     assert any(name in said for name in names), said
-    assert not output(folder, launcher.stage)
+    assert output(folder, launcher.stage) in ({}, expected)
     check_kept(folder, launcher.stage)
 
 
@@ -68,6 +71,26 @@ def test_file_size_limit(launcher: Launch, project: Path, stage: str, file_bytes
     shutil.rmtree(project / ".state")
     assert process.run(project) == 0
     assert output(project, stage) == limited
+
+
+def test_disk_full_from_any_write_on(launcher: Launch, project: Path, stage: str) -> None:
+    process = launcher(stage)
+    process.start(project)
+    code, operations = process.finish()
+    assert code == 0
+    expected, writes = output(project, stage), operations["write"]
+    named = (".tar", "manifest.json", f"metrics/{stage}.json")
+    for at, name in zip((writes // 2, writes - 1, writes), named, strict=True):
+        for folder in (project / ".state", project / OUTS[stage]):
+            shutil.rmtree(folder)
+        process.metrics.unlink()
+        expect_no_room(process, project, expected, kind="write", at=at, full=True)
+        assert re.search(rf"No space left on device: \S*{name}", process.said)
+        assert not process.metrics.exists()
+        kept = (project / ".state" / "shards" / stage).glob("*.tar")
+        assert {path.read_bytes() for path in kept} <= set(expected.values())
+        assert process.run(project) == 0
+        assert output(project, stage) == expected
 
 
 @pytest.fixture
