@@ -8,7 +8,10 @@ Writes  metrics/uncertainty.json, plots/uncertainty.csv (frames), plots/uncertai
 """
 
 import dataclasses
+import sys
 import time
+from collections.abc import Collection
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,10 +19,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fvlm.compute import default_device, peak_memory_gib
 from fvlm.errors import ParamsError
 from fvlm.io import hash_json, state_folder, write_csv, write_json
+from fvlm.models.sources import Provenance
 from fvlm.params import Params, load_params
 from fvlm.seeding import unit_hash
 from fvlm.shards.manifest import read_manifest
@@ -36,6 +41,10 @@ from pipeline.stage import run
 CLIPS, METRICS = Path("data/decode"), Path("metrics/uncertainty.json")
 FRAMES, BY_PASSES = Path("plots/uncertainty.csv"), Path("plots/uncertainty_icc.csv")
 CURVE, SHEET = Path("plots/uncertainty_icc.png"), Path("plots/uncertainty_frames.png")
+STATES = "uncertainty"  # scores of unfinished runs, below .state/
+WEEK = 7 * 24 * 3600.0
+# Rounding changed scores of tiny towers by 5% around here, and by more below.
+WEAK = 4 * torch.finfo(torch.bfloat16).eps ** 2
 CODE = 1  # raise when the same parameters give other scores: kept ones are then made anew
 
 
@@ -53,31 +62,22 @@ def main() -> None:
     tower, source = load_tower(params.model)
     sampler = Sampler(tower, match_sites(params.sites, tower.sites), params, device)
     samples = [name.sample for name in names]
-    # What scores depend on; how many share a forward is not part of it.
-    deciding = {"model", "p", "seed", "passes", "snapshots", "trials", "dtype"}
-    described = params.model_dump(include=deciding) | dataclasses.asdict(source)
-    described |= {"code": CODE, "sites": sampler.sites, "samples": samples, "device": device.type}
-    described["frames"] = [shard["sha256"] for shard in read_manifest(CLIPS)["shards"]]
-    state = state_folder() / "uncertainty"
-    score = partial(score_frames, sampler, frames, samples)
-    plan: dict[str, Any] = {
+    changes = {
         "blur": partial(blur, sigma=params.blur_sigma),
         "downsample": partial(downsample, factor=params.downsample),
     }
     with torch.inference_mode():  # faults show before the long work
         first = torch.from_numpy(frames[:1]).to(device)
-        for pixels in (first, *(change(first) for change in plan.values())):
-            tower.check(pixels)
-    kept = {"clean": state / f"{hash_json(described)[:16]}.safetensors"}
-    kept |= {
-        kind: state / f"{hash_json(described | {kind: change.keywords})[:16]}.safetensors"
-        for kind, change in plan.items()
-    }
+        for pixels in (first, *(change(first) for change in changes.values())):
+            width = tower.check(pixels).shape[-1]
+    kept = state_files(sampler, source, samples, changes)
+    score = partial(score_frames, sampler, frames, samples)
     scores = score(trials=params.trials, title="uncertainty", state=kept["clean"])
     changed = {
         kind: score(trials=1, title=kind, state=kept[kind], change=change)
-        for kind, change in plan.items()
+        for kind, change in changes.items()
     }
+    warn_of_rounding(scores, width, params)
     summary = summarize(scores, changed, names, params)
     seconds = time.monotonic() - started
     rate = {"seconds": round(seconds, 1), "peak_memory_gib": round(peak_memory_gib(device), 2)}
@@ -86,11 +86,52 @@ def main() -> None:
     write_csv(FRAMES, summary.frames)
     write_csv(BY_PASSES, summary.by_passes)
     draw(summary, frames, names, scores)
-    for path in kept.values():
-        path.unlink(missing_ok=True)
+    forget(kept.values(), state_folder() / STATES)
     for variant in VARIANTS:
         figures = {name: summary.metrics[f"{variant}_{name}"] for name in ("icc", "snr", "verdict")}
         print(f"{variant}: {figures}")
+
+
+def state_files(
+    sampler: Sampler, source: Provenance, samples: list[str], changes: dict[str, partial[Tensor]]
+) -> dict[str, Path]:
+    """Where scores of clean and of changed frames are kept, each named after all that decides them.
+
+    How many passes share a forward is not part of it.
+    """
+    deciding = {"p", "seed", "passes", "snapshots", "trials", "dtype"}
+    common = sampler.params.model_dump(include=deciding) | dataclasses.asdict(source)
+    common |= {"code": CODE, "device": sampler.device.type, "samples": samples}
+    common |= {"tower": sampler.tower.identity, "sites": sampler.sites}
+    common["frames"] = [shard["sha256"] for shard in read_manifest(CLIPS)["shards"]]
+    own: dict[str, Any] = {kind: {kind: change.keywords} for kind, change in changes.items()}
+    folder = state_folder() / STATES
+    return {
+        kind: folder / f"{hash_json(common | keywords)[:16]}.safetensors"
+        for kind, keywords in ({"clean": {}} | own).items()
+    }
+
+
+def warn_of_rounding(scores: NDArray[np.float64], width: int, params: UncertaintyParams) -> None:
+    """Say so when scores are so small that what bfloat16 rounds off is a part of them."""
+    relative = width * float(np.median(scores[VARIANTS.index("post"), -1]))
+    if params.dtype == "bfloat16" and relative < WEAK:
+        print(
+            f"warning: scores are {relative:.1g} of the embedding's square, so small that rounding "
+            "to bfloat16 is a part of them; set uncertainty.dtype: float32",
+            file=sys.stderr,
+        )
+
+
+def forget(kept: Collection[Path], folder: Path) -> None:
+    """Delete these files of `folder`, and those that no run went on with for a week.
+
+    Not all of the others: an experiment with other parameters may be running beside this one.
+    """
+    for path in folder.glob("*.safetensors"):
+        with suppress(FileNotFoundError):  # the other experiment's end
+            if path in kept or time.time() - path.stat().st_mtime > WEEK:
+                path.unlink()
 
 
 def load_frames(params: UncertaintyParams) -> tuple[NDArray[np.uint8], list[FrameName]]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -35,34 +36,37 @@ def plot_icc(
 ) -> None:
     """ICC at every number of passes with its F interval, and the curve T / (T + T_half).
 
-    rows: `variant`, `passes`, `icc`, `icc_low`, `icc_high` of every snapshot.
+    rows: `passes`, and `icc`, `icc_low`, `icc_high` of every variant, one row a snapshot.
     """
     with _picture(path, (8, 4.5)) as figure:
-        axes = figure.add_subplot()
-        largest = max(row["passes"] for row in rows)
-        grid = np.geomspace(1, 2 * largest, 200)
-        axes.axhline(0.75, color=GREY, lw=1, ls="--")
-        axes.annotate("usable from 0.75", (1.02, 0.76), color=GREY)
-        for number, variant in enumerate(VARIANTS):
-            own = [row for row in rows if row["variant"] == variant]
-            # Side by side: the two variants often agree.
-            passes = np.array([row["passes"] for row in own]) * (0.98, 1.02)[number]
-            icc = np.array([row["icc"] for row in own])
-            ends = [np.array([row[name] for row in own]) for name in ("icc_low", "icc_high")]
-            half, colour = t_half[variant], COLOURS[variant]
-            axes.vlines(passes, ends[0], ends[1], color=colour, lw=3, alpha=0.4)
-            label = f"{MEANINGS[variant]}: half at {half:.1f} passes"
-            axes.plot(passes, icc, "o", color=colour, label=label)
-            axes.plot(grid, icc_curve(grid, half), color=colour, lw=1.5)
-        axes.set_xscale("log", base=2)
-        ticks = sorted({row["passes"] for row in rows})
-        axes.set_xticks(ticks, [str(tick) for tick in ticks])
-        axes.set_xlim(1, 2 * largest)
-        axes.set_ylim(min(0, *axes.get_ylim()), 1.02)
-        axes.set_xlabel("passes")
-        axes.set_ylabel("ICC of one trial (95% interval)")
-        axes.set_title(title)
-        axes.legend(frameon=False, loc="lower right")
+        draw_icc(figure.add_subplot(), rows, t_half)
+        figure.axes[0].set_title(title)
+
+
+def draw_icc(axes: Axes, rows: Sequence[dict[str, Any]], t_half: dict[str, float]) -> None:
+    """The inside of `plot_icc`: each variant's points, then its curve."""
+    counts = np.array([row["passes"] for row in rows])
+    grid = np.geomspace(1, 2 * counts[-1], 200)
+    axes.axhline(0.75, color=GREY, lw=1, ls="--")
+    axes.annotate("usable from 0.75", (1.02, 0.76), color=GREY)
+    # Side by side: the two variants often agree.
+    for variant, shift in zip(VARIANTS, (0.98, 1.02), strict=True):
+        icc, low, high = (
+            np.array([row[f"{name}_{variant}"] for row in rows], float)  # None becomes NaN
+            for name in ("icc", "icc_low", "icc_high")
+        )
+        half, colour = t_half[variant], COLOURS[variant]
+        axes.vlines(shift * counts, low, high, color=colour, lw=3, alpha=0.4)
+        label = f"{MEANINGS[variant]}: half at {half:.1f} passes"
+        axes.plot(shift * counts, icc, "o", color=colour, label=label)
+        axes.plot(grid, icc_curve(grid, half), color=colour, lw=1.5)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(counts, [str(count) for count in counts])
+    axes.set_xlim(1, 2 * counts[-1])
+    axes.set_ylim(min(0, *axes.get_ylim()), 1.02)
+    axes.set_xlabel("passes")
+    axes.set_ylabel("ICC of one trial (95% interval)")
+    axes.legend(frameon=False, loc="lower right")
 
 
 def plot_sheet(
@@ -77,15 +81,13 @@ def plot_sheet(
 
     frames: uint8 [N,3,S,S]. scores: float64 [N].
     """
-    shown = min(2 * COLUMNS, len(scores) // 2) or 1
-    order = np.argsort(scores, kind="stable")
     relative = scores / np.median(scores)
-    parts = (("Most certain", order[:shown]), ("Least certain", order[::-1][:shown]))
-    rows = -(-shown // COLUMNS)
+    parts = extremes(scores)
+    rows = -(-len(parts["Most certain"]) // COLUMNS)
     with _picture(path, (12, 1.1 + 2 * rows * 1.75), dpi=80) as figure:
         figure.suptitle(title, x=0.01, ha="left", fontsize=12)
         halves: Any = figure.subfigures(2, 1)
-        for part, (heading, chosen) in zip(halves, parts, strict=True):
+        for part, (heading, chosen) in zip(halves, parts.items(), strict=True):
             part.suptitle(heading, x=0.01, ha="left", fontsize=11)
             cells = part.subplots(rows, COLUMNS, squeeze=False).flat
             for place, axes in enumerate(cells):
@@ -95,6 +97,13 @@ def plot_sheet(
                     axes.imshow(frames[frame].transpose(1, 2, 0))
                     label = f"{relative[frame]:.2f}x\n{_short(names[frame])}"
                     axes.set_title(label, fontsize=7, loc="center")
+
+
+def extremes(scores: NDArray[np.float64]) -> dict[str, NDArray[np.intp]]:
+    """Frames with the lowest scores, from there upwards, and with the highest, downwards."""
+    shown = min(2 * COLUMNS, len(scores) // 2) or 1
+    order = np.argsort(scores, kind="stable")
+    return {"Most certain": order[:shown], "Least certain": order[::-1][:shown]}
 
 
 def _short(name: str) -> str:

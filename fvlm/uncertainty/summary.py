@@ -44,7 +44,7 @@ class FrameName:
 
 @dataclass(frozen=True)
 class Summary:
-    """`metrics` are flat; `by_passes` one row a variant and snapshot, `frames` one a frame."""
+    """`metrics` are flat; `by_passes` has one row a snapshot, `frames` one a frame."""
 
     metrics: dict[str, float | int | str | None]
     t_half: dict[str, float]
@@ -66,15 +66,15 @@ def summarize(
     metrics: Row = {"frames": len(names), "clips": len(set(clips))}
     metrics |= {"trials": params.trials, "passes": params.passes}
     t_half: dict[str, float] = {}
-    by_passes: list[Row] = []
+    by_passes: list[Row] = [{"passes": passes} for passes in params.counts]
     for number, variant in enumerate(VARIANTS):
         tables = scores[number]
         found = [reliability(table) for table in tables]
         t_half[variant] = fit_t_half(params.counts, [one.icc for one in found])
         curve = icc_curve(np.array(params.counts, float), t_half[variant])
-        for passes, one, fitted in zip(params.counts, found, curve, strict=True):
-            row = {"variant": variant, "passes": passes} | asdict(one)
-            by_passes.append(row | {"icc_fitted": float(fitted), "verdict": one.verdict})
+        for row, one, fitted in zip(by_passes, found, curve, strict=True):
+            own = asdict(one) | {"icc_fitted": float(fitted), "verdict": one.verdict}
+            row.update({f"{name}_{variant}": value for name, value in own.items()})
         figures: Row = {"verdict": found[-1].verdict} | asdict(found[-1])
         figures["t_half"] = t_half[variant]
         for name, statistic in _BY_CLIP.items():

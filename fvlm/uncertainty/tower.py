@@ -12,7 +12,7 @@ Axes: R frames or rows, N tokens, D width, d width of one head.
 """
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from fvlm.errors import FvlmError, WeightsError
-from fvlm.io import read_json
+from fvlm.io import read_json, sha256_file
 from fvlm.models.dino import EncoderBlock, Positions
 from fvlm.models.pretrained import load_pretrained
 from fvlm.models.sources import CONFIG, Provenance, Resolved, resolve, unusable
@@ -82,12 +82,16 @@ class Step:
 
 
 class Tower(nn.Module):
-    """Frames to embeddings [R,D]; `steps`, `sites` (names of layers that can drop), `width`."""
+    """Frames to embeddings [R,D]; `steps`, `sites` (names of layers that can drop).
 
-    def __init__(self, model: Any, preparation: Preparation) -> None:
+    `identity` is what decides the computation beside weights and code, as a JSON value.
+    """
+
+    def __init__(self, model: Any, preparation: Preparation, config_sha256: str) -> None:
         """`model` is a stock vision model; its weights are shared, not copied."""
         super().__init__()
         self.model, self.preparation = model, preparation
+        self.identity = {"config": config_sha256, "preparation": asdict(preparation)}
         # CLIP with its projection wraps the tower; DINOv3 holds its layers one level deeper.
         self._inner: Any = getattr(model, "vision_model", model)
         self.heads: int = self._inner.config.num_attention_heads
@@ -232,12 +236,13 @@ def load_tower(source: str) -> tuple[Tower, Provenance]:
     model = load_pretrained(_class(config), resolved, kind="tower")
     if isinstance(model, SiglipVisionModel) and not model.use_head:
         raise unusable(source, "tower", "it has no pooling head, so it gives no embedding")
-    return Tower(model, _preparation(model, resolved)).eval(), resolved.provenance
+    tower = Tower(model, _preparation(model, resolved), sha256_file(resolved.folder / CONFIG))
+    return tower.eval(), resolved.provenance
 
 
 def _class(config: dict[str, Any]) -> Any:
     """The model's class; a CLIP tower saved alone may or may not have its projection."""
-    if "CLIPVisionModelWithProjection" in config.get("architectures", ()):
+    if "CLIPVisionModelWithProjection" in (config.get("architectures") or ()):  # may be null
         return CLIPVisionModelWithProjection
     model_class: Any = _MODELS[config["model_type"]]
     return model_class

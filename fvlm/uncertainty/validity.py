@@ -25,6 +25,8 @@ class Pairs:
 
     wilcoxon_p: one-sided signed-rank test (Wilcoxon 1945) that scores rise, over the clips' mean
     log ratios: frames of a clip are no independent evidence.
+
+    A pair with a score of 0 has no ratio: it counts in `rising` alone. NaN without any ratio.
     """
 
     rising: float
@@ -35,17 +37,15 @@ class Pairs:
 def compare(
     clean: NDArray[np.float64], changed: NDArray[np.float64], clips: Sequence[str]
 ) -> Pairs:
-    """Scores [N] of clean and changed frames, and the clip of each. NaN where a score is 0."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        gain = np.log(changed / clean)
-    _, member = np.unique(np.asarray(clips), return_inverse=True)
+    """Scores [N] of clean and changed frames, and the clip of each."""
+    rising, defined = float((changed > clean).mean()), (clean > 0) & (changed > 0)
+    if not defined.any():
+        return Pairs(rising, float("nan"), float("nan"))
+    gain = np.log(changed[defined] / clean[defined])
+    _, member = np.unique(np.asarray(clips)[defined], return_inverse=True)
     by_clip = np.bincount(member, weights=gain) / np.bincount(member)
     p = 1.0 if not by_clip.any() else float(stats.wilcoxon(by_clip, alternative="greater").pvalue)
-    return Pairs(
-        rising=float((changed > clean).mean()),
-        ratio_median=float(np.exp(np.median(gain))),
-        wilcoxon_p=p,
-    )
+    return Pairs(rising, float(np.exp(np.median(gain))), p)
 
 
 def blur(frames: Tensor, sigma: float) -> Tensor:

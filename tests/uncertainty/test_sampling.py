@@ -19,7 +19,7 @@ from fvlm.uncertainty import sampling
 from fvlm.uncertainty.masks import LEVELS, Row, kept_levels
 from fvlm.uncertainty.sampling import Sampler, UncertaintyParams, score_frames, split_passes
 from fvlm.uncertainty.sites import match_sites
-from fvlm.uncertainty.tower import Tower
+from fvlm.uncertainty.tower import State, Tower
 
 CPU = torch.device("cpu")
 Make = Callable[..., Sampler]
@@ -118,6 +118,51 @@ def test_bfloat16_ranks_alike(make: Make, frames: Tensor) -> None:
     exact = make(passes=64).scores(frames, "xyz", trials=1)
     rounded = make(passes=64, dtype="bfloat16").scores(frames, "xyz", trials=1)
     np.testing.assert_allclose(rounded[:, -1], exact[:, -1], rtol=0.05)
+    assert (rounded != exact).all()
+
+
+def test_what_is_computed_how_often(
+    make: Make, frames: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The prefix once, up to the first site that drops; then many passes in one forward."""
+    sampler = make(sites=["encoder.layer.1.mlp.fc2"], batch_size=12)  # 4 passes of 3 frames
+    states, embedded = [], []
+    prefix, suffix = Tower.prefix, Tower.suffix
+
+    def spy_prefix(*given: Any) -> State:
+        states.append(prefix(*given))
+        return states[-1]
+
+    def spy_suffix(*given: Any) -> Tensor:
+        embedded.append(suffix(*given))
+        return embedded[-1]
+
+    monkeypatch.setattr(Tower, "prefix", spy_prefix)
+    monkeypatch.setattr(Tower, "suffix", spy_suffix)
+    sampler.scores(frames, "xyz", trials=2)
+    assert [sampler.tower.steps[state.step].names for state in states] == [sampler.sites]
+    assert [len(rows) for rows in embedded] == [3, *[12] * 4]  # 2 trials of 8 passes
+    assert all(rows.is_inference() for rows in embedded)
+
+
+def test_a_frame_on_each_core(make: Make, frames: Tensor, tmp_path: Path) -> None:
+    """A GPU gets one frame after the other, and torch's threads stay as they are."""
+    sampler, before, seen = make(batch_size=1), torch.get_num_threads(), []
+
+    def look(pixels: Tensor) -> Tensor:
+        seen.append(torch.get_num_threads())
+        return pixels
+
+    try:
+        torch.set_num_threads(2)
+        run(sampler, frames, "xyz", tmp_path / "state", change=look)
+        with sampler.ahead() as ahead:
+            assert ahead.workers == 2
+        with replace(sampler, device=torch.device("meta")).ahead() as ahead:
+            assert (ahead.workers, torch.get_num_threads()) == (1, 2)
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [1, 1, 1]
 
 
 def test_a_site_that_does_not_drop_is_noticed(make: Make, frames: Tensor) -> None:

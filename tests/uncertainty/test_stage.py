@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,23 +14,30 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import yaml
 from matplotlib.image import imread
+from safetensors.numpy import load_file, save_file
+from torch import Tensor
 
 import fvlm
 from fvlm.errors import FvlmError, ParamsError
 from fvlm.shards.manifest import write_manifest
 from fvlm.shards.write import sample_key, write_shard
-from fvlm.uncertainty.sampling import UncertaintyParams
+from fvlm.uncertainty.sampling import Sampler, UncertaintyParams
+from fvlm.uncertainty.tower import Tower, load_tower
+from fvlm.uncertainty.validity import blur, downsample
 from pipeline import uncertainty
 
+PIPELINE = Path(__file__).parents[2] / "uncertainty/dvc.yaml"
 STORED, SIZE = 6, 32
 TABLES = (uncertainty.FRAMES, uncertainty.BY_PASSES)
 PICTURES = (uncertainty.CURVE, uncertainty.SHEET)
 Project = Callable[..., None]
 
 
-def write_clips(counts: dict[str, int]) -> None:
-    rng, shards = np.random.default_rng(0), []
+def write_clips(counts: dict[str, int], *, seed: int = 0) -> None:
+    rng, shards = np.random.default_rng(seed), []
     for split, count in counts.items():
         samples = []
         for number in range(count):
@@ -64,6 +72,13 @@ def project(
     return make
 
 
+def edit_json(path: Path, **changes: object) -> None:
+    """Change values of the document, or of its section `uncertainty`."""
+    document = json.loads(path.read_text())
+    document.get("uncertainty", document).update(changes)
+    path.write_text(json.dumps(document))
+
+
 def rows_of(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(path.read_text().splitlines()))
 
@@ -88,13 +103,67 @@ def test_what_it_writes(project: Project, capsys: pytest.CaptureFixture[str]) ->
         *(f"val/number {number}.mp4" for number in range(2)),
     }
     assert all(float(row["post_mean"]) > 0 for row in frames)
-    assert [(row["variant"], row["passes"]) for row in by_passes] == [
-        ("pre", "4"), ("pre", "8"), ("post", "4"), ("post", "8")
-    ]  # fmt: skip
+    assert [row["passes"] for row in by_passes] == ["4", "8"]
+    (plot,) = yaml.safe_load(PIPELINE.read_text())["plots"]
+    ((shown, options),) = plot.items()
+    ((file, columns),) = options["y"].items()
+    assert (shown, file) == ("ICC by passes", f"../{uncertainty.BY_PASSES}")
+    assert columns == ["icc_pre", "icc_post"]
+    assert {options["x"], *columns} <= set(by_passes[0])
     for path in PICTURES:
         assert imread(path).std() > 0.05
     assert list(Path(".state/uncertainty").iterdir()) == []
     assert "post: {'icc': " in capsys.readouterr().out
+
+
+def test_scores_are_those_of_the_frames_and_their_changes(
+    project: Project, params_of: Callable[..., UncertaintyParams]
+) -> None:
+    project(clips={"train": 2})
+    shown: dict[str, Any] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(uncertainty, "plot_sheet", lambda *given, **_: shown.update(given=given))
+        uncertainty.main()
+    row = rows_of(uncertainty.FRAMES)[1]
+
+    stored, names = uncertainty.load_frames(params_of())
+    frames, samples = torch.from_numpy(stored[1:2]), [names[1].sample]
+    tower = load_tower("dinov2")[0]
+    sampler = Sampler(tower, tower.sites, params_of(), torch.device("cpu"))
+    clean = sampler.scores(frames, samples, trials=3)[:, -1, :, 0]
+    found = {"mean": clean.mean(axis=1), "sd": clean.std(axis=1, ddof=1)}
+    for kind, pixels in (("blur", blur(frames, 1.0)), ("downsample", downsample(frames, 4))):
+        found[kind] = sampler.scores(pixels, samples, trials=1)[:, -1, 0, 0]
+    for kind, values in found.items():
+        written = [float(row[f"{variant}_{kind}"]) for variant in ("pre", "post")]
+        np.testing.assert_allclose(written, values, rtol=1e-5)
+    # The sheet ranks the frames by the normalised embedding.
+    np.testing.assert_array_equal(shown["given"][0], stored)
+    expected = [float(row["post_mean"]) for row in rows_of(uncertainty.FRAMES)]
+    np.testing.assert_allclose(shown["given"][1], expected)
+
+
+@pytest.mark.parametrize("last", [0, 1, 2])
+def test_a_misunderstood_tower_scores_nothing(
+    project: Project,
+    params_of: Callable[..., UncertaintyParams],
+    monkeypatch: pytest.MonkeyPatch,
+    last: int,
+) -> None:
+    """Clean, blurred and small pixels are checked before the first score."""
+    project(clips={"train": 2})
+    first = torch.from_numpy(uncertainty.load_frames(params_of())[0][:1])
+    pixels = (first, blur(first, 1.0), downsample(first, 4))[last]
+
+    def check(_: Tower, given: Tensor) -> Tensor:
+        if torch.equal(given, pixels):
+            raise FvlmError("the tower in steps differs")
+        return torch.zeros(1, 16)
+
+    monkeypatch.setattr(Tower, "check", check)
+    monkeypatch.setattr(Sampler, "scores", None)
+    with pytest.raises(FvlmError, match="the tower in steps differs"):
+        uncertainty.main()
 
 
 @pytest.mark.slow
@@ -121,6 +190,114 @@ def test_a_killed_process_goes_on_where_it_was(project: Project) -> None:
     assert not any(path.exists() for path in TABLES)
     uncertainty.main()
     assert [path.read_bytes() for path in (*TABLES, *PICTURES)] == expected
+
+
+@pytest.mark.parametrize(
+    ("dtype", "p", "warned"),
+    [("bfloat16", 0.001, True), ("bfloat16", 0.1, False), ("float32", 0.001, False)],
+)
+def test_scores_of_the_size_of_rounding(
+    project: Project, capsys: pytest.CaptureFixture[str], dtype: str, p: float, warned: bool
+) -> None:
+    project(clips={"train": 1}, trials=2, dtype=dtype, p=p, sites=["*.0.mlp.fc?"])
+    uncertainty.main()
+    assert ("set uncertainty.dtype: float32" in capsys.readouterr().err) is warned
+
+
+class KilledError(Exception):
+    pass
+
+
+@pytest.fixture
+def killed(project: Project, monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """A small project whose run was killed when all scores were there, and its tables."""
+    project(
+        clips={"train": 2}, frames_per_clip=1, trials=2, passes=4, snapshots=[2],
+        sites=["*.fc2"], bootstrap_samples=2,
+    )  # fmt: skip
+    monkeypatch.setattr(uncertainty, "draw", lambda *_: None)
+    expected = tables()
+
+    def die(*_: object) -> None:
+        raise KilledError
+
+    with monkeypatch.context() as context:
+        context.setattr(uncertainty, "summarize", die)
+        with pytest.raises(KilledError):
+            uncertainty.main()
+    assert len(list(Path(".state/uncertainty").iterdir())) == 3
+    return expected
+
+
+def tables() -> list[bytes]:
+    uncertainty.main()
+    return [path.read_bytes() for path in TABLES]
+
+
+def test_kept_scores_are_used(killed: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Sampler, "scores", None)
+    assert tables() == killed
+
+
+def test_what_killed_runs_left_goes_after_a_week(killed: list[bytes]) -> None:
+    edit_json(Path("params.yaml"), seed=1)
+    young, old, *_ = sorted(Path(".state/uncertainty").iterdir())
+    os.utime(old, (0, time.time() - 8 * 24 * 3600))
+    os.utime(young, (0, time.time() - 6 * 24 * 3600))
+    assert tables() != killed
+    left = list(Path(".state/uncertainty").iterdir())
+    assert len(left) == 2
+    assert young in left
+
+
+@pytest.mark.parametrize(
+    ("file", "changes"),
+    [
+        ("params.yaml", {"p": 0.2}),
+        ("params.yaml", {"seed": 1}),
+        ("params.yaml", {"passes": 5}),
+        ("params.yaml", {"snapshots": [3]}),
+        ("params.yaml", {"trials": 3}),
+        ("params.yaml", {"dtype": "bfloat16"}),
+        ("params.yaml", {"sites": ["*.fc1"]}),
+        ("params.yaml", {"frames_per_clip": 2}),
+        ("params.yaml", {"blur_sigma": 2.0}),
+        ("params.yaml", {"downsample": 2}),
+        ("dinov2/preprocessor_config.json", {"image_mean": [0.1, 0.2, 0.3]}),
+        ("dinov2/config.json", {"layer_norm_eps": 0.1}),
+    ],
+)
+def test_kept_scores_of_other_parameters_are_not_used(
+    killed: list[bytes], file: str, changes: dict[str, object]
+) -> None:
+    edit_json(Path(file), **changes)
+    check_fresh(killed)
+
+
+def write_other_clips() -> None:
+    write_clips({"train": 2}, seed=1)
+
+
+def write_other_weights() -> None:
+    (path,) = Path("dinov2").glob("*.safetensors")
+    weights = load_file(path)
+    save_file({name: 1.1 * value for name, value in weights.items()}, path, {"format": "pt"})
+
+
+@pytest.mark.parametrize("change", [write_other_clips, write_other_weights])
+def test_kept_scores_of_other_files_are_not_used(
+    killed: list[bytes], change: Callable[[], None]
+) -> None:
+    change()
+    check_fresh(killed)
+
+
+def check_fresh(before: list[bytes]) -> None:
+    """A run beside the kept scores finds what one without them does, and that is something new."""
+    found = tables()
+    shutil.rmtree(".state")
+    assert tables() == found
+    assert found != before
 
 
 def test_clips_are_chosen_by_their_keys(

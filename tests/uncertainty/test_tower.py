@@ -148,6 +148,14 @@ def test_models_that_cannot_be_used(
         load_tower(str(folder))
 
 
+@pytest.mark.parametrize("name", ["dinov2", "clip-vision"])
+def test_a_config_may_name_no_class(folder_of: Callable[[str], Path], name: str) -> None:
+    folder = folder_of(name)
+    expected = type(load_tower(str(folder))[0].model)
+    edit_config(folder, architectures=None)
+    assert type(load_tower(str(folder))[0].model) is expected
+
+
 def test_a_folder_that_is_missing() -> None:
     with pytest.raises(WeightsError, match=r"uncertainty\.model: nowhere: no such folder"):
         load_tower("nowhere")

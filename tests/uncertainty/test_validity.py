@@ -61,6 +61,24 @@ def test_without_a_difference_p_is_uniform() -> None:
     assert compare(np.ones(4), np.ones(4), clips[:4]).wilcoxon_p == 1
 
 
+def test_a_pair_with_a_score_of_zero_has_no_ratio() -> None:
+    clean, clips = np.linspace(1, 2, 10), [f"clip {number // 2}" for number in range(10)]
+    changed = 1.5 * clean
+    for scores in (clean, changed):
+        one, kept = scores.copy(), np.arange(10) != 4
+        one[4] = 0
+        pair = (one, changed) if scores is clean else (clean, one)
+        found = compare(*pair, clips)
+        rest = compare(
+            clean[kept], changed[kept], [clips[number] for number in np.flatnonzero(kept)]
+        )
+        assert (found.ratio_median, found.wilcoxon_p) == (rest.ratio_median, rest.wilcoxon_p)
+        assert found.rising == (1 if scores is clean else 0.9)
+    nothing = compare(np.zeros(3), np.ones(3), clips[:3])
+    assert nothing.rising == 1
+    assert np.isnan([nothing.ratio_median, nothing.wilcoxon_p]).all()
+
+
 def test_many_frames_of_one_clip_prove_nothing() -> None:
     clean = np.linspace(1, 2, 50)
     assert compare(clean, clean * 1.2, ["a"] * 25 + ["b"] * 25).wilcoxon_p == 0.25
