@@ -12,7 +12,7 @@ repro: .venv/installed  ## run the pipeline on real video and print the verdict
 calibrate: .venv/installed  ## test the instrument on control corpora (long: see benchmarks/calibration.md)
 	python -m pipeline.calibrate
 
-test: .venv/installed-dev  ## the whole test suite
+test: .venv/installed-dev  ## the test suite, without the long campaigns
 	python -m pytest -n auto --dist loadfile
 
 test-slow: .venv/installed-dev  ## long campaigns: mutated videos, kills at every moment
@@ -24,9 +24,10 @@ lint: .venv/installed-dev  ## format, lint and types, exactly as in CI
 	mypy
 
 bench: .venv/installed-dev  ## every benchmark; the last line of each is one JSON object
-	@set -e; for script in benchmarks/bench_*.py; do echo "== $$script"; python $$script; done
+	@set -e; for script in benchmarks/bench_*.py; do \
+		name=benchmarks.$$(basename $$script .py); echo "== $$name"; python -m $$name; done
 
-clean:  ## remove what was produced, not the downloads in ~/.cache/fvlm
+clean:  ## remove .venv and what the stages made; DVC's cache and ~/.cache/fvlm stay
 	rm -rf .venv .state build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis mlflow.db
 	rm -rf data/collect data/filter data/decode data/encode models/foveated reports
 

@@ -1,5 +1,6 @@
 """Where and in which type tensors are computed."""
 
+import sys
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
@@ -30,4 +31,5 @@ def peak_memory_gib(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 2**30
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

@@ -1,28 +1,25 @@
 """Apply a preset: `python -m pipeline.preset NAME` sets its values in params.yaml.
 
 A preset (presets/NAME.yaml) holds only what differs; comments and all other values stay.
-Without a name it lists what there is.
 """
 
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from fvlm.errors import ParamsError
 from fvlm.params import PARAMS, overlay_params
 from pipeline.check import Sections
-from pipeline.stage import run
+from pipeline.stage import command_line, run
 
 PRESETS = Path("presets")
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Apply the preset named on the command line."""
-    names = sorted(path.stem for path in PRESETS.glob("*.yaml"))
-    if len(sys.argv) != 2 or sys.argv[1] not in names:
-        asked = f"unknown preset {' '.join(sys.argv[1:])!r}; " if sys.argv[1:] else ""
-        raise ParamsError(f"{asked}usage: python -m pipeline.preset {{{' | '.join(names)}}}")
-    overlay_params(Sections, PRESETS / f"{sys.argv[1]}.yaml")
-    print(f"{PARAMS} now holds preset {sys.argv[1]}; `git diff {PARAMS}` shows what changed")
+    parser = command_line(__doc__)
+    parser.add_argument("name", choices=sorted(path.stem for path in PRESETS.glob("*.yaml")))
+    name = parser.parse_args(arguments).name
+    overlay_params(Sections, PRESETS / f"{name}.yaml")
+    print(f"{PARAMS} now holds preset {name}; `git diff {PARAMS}` shows what changed")
 
 
 if __name__ == "__main__":

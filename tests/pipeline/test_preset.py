@@ -76,8 +76,18 @@ def test_an_invalid_preset_changes_nothing(
     assert params.read_bytes() == before
 
 
-def test_an_unknown_name_lists_the_presets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.argv", ["preset", "features"])
+@pytest.mark.parametrize("arguments", [[], ["features"], ["frames-phase1", "features-rtx4090"]])
+def test_a_command_line_without_one_known_name_lists_the_presets(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(ROOT)
-    with pytest.raises(ParamsError, match="features-rtx4090"):
-        preset.main()
+    with pytest.raises(SystemExit, match="2"):
+        preset.main(arguments)
+    assert "features-rtx4090" in capsys.readouterr().err
+
+
+def test_a_named_preset_is_applied(params: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(params.parent)
+    Path("presets").symlink_to(ROOT / "presets")
+    preset.main(["features-rtx4090"])
+    assert load_params(check.Sections).train.batch_size == 64
