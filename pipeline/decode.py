@@ -61,7 +61,7 @@ def main() -> None:
     decoded = sum(shard["samples"] for shard in manifest["shards"])
     quarantined = len(manifest["quarantined"])
     assert decoded + quarantined == len(rows), "every accepted video is decoded or quarantined"
-    seconds = time.monotonic() - started
+    seconds, fresh = time.monotonic() - started, len(rows) - decoder.reused
     metrics = {
         "inputs": len(rows),
         "decoded": decoded,
@@ -69,7 +69,7 @@ def main() -> None:
         **{f"reason_{name}": n for name, n in count_reasons(manifest["quarantined"]).items()},
         "shards": len(manifest["shards"]),
         "reused": decoder.reused,
-        "clips_per_second": round((len(rows) - decoder.reused) / seconds, 2),
+        "clips_per_second": round(fresh / seconds, 2) if fresh else None,
         "peak_memory_gib": round(peak_memory_gib(), 2),
     }
     write_json(METRICS, metrics)

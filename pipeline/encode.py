@@ -70,6 +70,7 @@ def main() -> None:
                 manifest=manifest,
                 on_shard=on_shard,
             )
+    seconds, fresh = time.monotonic() - started, clips - reused
     encoded = sum(shard["samples"] for shard in built["shards"])
     assert encoded == clips, "every decoded clip is encoded"
     write_json(
@@ -79,7 +80,7 @@ def main() -> None:
             "encoded": encoded,
             "shards": len(built["shards"]),
             "reused": reused,
-            "clips_per_second": round((clips - reused) / (time.monotonic() - started), 2),
+            "clips_per_second": round(fresh / seconds, 2) if fresh else None,
             "peak_memory_gib": round(peak_memory_gib(encoder.device), 2),
         },
     )
