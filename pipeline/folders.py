@@ -1,8 +1,8 @@
 """Stages run in folders of their own, each a small project with its own params.yaml.
 
-A folder is made once: `done.json` tells of which code, parameters and stages. Folders are made
-side by side; when one fails, or the command is stopped, the stages under way are stopped too
-(training saves its state then, and goes on from it in the next run).
+A folder is made once: `done.json` tells of which code, weights, packages, parameters and stages.
+Folders are made side by side; when one fails, or the command is stopped, the stages under way are
+stopped too (training saves its state then, and goes on from it in the next run).
 """
 
 import os
@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from fvlm.progress import Progress
 from pipeline.check import Sections
 
 ROOT = Path(__file__).resolve().parents[1]  # of this code
+ASSETS = Path("assets")
+PACKAGES = ("torch", "transformers", "diffusers", "av")  # what computes here besides this code
 LOG_LINES = 12  # of a failed stage
 Changes = dict[str, dict[str, Any]]
 
@@ -32,10 +35,13 @@ class Folders:
 
     def __init__(self, preset: Path) -> None:
         self._preset = preset
-        code = sorted(
-            path for folder in ("fvlm", "pipeline") for path in (ROOT / folder).rglob("*.py")
-        )
-        self._code = hash_json([sha256_file(path) for path in code])
+        code = [path for folder in ("fvlm", "pipeline") for path in (ROOT / folder).rglob("*.py")]
+        weights = [path for path in ASSETS.rglob("*") if path.is_file()]
+        self._made_with = {
+            "code": hash_json([sha256_file(path) for path in sorted(code)]),
+            "weights": hash_json([sha256_file(path) for path in sorted(weights)]),
+            "packages": {name: version(name) for name in PACKAGES},
+        }
         self._running = set[subprocess.Popen[bytes]]()
         self._lock, self._stopped = threading.Lock(), False
 
@@ -55,11 +61,11 @@ class Folders:
         """
         done = folder / "done.json"
         self._write_params(folder, changes)
-        recipe = {"code": self._code, "params": sha256_file(folder / PARAMS), "stages": stages}
+        recipe = {**self._made_with, "params": sha256_file(folder / PARAMS), "stages": stages}
         if done.is_file() and read_json(done) == recipe:
             return
         done.unlink(missing_ok=True)
-        for link, target in {Path("assets"): Path("assets"), **links}.items():
+        for link, target in {ASSETS: ASSETS, **links}.items():
             _link(folder / link, target)
         for stage in stages:
             self._run(stage, folder)

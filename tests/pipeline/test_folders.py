@@ -82,6 +82,20 @@ def test_a_folder_is_made_once_for_its_parameters(made: Folders) -> None:
     assert (folder / "assets").resolve() == Path("assets").resolve()
 
 
+def test_other_weights_or_packages_make_a_folder_again(
+    made: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, preset = Path("one"), Path("preset.yaml")
+    made.make(folder, {}, {}, ["write"])
+    Path("assets/weights.safetensors").write_bytes(b"other")
+    Folders(preset).make(folder, {}, {}, ["write"])
+    assert (folder / "runs").read_text() == "xx"
+    monkeypatch.setattr(folders, "version", lambda name: f"another {name}")
+    for _ in range(2):
+        Folders(preset).make(folder, {}, {}, ["write"])
+    assert (folder / "runs").read_text() == "xxx"
+
+
 def test_changed_code_makes_it_again(made: Folders) -> None:
     made.make(Path("one"), {}, {}, ["write"])
     with Path("pipeline/write.py").open("a") as file:
