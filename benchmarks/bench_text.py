@@ -35,10 +35,12 @@ def measure(side: str) -> None:
     states = torch.randn(TOKENS, WIDTH, requires_grad=True)
     weight = torch.randn(WORDS, WIDTH).mul_(0.05).requires_grad_()
     targets = torch.randint(WORDS, (TOKENS,))
-    # The gradients are needed either way; the extra memory is what lies between.
-    states.grad, weight.grad = torch.zeros_like(states), torch.zeros_like(weight)
+    # Needed either way; the extra memory is what lies between. Ones, as zeros are not yet resident.
+    states.grad, weight.grad = torch.ones_like(states), torch.ones_like(weight)
     form = {"fused": token_losses, "plain": plain_losses}[side]
-    form(states[:8], weight, targets[:8]).mean().backward()  # libraries load on first use
+    # Libraries load on first use. With a small weight: buffers of the real size would hide others.
+    small = torch.randn(8, WIDTH, requires_grad=True)
+    form(small, small, torch.arange(8)).mean().backward()
     before = peak_bytes()
     started = time.perf_counter()
     loss = form(states, weight, targets).mean()

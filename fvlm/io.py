@@ -42,11 +42,12 @@ def _delete_leftovers(path: Path) -> None:
     for name in os.listdir(path.parent):  # noqa: PTH208 - quick in a folder of many files
         if name.startswith(f".{path.name}.") and name.endswith(".tmp"):
             process = name.removeprefix(f".{path.name}.").removesuffix(".tmp")
-            if process.isdigit() and not _is_running(int(process)):
+            if process.isdigit() and not is_running(int(process)):
                 path.with_name(name).unlink(missing_ok=True)
 
 
-def _is_running(process: int) -> bool:
+def is_running(process: int) -> bool:
+    """Whether there is a process of that number."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:

@@ -22,6 +22,7 @@ from fvlm.tracking import DEADLINE_SECONDS, append_row, read_rows, read_sent
 SEND_SECONDS = 5.0  # new rows are looked for this often
 RETRY_SECONDS = 30.0  # longest pause between attempts to reach a server that fails
 LAST_ATTEMPTS = 3  # once the training has ended
+ANSWER_SECONDS = 3.0  # by then a server must have answered at all, once the training has ended
 BATCH_METRICS, BATCH_PARAMS, PARAM_LENGTH = 1000, 100, 6000  # limits of MLflow
 MLFLOW_SETTINGS = {  # where the user has set nothing else
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -39,14 +40,18 @@ class _Sender:
         from mlflow import MlflowClient
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
+        self._make_monitor = SystemMetricsMonitor
         self._spool, self._sent = spool, read_sent(spool)
         # Two processes that make or migrate one database at the same time break each other.
         with _lock(state_folder() / "mlflow.lock"):
             self._client = MlflowClient(tracking_uri=tracking_uri())
-        run = self._open_run(read_json(spool / "run.json"))
+
+    def open(self) -> None:
+        """Ask for the run, or for a new one: the first thing that a server is asked."""
+        run = self._open_run(read_json(self._spool / "run.json"))
         self._run_id, self._start_ms = run.info.run_id, run.info.start_time
         # The parts of the monitor only: its own thread ends at the first failure of the server.
-        self._monitor = SystemMetricsMonitor(self._run_id, tracking_uri=tracking_uri())
+        self._monitor = self._make_monitor(self._run_id, tracking_uri=tracking_uri())
         self._sample()  # processor use is since the last sample
 
     def _open_run(self, wanted: dict[str, Any]) -> Any:
@@ -145,7 +150,7 @@ class _Delivery(threading.Thread):
     def __init__(self, spool: Path) -> None:
         super().__init__(daemon=True)
         self._spool = spool
-        self.ended = threading.Event()
+        self.ended, self.asked, self.answered = (threading.Event() for _ in range(3))
         self.problem = "no answer in time"
         self.is_sent = self._complained = False
 
@@ -154,17 +159,19 @@ class _Delivery(threading.Thread):
             self._send_all()
 
     def _send_all(self) -> None:
-        sender, failures, last_failures = None, 0, 0
+        sender: _Sender | None = None
+        failures = last_failures = 0
         while not self.is_sent and last_failures < LAST_ATTEMPTS:
             ended = self.ended.is_set()  # asked before sending, so that the last rows are seen
             try:
-                sender = sender or _Sender(self._spool)
+                sender = sender or self._connect()
                 if not ended:
                     sender.sample_system()
                 sender.send()
                 self.is_sent, failures = ended, 0
             except Exception as error:
                 sender, failures, last_failures = None, failures + 1, last_failures + ended
+                self.asked.set()  # or mlflow could not even be imported
                 self.problem = _root_cause(error)
                 if failures == 2:  # a locked database is free again at the second attempt
                     self.complain()
@@ -172,6 +179,21 @@ class _Delivery(threading.Thread):
                 time.sleep(0.0 if self.is_sent else 1.0)
             else:
                 self.ended.wait(min(2.0**failures, RETRY_SECONDS) if failures else SEND_SECONDS)
+
+    def _connect(self) -> _Sender:
+        sender = _Sender(self._spool)  # takes long: it imports mlflow, and may migrate a database
+        self.asked.set()
+        sender.open()
+        self.answered.set()
+        return sender
+
+    def wait(self, seconds: float) -> None:
+        """Until all is sent, for at most `seconds`; a silent server gets ANSWER_SECONDS only."""
+        end = time.monotonic() + seconds
+        self.asked.wait(seconds)
+        patience = min(ANSWER_SECONDS, end - time.monotonic())
+        if not tracking_uri().startswith("http") or self.answered.wait(max(0.0, patience)):
+            self.join(max(0.0, end - time.monotonic()))
 
     def complain(self) -> None:
         """Say once what is wrong and what becomes of the rows."""
@@ -224,7 +246,7 @@ def _main(spool: Path, *, follow: bool) -> None:
     if not deadline:  # the training died without a word; it can be resumed
         _append_to(spool, {"status": "KILLED"})
     delivery.ended.set()
-    delivery.join(float(deadline or DEADLINE_SECONDS))
+    delivery.wait(float(deadline or DEADLINE_SECONDS))
     if not delivery.is_sent:
         delivery.complain()
     os._exit(0)  # a thread that hangs in mlflow does not keep the process

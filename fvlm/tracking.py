@@ -15,9 +15,11 @@ The sending side is `fvlm/mlflow_sender.py`.
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -73,10 +75,8 @@ class Tracker:
             self._fail(error)
 
     def _read_earlier_rows(self) -> None:
-        sent = read_sent(self._spool)
-        rows, end = read_rows(self._spool, 0, limit=None)
-        statuses = [row["status"] for row in rows if "status" in row]
-        if self._run_id is None and statuses[-1:] == ["FINISHED"] and sent["offset"] == end:
+        rows, done = _read_all(self._spool)
+        if self._run_id is None and done:
             (self._spool / "sent.json").unlink()
             (self._spool / "rows.jsonl").unlink()
             return
@@ -103,7 +103,8 @@ class Tracker:
     def close(self, *, status: Status, deadline_seconds: float = DEADLINE_SECONDS) -> None:
         """Send how the training ended (KILLED: it will be resumed) and what is left.
 
-        Returns within the deadline. What is not sent by then stays in the spool.
+        Returns within the deadline, and much sooner when the server has never answered (see
+        `mlflow_sender.ANSWER_SECONDS`). What is not sent by then stays in the spool.
         """
         self._append({"status": status})
         rows, self._rows = self._rows, None
@@ -178,6 +179,21 @@ def read_rows(spool: Path, offset: int, *, limit: int | None) -> tuple[list[dict
             except ValueError:
                 continue  # blank, or cut short by a crash
     return rows, offset
+
+
+def _read_all(spool: Path) -> tuple[list[dict[str, Any]], bool]:
+    """All rows; and whether they are those of a finished training and all of them are sent."""
+    rows, end = read_rows(spool, 0, limit=None)
+    statuses = [row["status"] for row in rows if "status" in row]
+    return rows, statuses[-1:] == ["FINISHED"] and read_sent(spool)["offset"] == end
+
+
+def forget_sent(root: Path, *, keep: Collection[str]) -> None:
+    """Delete the spools of finished trainings but those to keep; what is not sent yet stays."""
+    for rows in root.glob("*/rows.jsonl"):
+        spool = rows.parent
+        if spool.name not in keep and _read_all(spool)[1]:
+            shutil.rmtree(spool, ignore_errors=True)
 
 
 def read_sent(spool: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fvlm.errors import ParamsError, ShardError
 from fvlm.models.batch import Batch, Captions, Input
@@ -30,11 +31,13 @@ class ClipReader:
         encoded: ShardReader,
         decoded: ShardReader | None,
         tokenizer: CaptionTokenizer | None,
+        memory: "BatchMemory | None" = None,
     ) -> None:
         self.keys = encoded.keys
         self.stored: int = encoded.fields["latents"].shape[0]
         self._encoded, self._decoded, self._tokenizer = encoded, decoded, tokenizer
         self._decoded_rows = _match(encoded, decoded) if decoded else None
+        self._memory = memory
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -45,11 +48,13 @@ class ClipReader:
 
     def read(self, rows: Sequence[int] | Indices, frames: Indices) -> Batch:
         """Clips `rows` [B] with their `frames`, int64 [B,T] or the same [T] for each."""
+        if self._memory:
+            self._memory.turn()
         names = ("latents",) if self._decoded else ("tokens", "latents")
-        arrays = self._encoded.read(rows, fields=names, frames=frames)
+        arrays = self._read(self._encoded, rows, names, frames)
         if self._decoded is not None and self._decoded_rows is not None:
             chosen = self._decoded_rows[np.asarray(rows)]
-            arrays |= self._decoded.read(chosen, fields=("frames",), frames=frames)
+            arrays |= self._read(self._decoded, chosen, ("frames",), frames)
         inputs = arrays["frames" if self._decoded else "tokens"]
         return Batch(
             inputs=torch.from_numpy(inputs),
@@ -57,6 +62,23 @@ class ClipReader:
             keys=[self.keys[row] for row in rows],
             captions=self._captions(rows),
         )
+
+    def _read(
+        self,
+        reader: ShardReader,
+        rows: Sequence[int] | Indices,
+        names: tuple[str, ...],
+        frames: Indices,
+    ) -> dict[str, NDArray[Any]]:
+        out = None
+        if self._memory:
+            shape = len(rows), frames.shape[-1]
+            kinds = {name: reader.fields[name] for name in names}
+            out = {
+                name: self._memory.array(name, (*shape, *kind.shape[1:]), kind.dtype)
+                for name, kind in kinds.items()
+            }
+        return reader.read(rows, fields=names, frames=frames, out=out)
 
     def _captions(self, rows: Sequence[int] | Indices) -> Captions | None:
         if self._tokenizer is None:
@@ -69,6 +91,32 @@ class ClipReader:
             raise ParamsError(f"{key} ({wanted}) must be <= decode.num_frames ({self.stored})")
 
 
+class BatchMemory:
+    """Arrays that batches are read into, `count` of them in turns, pinned for a GPU if wanted.
+
+    Their pages are mapped once and not for every batch. A batch is overwritten by the one that is
+    read `count` batches later.
+    """
+
+    def __init__(self, count: int, *, pinned: bool) -> None:
+        self._turns: list[dict[str, Tensor]] = [{} for _ in range(count)]
+        self._pinned = pinned
+
+    def turn(self) -> None:
+        """Go on to the arrays that were used longest ago."""
+        self._turns.append(self._turns.pop(0))
+
+    def array(self, name: str, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
+        """This turn's array `name`; another shape than last time makes a new one."""
+        held = self._turns[0].get(name)
+        if held is None or held.shape != shape:
+            kind = torch.from_numpy(np.empty(0, dtype)).dtype
+            held = torch.empty(shape, dtype=kind, pin_memory=self._pinned)
+            self._turns[0][name] = held
+        array: NDArray[Any] = held.numpy()
+        return array
+
+
 def open_clips(
     encoded: Path,
     decoded: Path,
@@ -76,14 +124,15 @@ def open_clips(
     split: str,
     input: Input,
     tokenizer: CaptionTokenizer | None = None,
+    memory: BatchMemory | None = None,
 ) -> ClipReader:
     """Open the shards of a split; those of the folder `decoded` only when `input` is frames.
 
-    With a tokenizer, batches have captions. Raises ShardError when both folders do not hold the
-    same clips, or captions are wanted and no clip has one.
+    With a tokenizer, batches have captions; with `memory` they are read into it. Raises ShardError
+    when both folders do not hold the same clips, or captions are wanted and no clip has one.
     """
     frames = open_shards(decoded, split=split) if input == "frames" else None
-    reader = ClipReader(open_shards(encoded, split=split), frames, tokenizer)
+    reader = ClipReader(open_shards(encoded, split=split), frames, tokenizer, memory)
     rows = range(len(reader))
     if tokenizer and not any(reader.metadata(row)["caption"].strip() for row in rows):
         raise ShardError(

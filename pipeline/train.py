@@ -30,7 +30,7 @@ from fvlm.models.foveated import ModelParams
 from fvlm.params import Params, load_params
 from fvlm.seeding import torch_seed
 from fvlm.shards.manifest import read_manifest
-from fvlm.tracking import Tracker, read_sent
+from fvlm.tracking import Tracker, forget_sent, read_sent
 from fvlm.training.checkpoint import Checkpoints, forget_finished
 from fvlm.training.distributed import (
     check_same,
@@ -42,13 +42,14 @@ from fvlm.training.distributed import (
 from fvlm.training.loop import OutOfTimeError, Row, train
 from fvlm.training.optim import TrainParams
 from fvlm.training.order import random_frames, rows_at
-from pipeline.clips import COARSE_ONLY, ClipReader, open_clips
+from pipeline.clips import COARSE_ONLY, BatchMemory, ClipReader, open_clips
 from pipeline.stage import UNFINISHED, run
 
 SHARDS, DECODED, MODEL = Path("data/encode"), Path("data/decode"), Path("models/foveated")
 METRICS, CURVES = Path("metrics/train.json"), Path("plots/train.csv")
 # How a training is run, not what it computes: these may change between its parts.
 NOT_IDENTITY = {"coarse_only", "max_hours", "checkpoint_samples", "parallel", "recompute_encoder"}
+CODE = 1  # raise when the same parameters train another model: kept states are then not continued
 TAIL = 0.1  # share of the steps, at the end, over which the reported losses are means
 
 
@@ -96,6 +97,7 @@ def main() -> None:
         if is_main():
             forget_models([training.folder for training in trainings])
             forget_finished(states[0].parent, keep=states)
+            forget_sent(spools(), keep={state.name for state in states})
 
 
 def forget_models(keep: list[Path]) -> None:
@@ -114,7 +116,15 @@ def train_model(
     """
     params, folder = training.params, training.folder
     manifest, tokenizer = read_manifest(SHARDS), build_tokenizer(model_params)
-    reader = open_clips(SHARDS, DECODED, split="train", input=params.input, tokenizer=tokenizer)
+    reader = open_clips(
+        SHARDS,
+        DECODED,
+        split="train",
+        input=params.input,
+        tokenizer=tokenizer,
+        # One batch is computed while the next is read.
+        memory=BatchMemory(2, pinned=device.type == "cuda"),
+    )
     reader.check_frames(params.num_frames, "train.num_frames")
     torch.manual_seed(torch_seed(params.seed, "weights"))
     model, config = build_model(
@@ -123,16 +133,17 @@ def train_model(
     if params.encoder_lr > 0:
         model.train_encoder(recompute=params.recompute_encoder)
     identity = {
+        "code": CODE,
         "model": model_params.model_dump(),
         "coarse_only": training.coarse_only,
         "train": params.model_dump(exclude=NOT_IDENTITY),
         "data": hash_json(manifest),
         "weights": config["provenance"],
     }
-    check_same("parameters, data or weights", hash_json(identity))
+    check_same("code, parameters, data or weights", hash_json(identity))
     checkpoints = Checkpoints(state_folder() / "train", identity)
     rows: list[Row] = []
-    with tracking(checkpoints.folder.name, identity) as tracker:
+    with checkpoints.locked(), tracking(checkpoints.folder.name, identity) as tracker:
         began = time.monotonic()
 
         def on_step(row: Row) -> None:
@@ -158,7 +169,7 @@ def train_model(
                 print(f"unfinished: {stop}", file=sys.stderr)
             wait_for_all()  # torchrun kills the others as soon as one has ended with an error
             sys.exit(UNFINISHED)
-        rate = len(rows) * params.samples_per_step / (time.monotonic() - began)
+        rate = len(rows) * params.samples_per_step / (time.monotonic() - began) if rows else None
     weights = whole(model.state_dict())
     if is_main():
         save_model(weights, config | {"seed": params.seed}, folder, tokenizer)
@@ -169,13 +180,18 @@ def train_model(
     return checkpoints.folder
 
 
+def spools() -> Path:
+    """Below it each training has a folder of what goes to MLflow, named as that of its states."""
+    return state_folder() / "mlflow"
+
+
 @contextmanager
 def tracking(name: str, params: dict[str, Any]) -> Iterator[Tracker | None]:
     """One MLflow run a training, also when it is resumed; only the main process has one."""
     if not is_main():
         yield None
         return
-    spool = state_folder() / "mlflow" / name
+    spool = spools() / name
     with Tracker(
         run_name=name, run_id=read_sent(spool)["run_id"], params=params, spool=spool
     ) as tracker:
@@ -192,25 +208,26 @@ def load_batch(reader: ClipReader, positions: range, params: TrainParams) -> Bat
 
 
 def summarize(
-    history: list[Row], params: TrainParams, rate: float, device: torch.device
+    history: list[Row], params: TrainParams, rate: float | None, device: torch.device
 ) -> dict[str, Any]:
     """Losses at the end of training, on training clips: no evidence, see metrics/evaluate.json.
 
-    `rate` is that of this run: after a resume it counts the steps since then.
+    `rate` is that of this run: after a resume it counts the steps since then, and without any there
+    is none.
     """
     last = history[-max(1, round(TAIL * len(history))) :]
-    coarse, fine = (float(np.mean([row[f"loss_{name}"] for row in last])) for name in _PASSES)
+    names = [name for name in last[0] if name.startswith("loss_")]
+    losses = {name: float(np.mean([row[name] for row in last])) for name in names}
+    if fine := losses.get("loss_caption_fine"):  # 0 when none of these clips has a caption
+        losses["caption_coarse_fine_ratio"] = losses["loss_caption_coarse"] / fine
     return {
         "steps": len(history),
         "samples": len(history) * params.samples_per_step,
-        "loss_coarse": coarse,
-        "loss_fine": fine,
-        "samples_per_second": round(rate, 2),
+        **losses,
+        "samples_per_second": None if rate is None else round(rate, 2),
         "peak_memory_gib": round(peak_memory_gib(device), 2),
     }
 
-
-_PASSES = ("coarse", "fine")
 
 if __name__ == "__main__":
     run(main)

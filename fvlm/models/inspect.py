@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fvlm.errors import FvlmError
 from fvlm.models.batch import Captions
 from fvlm.models.foveated import FoveatedModel, PassOutput
 from fvlm.models.inference import run_autoregressive
@@ -55,7 +56,13 @@ class Inspection:
 def inspect_clips(
     model: FoveatedModel, inputs: Tensor, latents: Tensor, captions: Captions | None = None
 ) -> Inspection:
-    """Run every pass over the clips; arguments as of the model's `forward`."""
+    """Run every pass over the clips; arguments as of the model's `forward`.
+
+    Raises FvlmError when the model has text and there are no captions, or the other way round.
+    """
+    if (captions is None) != (model.text == "none"):
+        wanted = "none must be given" if captions else "captions of the clips must be given"
+        raise FvlmError(f"model.text is {model.text}: {wanted}")
     B, T = inputs.shape[:2]
     cache = model.cache_clips(inputs, captions)
     coarse, *fine = model.run_passes(cache, B, T)

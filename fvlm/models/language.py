@@ -38,6 +38,9 @@ def load_language(source: str, *, layers: int = 0) -> tuple[LlamaModel, Provenan
     if document.get("model_type") != "llama":
         found = document.get("model_type")
         raise unusable(source, "language", f"model type {found!r} is not supported, only 'llama'")
+    if rate := document.get("attention_dropout"):
+        # Drawn for whole batches, it would differ with the number of processes.
+        raise unusable(source, "language", f"attention_dropout is {rate} in {CONFIG}, must be 0")
     config = LlamaConfig.from_pretrained(resolved.folder, local_files_only=True)
     config.num_hidden_layers = _count_layers(layers, config.num_hidden_layers, source)
     trunk: LlamaModel = load_pretrained(LlamaModel, resolved, kind="language", config=config)

@@ -11,11 +11,13 @@ functions of (seed, position). Of several processes only the main one reads and 
 is the same for any number of them, also when each holds a part of the weights only.
 """
 
+import fcntl
 import json
 import os
 import shutil
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,8 +26,16 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from fvlm.errors import CheckpointError, FvlmError
-from fvlm.io import atomic_write, fsync_folder, hash_json, read_json, sha256_file, write_json
+from fvlm.errors import CheckpointError, FvlmError, TrainingError
+from fvlm.io import (
+    atomic_write,
+    fsync_folder,
+    hash_json,
+    is_running,
+    read_json,
+    sha256_file,
+    write_json,
+)
 from fvlm.training.distributed import from_main, is_main, whole
 
 SCHEMA = 1
@@ -48,6 +58,22 @@ class Checkpoints:
         # As JSON gives it back: a tuple would differ from the list that was saved.
         self._identity = json.loads(json.dumps(identity))
         self.folder = root / hash_json(identity)[:20]
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep out another run of the same training; the lock is gone when its process is."""
+        if not is_main():
+            yield
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "lock").open("wb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise TrainingError(
+                    f"{self.folder} is in use: the same training already runs; stop it or wait"
+                ) from None
+            yield
 
     def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainState) -> None:
         """Write a checkpoint under its final name only when all of it is on disk."""
@@ -78,18 +104,20 @@ class Checkpoints:
         """Load the newest sound checkpoint, or start at step 0 when there is none.
 
         A damaged one is reported and the one before it is used. Raises CheckpointError when a
-        checkpoint belongs to another configuration, naming the field. Processes other than the
-        main one get its weights, moments and step, but no history.
+        checkpoint belongs to another configuration, naming the fields. A folder is named by its
+        configuration, so that is met only where one was copied, moved or renamed by hand.
+        Processes other than the main one get its weights, moments and step, but no history.
         """
         weights: dict[str, Tensor] = {}
         moments: dict[str, Tensor] = {}
         state = TrainState()
-        for folder in reversed(self._saved()) if is_main() else ():
+        saved = self._saved() if is_main() else []
+        while saved and state.step == 0:
             try:
-                weights, moments, state = self._load(folder, model)
-                break
+                weights, moments, state = self._load(saved.pop(), model)
             except _DamagedError as error:
-                print(f"train: {error}; falling back to the one before", file=sys.stderr)
+                following = "falling back to the one before" if saved else "starting anew"
+                print(f"train: {error}; {following}", file=sys.stderr)
         step = torch.tensor(state.step)
         state.step = int(from_main(step, like=step))
         if state.step > 0:
@@ -112,7 +140,8 @@ class Checkpoints:
         for unwanted in saved[: max(0, last - KEPT)] + saved[last:]:
             shutil.rmtree(unwanted)
         for leftover in self.folder.glob(".step-*.tmp"):
-            shutil.rmtree(leftover, ignore_errors=True)
+            if not is_running(int(leftover.name.split(".")[-2])):
+                shutil.rmtree(leftover, ignore_errors=True)
 
     def _load(
         self, folder: Path, model: nn.Module
@@ -158,12 +187,25 @@ def _read_sound(folder: Path) -> dict[str, Any]:
 
 
 def _check_identity(folder: Path, saved: dict[str, Any], expected: dict[str, Any]) -> None:
-    for name in sorted(saved.keys() | expected.keys()):
-        if saved.get(name) != expected.get(name):
-            raise CheckpointError(
-                f"{folder} belongs to another training: {name} is {saved.get(name)!r} there and "
-                f"{expected.get(name)!r} here; remove the folder to start anew"
-            )
+    there, here = _flat(saved), _flat(expected)
+    if different := [
+        f"{name} is {there.get(name)!r} there and {here.get(name)!r} here"
+        for name in sorted(there.keys() | here.keys())
+        if there.get(name) != here.get(name)
+    ]:
+        raise CheckpointError(
+            f"{folder} belongs to another training: {', '.join(different)}; "
+            "remove the folder to start anew"
+        )
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values by dotted name."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        nested = isinstance(value, dict)
+        flat |= _flat(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}
+    return flat
 
 
 def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:

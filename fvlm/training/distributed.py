@@ -77,19 +77,20 @@ def share_of(positions: range) -> range:
     return positions[rank() * size : (rank() + 1) * size]
 
 
-def distribute(module: nn.Module, model: FoveatedModel, parallel: Parallel) -> nn.Module:
-    """Let the gradients of `module`, whose forward uses `model`, be means over all processes.
+def distribute(
+    module: nn.Module, model: FoveatedModel, parallel: Parallel, device: torch.device
+) -> nn.Module:
+    """`module`, whose forward uses `model`, on the device; gradients are means over all processes.
 
     ddp: every process holds all of the model. fsdp: every process holds a part of every weight,
     gradient and moment; blocks of the language model and of the encoder are gathered one by one,
-    when they are used.
+    when they are used, and reach the device in parts only: no device ever holds all of the model.
     The model keeps its own names of parameters, so that checkpoints do not tell the difference.
     """
     if count() == 1:
-        return module
-    device = next(model.parameters()).device
+        return module.to(device)
     if parallel == "ddp":
-        return DistributedDataParallel(module, gradient_as_bucket_view=True)
+        return DistributedDataParallel(module.to(device), gradient_as_bucket_view=True)
     mesh = init_device_mesh(device.type, (count(),))
     encoder = model.encoder.layers if model.encoder else ()
     for block in (*model.language.layers, *encoder):

@@ -25,7 +25,7 @@ from fvlm.training.distributed import (
     share_of,
     without_exchange,
 )
-from fvlm.training.objective import batch_losses
+from fvlm.training.objective import add_noise, batch_losses
 from fvlm.training.optim import TrainParams, make_optimizer, make_schedule, set_learning_rate
 from fvlm.training.prefetch import prefetched
 
@@ -66,10 +66,10 @@ def train(
     now, unless given. Raises OutOfTimeError after it or a SIGTERM, with the state saved, and
     TrainingError when a loss or gradient is not finite, with nothing saved from that step.
     """
-    model.to(device).train()
+    model.train()
     if params.compile:
         compile_parts(model)
-    losses = distribute(Losses(model, params), model, params.parallel)
+    losses = distribute(Losses(model, params), model, params.parallel, device)
     optimizer = make_optimizer(model, params)
     factor = make_schedule(optimizer, warmup_steps=params.warmup_steps, steps=params.steps)
     state = checkpoints.resume(model, optimizer)
@@ -95,7 +95,7 @@ def train(
             state.history.append(row)
             on_step(row)
             rate = (state.step - first) * params.samples_per_step / (time.monotonic() - started)
-            progress.advance(1, **_notes(row, rate, device))
+            progress.advance(1, **_notes(row, rate, device, fine=model.fine_iterations > 0))
             finished = state.step == params.steps
             stopping = stop and not finished
             if finished or stopping or state.step % every == 0:
@@ -139,7 +139,8 @@ def train_step(
     keys: list[str] = []
     last = params.accumulation_steps - 1
     for number in range(params.accumulation_steps):
-        batch = next(batches)
+        positions = _positions(params, step * params.accumulation_steps + number)
+        batch = add_noise(next(batches), positions, params)
         keys += batch.keys
         with nullcontext() if number == last else without_exchange(losses):
             values = losses(batch)
@@ -155,10 +156,12 @@ def train_step(
     row: Row = {"step": step, "samples": (step + 1) * params.samples_per_step, **values}
     row["lr"] = optimizer.param_groups[0]["lr"]
     if not (math.isfinite(row["loss"]) and math.isfinite(row["gradient_norm"])):
+        # Gradients are shared by now; the loss still tells in which process it began.
+        elsewhere = math.isfinite(sums["loss"]) and not math.isfinite(row["loss"])
         raise TrainingError(
             f"step {step}: loss {row['loss']}, gradient norm {row['gradient_norm']}: not finite; "
             "nothing of this step was saved. Lower train.lr or inspect its clips: "
-            + ", ".join(keys)
+            + ("another process names them" if elsewhere else ", ".join(keys))
         )
     optimizer.step()
     return row, votes > 0
@@ -171,12 +174,15 @@ def _clip_gradients(optimizer: torch.optim.Optimizer, largest: float) -> Tensor:
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
-def _notes(row: Row, rate: float, device: torch.device) -> dict[str, str]:
-    """What the progress line says of a step."""
+def _notes(row: Row, rate: float, device: torch.device, *, fine: bool) -> dict[str, str]:
+    """What the progress line says of a step, of a model with fine passes or without."""
+    shown = {name: value for name, value in row.items() if name.startswith("loss_")}
+    if fine:
+        shown["coarse_fine_ratio"] = row["loss_coarse"] / row["loss_fine"]
+    else:  # the coarse losses stand for the fine ones, too
+        shown = {name: value for name, value in shown.items() if name.endswith("coarse")}
     return {
-        "loss_coarse": f"{row['loss_coarse']:.4f}",
-        "loss_fine": f"{row['loss_fine']:.4f}",
-        "coarse_fine_ratio": f"{row['loss_coarse'] / row['loss_fine']:.4f}",
+        **{name: f"{value:.4f}" for name, value in shown.items()},
         "samples_per_second": f"{rate:.1f}",
         "memory_gib": f"{peak_memory_gib(device):.1f}",
     }
@@ -184,9 +190,14 @@ def _notes(row: Row, rate: float, device: torch.device) -> dict[str, str]:
 
 def _micro_batches(params: TrainParams, first_step: int) -> Iterator[range]:
     """Positions of every forward of this process, from `first_step` to the end."""
-    size, forwards = params.batch_size, params.accumulation_steps
-    for number in range(first_step * forwards, params.steps * forwards):
-        yield share_of(range(number * size, (number + 1) * size))
+    forwards = params.accumulation_steps
+    return (_positions(params, n) for n in range(first_step * forwards, params.steps * forwards))
+
+
+def _positions(params: TrainParams, forward: int) -> range:
+    """This process's clips in one forward of the training; forwards are counted from 0."""
+    size = params.batch_size
+    return share_of(range(forward * size, (forward + 1) * size))
 
 
 @contextmanager

@@ -1,11 +1,14 @@
 """What a training step minimises: the losses of both passes."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from fvlm.compute import autocast
 from fvlm.models.batch import Batch
 from fvlm.models.foveated import FoveatedModel, frame_losses
+from fvlm.seeding import torch_seed
 from fvlm.training.optim import TrainParams
 
 
@@ -18,9 +21,8 @@ def batch_losses(model: FoveatedModel, batch: Batch, params: TrainParams) -> dic
     Every clip counts the same in every mean, also one without a caption, whose cross-entropy is 0:
     so a clip's share does not depend on the others, whatever the batch is divided into.
     """
-    inputs = add_noise(batch.inputs, params.token_noise) if params.token_noise else batch.inputs
     with autocast(batch.latents.device, params.dtype):
-        found = model(inputs, batch.latents, batch.captions)
+        found = model(batch.inputs, batch.latents, batch.captions)
     coarse = frame_losses(found.coarse, batch.latents).mean()
     fine = frame_losses(found.fine, batch.latents).mean()
     losses = {"loss_coarse": coarse, "loss_fine": fine}
@@ -33,11 +35,19 @@ def batch_losses(model: FoveatedModel, batch: Batch, params: TrainParams) -> dic
     return {"loss": loss, **losses}
 
 
-def add_noise(tokens: Tensor, share: float) -> Tensor:
-    """Tokens [B,T,N,D] with noise of `share` times the standard deviation of each clip's tokens.
+def add_noise(batch: Batch, positions: range, params: TrainParams) -> Batch:
+    """The batch with noise on its tokens: `token_noise` standard deviations of each clip's tokens.
 
-    Against learning a small corpus by heart: no clip is seen twice alike.
+    Against learning a small corpus by heart: no clip is seen twice alike. The noise of a clip
+    depends on (seed, position) alone, so that it is the same however the stream is divided into
+    batches and among processes, and after a resume.
     """
-    tokens = tokens.float()
+    if not params.token_noise:
+        return batch
+    tokens = batch.inputs.float()
+    noise, source = torch.empty_like(tokens), torch.Generator(tokens.device)
+    for clip, position in zip(noise, positions, strict=True):
+        source.manual_seed(torch_seed(params.seed, "noise", position))
+        clip.normal_(generator=source)
     deviation = tokens.std(dim=(1, 2, 3), keepdim=True)
-    return tokens + share * deviation * torch.randn_like(tokens)
+    return replace(batch, inputs=tokens + params.token_noise * deviation * noise)

@@ -214,6 +214,57 @@ def test_text_parameters_change_the_computation(folder: Path) -> None:
     assert counts == [2, 5]
 
 
+# Of every parameter of the model another value, and what it needs beside it.
+CHANGES: dict[str, tuple[object, dict[str, Any]]] = {
+    "llm": ("untied", {}),
+    "llm_layers": (1, {}),
+    "query_layers": (1, {"input": "frames"}),
+    "intermediate_tokens": (True, {"layer": 1}),
+    "query_role": ("question", {"query_layers": 2}),
+    "temperature": (0.1, {}),
+    "fine_iterations": (2, {}),
+    "head_channels": (12, {}),
+    "text": ("condition", {}),
+    "max_text_tokens": (1, {"text": "condition"}),
+}
+
+
+def outcome(
+    folder: Path, *, input: Input = "features", layer: int | None = None, **changes: Any
+) -> torch.Tensor | None:
+    """What a model of these parameters predicts of fixed clips; None: it is not built at all."""
+    params = make_params(folder, **changes)
+    stored = L - params.query_layers if layer is None else layer
+    torch.manual_seed(1)
+    try:
+        model, _ = build_model(params, make_manifest(folder, "dinov2", layer=stored), input=input)
+    except ShardError:
+        return None
+    words = build_tokenizer(params)
+    torch.manual_seed(3)
+    inputs = torch.randn(2, 3, 10, D)
+    if input == "frames":
+        inputs = torch.randint(0, 256, (2, 3, 3, SIZE, SIZE), dtype=torch.uint8)
+    captions = words(["a cat a", "cat"]) if words else None
+    with torch.no_grad():
+        prediction: Prediction = model.eval()(inputs, torch.randn(2, 3, 4, 5, 5), captions)
+    return prediction.fine
+
+
+def test_every_parameter_is_known_to_change_the_computation() -> None:
+    assert CHANGES.keys() == ModelParams.model_fields.keys()
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_every_parameter_changes_the_computation(folder: Path, name: str) -> None:
+    value, needed = CHANGES[name]
+    other = str(folder / str(value)) if name == "llm" else value
+    first, second = outcome(folder, **needed), outcome(folder, **needed | {name: other})
+    assert second is not None
+    assert first is None or not torch.equal(first, second)
+    assert (first is None) == (name == "intermediate_tokens")
+
+
 @pytest.mark.parametrize("change", [{"temperature": 0.1}, {"fine_iterations": 2}])
 def test_the_other_parameters_reach_the_model(folder: Path, change: dict[str, Any]) -> None:
     plain, _ = build(folder)

@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from fvlm.errors import FvlmError
+from fvlm.models.batch import Captions
 from fvlm.models.foveated import FoveatedModel
 from fvlm.models.inference import run_autoregressive
 from fvlm.models.inspect import inspect_clips, patch_grid
@@ -54,3 +56,15 @@ def test_attention_maps_put_a_patch_in_its_place(make_model: MakeModel) -> None:
 @pytest.mark.parametrize("side", [2, 3, 9, 16, 18])
 def test_the_patches_are_the_largest_square_after_cls(registers: int, side: int) -> None:
     assert patch_grid(1 + registers + side * side) == (1 + registers, side)
+
+
+@pytest.mark.parametrize("text", ["condition", "caption"])
+def test_captions_are_needed_by_models_with_text_alone(
+    make_model: MakeModel, clips: Clips, text: str
+) -> None:
+    captions = Captions(torch.ones(7, 2, dtype=torch.int64), torch.ones(7, 2, dtype=torch.bool))
+    with pytest.raises(FvlmError, match=f"model.text is {text}: captions of the clips must"):
+        inspect_clips(make_model(text=text), *clips)
+    with pytest.raises(FvlmError, match=r"model.text is none: none must be given"):
+        inspect_clips(make_model(), *clips, captions)
+    assert len(inspect_clips(make_model(text=text), *clips, captions).passes) == 3

@@ -82,6 +82,13 @@ def test_another_kind_of_model_and_a_missing_tokenizer(language_folder: Path) ->
     with pytest.raises(WeightsError, match="no tokenizer"):
         load_tokenizer(str(language_folder))
     config = json.loads((language_folder / "config.json").read_text())
+    for rate in (0.1, 0.0):
+        changed = json.dumps(config | {"attention_dropout": rate})
+        (language_folder / "config.json").write_text(changed)
+        if rate:
+            with pytest.raises(WeightsError, match=r"attention_dropout is 0\.1 .* must be 0"):
+                load_language(str(language_folder))
+    load_language(str(language_folder))
     (language_folder / "config.json").write_text(json.dumps(config | {"model_type": "qwen2"}))
     with pytest.raises(WeightsError, match="'qwen2' is not supported"):
         load_language(str(language_folder))

@@ -68,6 +68,35 @@ def test_fused_cross_entropy_equals_the_plain_form(count: int) -> None:
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
+def test_the_logits_are_not_kept_for_the_backward_pass() -> None:
+    n, H, V = 2000, 8, 3000
+    states, weight = torch.randn(n, H, requires_grad=True), torch.randn(V, H, requires_grad=True)
+    kept: dict[int, int] = {}
+
+    def note(value: Tensor) -> Tensor:
+        kept[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda value: value):
+        losses = token_losses(states, weight, torch.randint(V, (n,)))
+    assert sum(kept.values()) < 0.05 * n * V * losses.element_size()
+    assert kept
+
+
+def test_logits_are_made_of_supervised_tokens_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    captions, counts = tokenizer("caption")(CAPTIONS), []
+
+    def noted(states: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        counts.append((len(states), len(targets)))
+        return token_losses(states, weight, targets)
+
+    monkeypatch.setattr("fvlm.models.text.token_losses", noted)
+    caption_losses(torch.randn(4, 7, 24), torch.randn(8, 24), captions)
+    supervised = sum(map(len, rows(captions)))
+    assert counts == [(supervised, supervised)]
+    assert supervised < captions.ids.numel()
+
+
 def test_fused_cross_entropy_under_autocast_is_close_and_float32() -> None:
     states = torch.randn(50, 24, requires_grad=True)
     weight = torch.randn(600, 24, requires_grad=True)

@@ -13,7 +13,7 @@ from fvlm.errors import ParamsError, ShardError
 from fvlm.models.batch import Input
 from fvlm.shards.manifest import write_manifest
 from fvlm.shards.write import write_shard
-from pipeline.clips import ClipReader, open_clips
+from pipeline.clips import BatchMemory, ClipReader, open_clips
 
 STORED = 4
 Open = Callable[[Input], ClipReader]
@@ -81,3 +81,32 @@ def test_more_frames_than_stored_are_refused(open_both: Open) -> None:
     open_both("features").check_frames(STORED, "train.num_frames")
     with pytest.raises(ParamsError, match=r"train.num_frames \(5\) must be <= .*num_frames \(4\)"):
         open_both("features").check_frames(STORED + 1, "train.num_frames")
+
+
+@pytest.mark.parametrize("name", ["features", "frames"])
+def test_batches_in_turns_hold_the_same(open_both: Open, tmp_path: Path, name: Input) -> None:
+    folders = tmp_path / "encode", tmp_path / "decode"
+    memory = BatchMemory(2, pinned=False)
+    reader, plain = open_clips(*folders, split="val", input=name, memory=memory), open_both(name)
+    seen = []
+    for rows in ([0, 1], [2, 0], [1, 2], [1], [0]):
+        batch = reader.read(rows, np.array([1, 3]))
+        expected = plain.read(rows, np.array([1, 3]))
+        assert torch.equal(batch.inputs, expected.inputs)
+        assert torch.equal(batch.latents, expected.latents)
+        seen.append((batch.inputs.data_ptr(), batch.latents.data_ptr()))
+    assert seen[0] == seen[2]
+    assert not {*seen[0]} & {*seen[1]}
+
+
+def test_memory_for_a_gpu_is_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted, make = [], torch.empty
+
+    def record(shape: tuple[int, ...], *, dtype: torch.dtype, pin_memory: bool) -> torch.Tensor:
+        wanted.append(pin_memory)
+        return make(shape, dtype=dtype)  # there is no GPU to pin it for
+
+    monkeypatch.setattr(torch, "empty", record)
+    memory = BatchMemory(1, pinned=True)
+    assert memory.array("latents", (2, 3), "float16").shape == (2, 3)
+    assert wanted == [True]

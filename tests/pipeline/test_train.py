@@ -1,6 +1,7 @@
 """The train stage on real shards with a tiny model: under torchrun, and in parts under real DVC."""
 
 import csv
+import fcntl
 import json
 import os
 import re
@@ -11,21 +12,27 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import torch
 from ruamel.yaml import YAML
 from transformers import LlamaConfig, LlamaModel
 
+from fvlm.errors import TrainingError
+from fvlm.io import write_json
 from fvlm.models.build import load_model
+from fvlm.params import load_params
 from fvlm.shards.manifest import write_manifest
 from fvlm.shards.write import sample_key, write_shard
+from fvlm.tracking import Status, Tracker
 from pipeline import train
 
 ROOT = Path(__file__).parents[2]
 STORED, TOKENS, LATENT = 6, (10, 16), (4, 4, 4)
 CLIPS = 10
+CAPTIONS = ("a cat", "", "the dog sees a cat", " ")
 PARAMS: dict[str, dict[str, Any]] = {
     "model": {"llm": "weights/llm", "llm_layers": 0, "query_layers": 0},
     "train": {
@@ -61,7 +68,7 @@ def write_inputs(folder: Path) -> None:
             {
                 "tokens.npy": rng.standard_normal((STORED, *TOKENS)).astype(np.float16),
                 "latents.npy": rng.standard_normal((STORED, *LATENT)).astype(np.float16),
-                "json": {"video_id": f"number {number}.mp4"},
+                "json": {"video_id": f"number {number}.mp4", "caption": CAPTIONS[number % 4]},
             },
         )
         for number in range(CLIPS)
@@ -187,6 +194,124 @@ def test_every_seed_has_a_model_and_one_without_fine_passes(
     train.main()
     assert list(train.MODEL.rglob("config.json")) == [train.MODEL / "config.json"]
     assert (train.MODEL / "model.safetensors").read_bytes() == alone
+
+
+def test_code_that_trains_another_model_starts_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    write_inputs(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    rates = []
+    for code in (train.CODE, train.CODE, train.CODE + 1):
+        monkeypatch.setattr(train, "CODE", code)
+        train.main()
+        steps = re.findall(r"train: 6/6 steps, ([0-9.]+) steps/s", capfd.readouterr().err)
+        rate = json.loads(train.METRICS.read_text())["samples_per_second"]
+        rates.append((float(steps[-1]) > 0, rate is not None))
+    # The second run had nothing left to train, and so has no speed.
+    assert rates == [(True, True), (False, False), (True, True)]
+
+
+class RecordingTracker(Tracker):
+    """Sends nothing; `calls` has the settings, rows and endings of all trackers."""
+
+    calls: ClassVar[list[Any]] = []
+
+    def __init__(self, **settings: Any) -> None:
+        self.calls.append(settings)
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        self.calls.append((step, values["loss"]))
+
+    def close(self, *, status: Status, deadline_seconds: float = 0) -> None:
+        self.calls.append(f"{status} {deadline_seconds}")
+
+
+def test_every_step_is_tracked_in_the_run_of_its_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    write_inputs(tmp_path)
+    Path(tmp_path / ".state/mlflow").unlink()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train, "Tracker", RecordingTracker)
+    monkeypatch.setattr(train, "read_sent", lambda spool: {"run_id": f"run of {spool.name}"})
+    calls: list[Any] = []
+    monkeypatch.setattr(RecordingTracker, "calls", calls)
+    set_params(tmp_path, {"train": {"max_hours": 1e-9}})
+    with pytest.raises(SystemExit):
+        train.main()
+    set_params(tmp_path, {"train": {"max_hours": 1.0}})
+    train.main()
+    (state,) = Path(".state/train").iterdir()
+    settings = [call for call in calls if isinstance(call, dict)]
+    assert settings[0] == settings[1]
+    assert settings[0]["run_name"] == settings[0]["spool"].name == state.name
+    assert settings[0]["run_id"] == f"run of {state.name}"
+    assert settings[0]["params"]["train"]["lr"] == 3e-4
+    losses = [(int(row["step"]), row["loss"]) for row in curves(tmp_path)]
+    assert [call for call in calls if isinstance(call, tuple)] == losses
+    endings = [call.split()[0] for call in calls if isinstance(call, str)]
+    assert endings == ["KILLED", "KILLED", "FINISHED"]
+
+
+def test_a_training_that_already_runs_is_kept_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    write_inputs(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    train.main()
+    (state,) = Path(".state/train").iterdir()
+    with (state / "lock").open("wb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(TrainingError, match="the same training already runs"):
+            train.main()
+    train.main()
+
+
+def test_spools_of_forgotten_trainings_go_once_they_are_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    write_inputs(tmp_path)
+    Path(tmp_path / ".state/mlflow").unlink()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train, "Tracker", RecordingTracker)
+    train.main()
+    (state,) = Path(".state/train").iterdir()
+    finished, killed = b'{"status": "FINISHED"}\n', b'{"status": "KILLED"}\n'
+    spools = [
+        (state.name, finished, True, True),
+        ("sent", killed + finished, True, False),
+        ("unsent", finished, False, True),
+        ("unfinished", finished + killed, True, True),
+    ]
+    for name, rows, sent, _ in spools:
+        write_json(
+            Path(".state/mlflow") / name / "sent.json",
+            {"run_id": "r", "offset": len(rows) if sent else 0},
+        )
+        (Path(".state/mlflow") / name / "rows.jsonl").write_bytes(rows)
+    train.main()
+    for name, _, _, stays in spools:
+        assert (Path(".state/mlflow") / name).is_dir() == stays, name
+
+
+def test_the_metrics_tell_of_captions_in_both_passes() -> None:
+    params = load_params(train.Sections, ROOT / "params.yaml").train
+    names = ("coarse", "fine", "caption_coarse", "caption_fine")
+    row = {f"loss_{name}": float(number) for number, name in enumerate(names, start=1)}
+    silent = row | {"loss_caption_coarse": 0.0, "loss_caption_fine": 0.0}
+    rows = [{"step": 0.0, "loss": 9.0, **row}] * 10
+    found = train.summarize(rows, params, 1.0, torch.device("cpu"))
+    assert {name: found[name] for name in row} == row
+    assert found["caption_coarse_fine_ratio"] == 0.75
+    assert "loss" not in found
+    assert "caption_coarse_fine_ratio" not in train.summarize(
+        [silent], params, 1.0, torch.device("cpu")
+    )
 
 
 @pytest.mark.slow

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaModel
+from transformers import Dinov2Config, Dinov2Model, LlamaConfig, LlamaModel
 
 from fvlm.models.batch import Batch
+from fvlm.models.dino import DinoEncoder
 from fvlm.models.foveated import FoveatedModel
-from fvlm.models.query_attention import ShallowAttention
+from fvlm.models.query_attention import DeepAttention, ShallowAttention
 from fvlm.models.text import CaptionTokenizer
 from fvlm.training.checkpoint import Checkpoints, TrainState
 from fvlm.training.loop import Row, train
@@ -112,6 +113,44 @@ class Trial:
             batch = load_batch(positions)
             captions = tokenizer([self.captions[key] for key in batch.keys])
             return replace(batch, captions=captions)
+
+        self.__dict__ |= {"make_model": make, "load_batch": load}
+
+    def give_encoder(self) -> None:
+        """From now on its model takes frames, and its batches hold them, made of the tokens.
+
+        Its last block reads the queries, and all of it is trained, recomputed in the backward pass.
+        """
+        make_model, load_batch = self.make_model, self.load_batch
+        self.change(input="frames", encoder_lr=1e-3, recompute_encoder=True)
+
+        def make() -> FoveatedModel:
+            plain = make_model()
+            config = Dinov2Config(
+                hidden_size=D,
+                num_hidden_layers=3,
+                num_attention_heads=2,
+                image_size=8,
+                patch_size=4,
+            )
+            encoder = DinoEncoder(Dinov2Model(config))
+            tail = encoder.cut(1)
+            assert tail is not None
+            model = FoveatedModel(
+                language=plain.language,
+                attention=DeepAttention(tail),
+                latent_shape=LATENT,
+                fine_iterations=1,
+                encoder=encoder,
+            )
+            model.train_encoder(recompute=True)
+            return model
+
+        def load(positions: range) -> Batch:
+            batch = load_batch(positions)
+            values = batch.inputs.flatten(2).repeat(1, 1, 7)[..., : 3 * 8 * 8] * 50 + 128
+            frames = values.clamp(0, 255).to(torch.uint8).unflatten(2, (3, 8, 8))
+            return replace(batch, inputs=frames)
 
         self.__dict__ |= {"make_model": make, "load_batch": load}
 

@@ -1,4 +1,6 @@
+import os
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -6,10 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from fvlm.errors import CheckpointError
+from fvlm.errors import CheckpointError, TrainingError
 from fvlm.io import hash_json, read_json, write_json
 from fvlm.training.checkpoint import Checkpoints, TrainState, forget_finished
 
+# In the nested form that the train stage uses.
+IDENTITY: dict[str, Any] = {
+    "code": 1,
+    "train": {"lr": 0.1, "seeds": [0]},
+    "weights": {"dino": {"sha256": "d"}},
+    "data": "abc",
+}
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
 
 
@@ -38,7 +47,7 @@ class Series:
     """Checkpoints of steps 1, 2, .. with the weights that belong to them."""
 
     def __init__(self, root: Path) -> None:
-        self.checkpoints = Checkpoints(root, {"lr": 0.1, "data": "abc"})
+        self.checkpoints = Checkpoints(root, IDENTITY)
         self.model, self.optimizer = make_model()
         self.state = TrainState()
         self.weights: dict[int, dict[str, torch.Tensor]] = {}
@@ -90,11 +99,43 @@ def test_nothing_saved_starts_at_step_zero(series: Series) -> None:
     assert series.resume() == TrainState()
 
 
-def test_the_newest_two_are_kept_and_no_temporary_folder(series: Series) -> None:
-    (series.checkpoints.folder / ".step-00000009.1.tmp").mkdir(parents=True)
+def test_the_newest_two_are_kept_and_temporary_folders_of_living_processes(series: Series) -> None:
+    with subprocess.Popen(["true"]) as dead:
+        pass
+    living = f".step-00000009.{os.getppid()}.tmp"
+    for name in (living, f".step-00000009.{dead.pid}.tmp"):
+        (series.checkpoints.folder / name).mkdir(parents=True)
     series.save(5)
     names = sorted(path.name for path in series.checkpoints.folder.iterdir())
-    assert names == ["step-00000004", "step-00000005"]
+    assert names == [living, "step-00000004", "step-00000005"]
+
+
+def test_a_checkpoints_name_is_on_disk_before_older_ones_go(
+    series: Series, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[str]] = []
+
+    def recorded(folder: Path) -> None:
+        assert folder == series.checkpoints.folder
+        seen.append(sorted(path.name for path in folder.glob("step-*")))
+
+    monkeypatch.setattr("fvlm.training.checkpoint.fsync_folder", recorded)
+    series.save(3)
+    assert seen[-1] == ["step-00000001", "step-00000002", "step-00000003"]
+    assert len(seen) == 3
+
+
+def test_a_second_run_of_the_same_training_is_kept_out(series: Series) -> None:
+    again = Checkpoints(series.checkpoints.folder.parent, IDENTITY)
+    other = Checkpoints(series.checkpoints.folder.parent, IDENTITY | {"data": "abd"})
+    with series.checkpoints.locked():
+        with pytest.raises(TrainingError, match="in use: the same training already runs"):
+            again.locked().__enter__()
+        with other.locked():
+            pass
+    with again.locked():
+        again.finish()
+    assert again.resume(*make_model()) == TrainState()
 
 
 def test_no_pickle_is_written(series: Series) -> None:
@@ -138,11 +179,16 @@ def test_a_state_that_is_other_json_is_damaged(series: Series, content: str) -> 
     assert series.resume().step == 1
 
 
-def test_damaged_ones_do_not_crowd_out_new_ones(series: Series, tmp_path: Path) -> None:
+def test_damaged_ones_do_not_crowd_out_new_ones(
+    series: Series, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     series.save(4)
     for step in (3, 4):
         (series.folder(step) / "state.json").write_text("")
     assert series.resume().step == 0
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.endswith("; falling back to the one before")
+    assert second.endswith("; starting anew")
     again = Series(tmp_path / "train")
     again.save(1)
     assert again.resume().step == 1
@@ -176,18 +222,22 @@ def copy_to(series: Series, other: Checkpoints) -> None:
 
 
 @pytest.mark.parametrize(
-    ("identity", "field"),
+    ("change", "field"),
     [
-        ({"lr": 0.2, "data": "abc"}, "lr is 0.1 there and 0.2 here"),
-        ({"lr": 0.1, "data": "abd"}, "data is 'abc' there and 'abd' here"),
-        ({"lr": 0.1}, "data is 'abc' there and None here"),
+        ({"train": {"lr": 0.2, "seeds": [0]}}, "train.lr is 0.1 there and 0.2 here;"),
+        ({"train": {"lr": 0.1, "seeds": [1]}}, r"train.seeds is \[0\] there and \[1\] here;"),
+        ({"weights": {"dino": {"sha256": "e"}}}, "weights.dino.sha256 is 'd' there and 'e' here;"),
+        (
+            {"code": 2, "data": None},
+            "code is 1 there and 2 here, data is 'abc' there and None here",
+        ),
     ],
 )
 def test_a_checkpoint_of_another_training_is_refused_naming_the_field(
-    series: Series, identity: dict[str, Any], field: str
+    series: Series, change: dict[str, Any], field: str
 ) -> None:
     series.save()
-    other = Checkpoints(series.checkpoints.folder.parent, identity)
+    other = Checkpoints(series.checkpoints.folder.parent, IDENTITY | change)
     assert other.folder != series.checkpoints.folder
     assert other.resume(*make_model()) == TrainState()
     copy_to(series, other)

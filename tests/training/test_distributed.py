@@ -2,21 +2,18 @@
 
 import json
 import os
+import re
 import socket
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from multiprocessing import get_context
 from typing import Any
 
 import pytest
 import torch
-from transformers import Dinov2Config, Dinov2Model
+from torch.distributed.tensor import DTensor
 
 from fvlm.errors import ParamsError
-from fvlm.models.dino import DinoEncoder
-from fvlm.models.foveated import FoveatedModel
-from fvlm.models.query_attention import DeepAttention
 from fvlm.training import distributed
 from fvlm.training.distributed import join_processes, share_of
 from fvlm.training.loop import OutOfTimeError
@@ -88,47 +85,61 @@ def test_processes_train_as_one_does_and_share_its_clips(
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_a_trained_encoder_is_shared_too(make_trial: MakeTrial, parallel: str) -> None:
-    """Frames through an encoder whose last block reads the queries, recomputed in the backward."""
+def test_token_noise_is_the_same_however_the_clips_are_divided(
+    make_trial: MakeTrial, parallel: str
+) -> None:
     alone, shared = make_trial("alone"), make_trial("shared")
     for trial in (alone, shared):
-        give_encoder(trial)
-        trial.change(input="frames", encoder_lr=1e-3, recompute_encoder=True, parallel=parallel)
-        trial.change(batch_size=6, max_samples=24)
-    alone.run()
+        trial.change(token_noise=0.5, max_samples=72)
+    alone.change(batch_size=4, accumulation_steps=3).run()
+    shared.change(batch_size=6, accumulation_steps=2, parallel=parallel)
     assert run_in_processes(shared, 2) == [0, 0]
     assert_same_training(alone, shared)
 
 
-def give_encoder(trial: Any) -> None:
-    """From now on its model takes frames, and its batches hold them, made of the tokens."""
-    make_model, load_batch = trial.make_model, trial.load_batch
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_under_fsdp_a_process_only_ever_holds_its_part(
+    make_trial: MakeTrial, monkeypatch: pytest.MonkeyPatch, parallel: str
+) -> None:
+    """Of the weights; so the whole model must not move to the device before it is divided."""
+    trial = make_trial("shared").change(batch_size=6, max_samples=12, parallel=parallel)
+    run, to = trial.run, torch.nn.Module.to
+    whole = sum(value.numel() for value in trial.make_model().parameters())
+    moved: list[str] = []
 
-    def make() -> FoveatedModel:
-        plain = make_model()
-        config = Dinov2Config(
-            hidden_size=6, num_hidden_layers=3, num_attention_heads=2, image_size=8, patch_size=4
-        )
-        encoder = DinoEncoder(Dinov2Model(config))
-        tail = encoder.cut(1)
-        assert tail is not None
-        model = FoveatedModel(
-            language=plain.language,
-            attention=DeepAttention(tail),
-            latent_shape=tuple(plain.y_init.shape),
-            fine_iterations=1,
-            encoder=encoder,
-        )
-        model.train_encoder(recompute=True)
-        return model
+    def recorded_to(module: torch.nn.Module, device: torch.device) -> torch.nn.Module:
+        moved.append(type(module).__name__)
+        return to(module, device)
 
-    def load(positions: range) -> Any:
-        batch = load_batch(positions)
-        values = batch.inputs.flatten(2).repeat(1, 1, 7)[..., : 3 * 8 * 8] * 50 + 128
-        frames = values.clamp(0, 255).to(torch.uint8).unflatten(2, (3, 8, 8))
-        return replace(batch, inputs=frames)
+    def run_and_count() -> None:
+        run()
+        values = [value.data for value in trial.model.parameters()]
+        parts = [value.to_local() if isinstance(value, DTensor) else value for value in values]
+        found = {"held": sum(part.numel() for part in parts), "moved": moved}
+        (trial.root / f"{distributed.rank()}.json").write_text(json.dumps(found))
 
-    trial.make_model, trial.load_batch = make, load
+    trial.run = run_and_count
+    monkeypatch.setattr(torch.nn.Module, "to", recorded_to)
+    assert run_in_processes(trial, 2) == [0, 0]
+    found = [json.loads((trial.root / f"{rank}.json").read_text()) for rank in range(2)]
+    held = [part["held"] for part in found]
+    if parallel == "ddp":
+        assert (held, found[0]["moved"]) == ([whole, whole], ["Losses"])
+    else:
+        assert (sum(held), found[0]["moved"]) == (whole, [])
+        assert max(held) < 0.6 * whole
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_a_trained_encoder_is_shared_too(make_trial: MakeTrial, parallel: str) -> None:
+    """Frames through an encoder whose last block reads the queries, recomputed in the backward."""
+    alone, shared = make_trial("alone"), make_trial("shared")
+    for trial in (alone, shared):
+        trial.give_encoder()
+        trial.change(batch_size=6, max_samples=24, parallel=parallel)
+    alone.run()
+    assert run_in_processes(shared, 2) == [0, 0]
+    assert_same_training(alone, shared)
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
@@ -247,7 +258,10 @@ def test_an_error_of_one_process_ends_the_others(make_trial: MakeTrial) -> None:
     assert run_in_processes(trial, 2) == [FAILED, FAILED]
 
 
-def test_a_loss_that_is_not_finite_in_one_process_stops_all(make_trial: MakeTrial) -> None:
+def test_a_loss_that_is_not_finite_in_one_process_stops_all(
+    make_trial: MakeTrial, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """That process names its clips, and no other one accuses its own."""
     trial = make_trial("shared").change(batch_size=6)
     load = trial.load_batch
 
@@ -259,6 +273,8 @@ def test_a_loss_that_is_not_finite_in_one_process_stops_all(make_trial: MakeTria
 
     trial.load_batch = poisoned
     assert run_in_processes(trial, 2) == [FAILED, FAILED]
+    said = re.findall(r"inspect its clips: (.*)", capfd.readouterr().err)
+    assert sorted(said) == ["another process names them", ", ".join(seen(trial, 1)[:6])]
     assert not list(trial.checkpoints().folder.glob("step-*"))
 
 

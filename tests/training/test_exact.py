@@ -67,6 +67,25 @@ def test_stopped_in_any_forward(
     assert stop_and_resume(stopped, forward) == whole[dtype]
 
 
+@pytest.mark.parametrize("forward", [1, 4, 9])
+@pytest.mark.parametrize("kind", ["condition", "caption", "encoder", "noise"])
+def test_stopped_with_captions_or_a_trained_encoder_or_noise(
+    make_trial: MakeTrial, whole: dict[str, dict[str, bytes]], kind: str, forward: int
+) -> None:
+    uninterrupted, stopped = make_trial("whole"), make_trial("stopped")
+    for trial in (uninterrupted, stopped):
+        if kind == "encoder":
+            trial.give_encoder()
+        elif kind == "noise":
+            trial.change(token_noise=0.5)
+        else:
+            trial.give_captions(kind)
+    if kind not in whole:
+        uninterrupted.run()
+        whole[kind] = uninterrupted.last_checkpoint()
+    assert stop_and_resume(stopped, forward) == whole[kind]
+
+
 @pytest.mark.slow
 def test_stopped_in_every_forward_of_64_steps(make_trial: MakeTrial) -> None:
     uninterrupted = make_trial("whole").change(**LONG)

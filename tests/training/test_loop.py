@@ -9,6 +9,7 @@ import torch
 
 from fvlm.errors import TrainingError
 from fvlm.models.batch import Batch
+from fvlm.models.foveated import FoveatedModel
 from fvlm.training.loop import Row
 from fvlm.training.order import rows_at
 
@@ -68,6 +69,37 @@ def test_the_progress_line_tells_how_it_goes(
         assert f"{name.replace('_', ' ')} {row[name]:.4f}" in line
     for word in ("coarse fine ratio 1.", "samples per second", "memory gib"):
         assert word in line.replace("ratio 0.", "ratio 1.")
+
+
+def test_the_progress_line_tells_of_captions_in_both_passes(
+    trial: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trial.give_captions("caption")
+    row = trial.run().history[-1]
+    line = capsys.readouterr().err.splitlines()[-1]
+    for name in ("loss_coarse", "loss_fine", "loss_caption_coarse", "loss_caption_fine"):
+        assert f"{name.replace('_', ' ')} {row[name]:.4f}" in line
+
+
+def test_without_fine_passes_the_progress_line_compares_nothing(
+    trial: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make = trial.make_model
+
+    def make_coarse() -> Any:
+        plain = make()
+        return FoveatedModel(
+            language=plain.language,
+            attention=plain.attention,
+            latent_shape=tuple(plain.y_init.shape),
+            fine_iterations=0,
+        )
+
+    trial.make_model = make_coarse
+    row = trial.run().history[-1]
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert f"loss coarse {row['loss_coarse']:.4f}" in line
+    assert "fine" not in line
 
 
 def test_training_learns_and_records_every_step(trial: Any) -> None:
@@ -186,6 +218,20 @@ def test_an_error_of_the_loader_arrives_at_its_step(trial: Any) -> None:
     with pytest.raises(OSError, match="disk on fire"):
         trial.run()
     assert steps == [0, 1]
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_what_holds_the_work_is_compiled_when_asked(
+    trial: Any, monkeypatch: pytest.MonkeyPatch, compile: bool
+) -> None:
+    trial.give_encoder()
+    trial.change(compile=compile, max_samples=6, warmup_samples=0)
+    compiled: list[torch.nn.Module] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda part, **_: compiled.append(part))
+    trial.run()
+    model = trial.model
+    parts = [model.language, model.head.before, model.head.after, model.encoder]
+    assert compiled == (parts if compile else [])
 
 
 @pytest.mark.slow

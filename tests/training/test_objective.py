@@ -158,19 +158,27 @@ def test_a_batch_moves_with_its_captions() -> None:
 
 def test_token_noise_is_measured_by_each_clips_own_tokens() -> None:
     tokens = torch.randn(B, 8, 9, 40) * torch.tensor([0.1, 1.0, 5.0, 20.0])[:, None, None, None]
-    added = add_noise(tokens, 0.3) - tokens
+    batch = replace(make_batch("none"), inputs=tokens.half())
+    added = add_noise(batch, range(B), make_params(token_noise=0.3)).inputs - tokens
     torch.testing.assert_close(
         added.flatten(1).std(dim=1), 0.3 * tokens.flatten(1).std(dim=1), rtol=0.1, atol=0
     )
 
 
-def test_token_noise_changes_the_loss_and_the_stored_tokens_stay() -> None:
-    model, batch = make_model("none"), make_batch("none")
-    before, clean = batch.inputs.clone(), batch_losses(model, batch, make_params())["loss"]
-    torch.manual_seed(1)
-    noisy = batch_losses(model, batch, make_params(token_noise=0.5))["loss"]
-    assert not torch.equal(noisy, clean)
+def test_token_noise_depends_on_seed_and_position_alone() -> None:
+    """Not on the batch, on what was drawn before, or on the generator of torch."""
+    batch, params = make_batch("none"), make_params(token_noise=0.5)
+    before = batch.inputs.clone()
+    found = add_noise(batch, range(7, 7 + B), params).inputs
     assert torch.equal(batch.inputs, before)
+    one = replace(batch, inputs=batch.inputs[2:3])
+    torch.testing.assert_close(add_noise(one, range(9, 10), params).inputs[0], found[2])
+    for position, seed in ((10, 0), (9, 1)):
+        other = add_noise(
+            one, range(position, position + 1), make_params(token_noise=0.5, seeds=[seed])
+        )
+        assert not torch.allclose(other.inputs[0], found[2])
+    assert add_noise(batch, range(B), make_params()) is batch
 
 
 def test_token_noise_needs_tokens() -> None:

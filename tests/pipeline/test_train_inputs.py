@@ -1,0 +1,136 @@
+"""The train stage with frames through a trained encoder, and with captions, stopped and resumed."""
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    Dinov2Config,
+    Dinov2Model,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from fvlm.models.build import load_model, load_tokenizer_of
+from fvlm.models.dino import DinoEncoder, load_dino
+from fvlm.models.query_attention import DeepAttention
+from fvlm.shards.manifest import read_manifest, write_manifest
+from fvlm.shards.write import sample_key, write_shard
+from pipeline import train
+from tests.pipeline.test_train import CAPTIONS, CLIPS, RESULTS, STORED, set_params, write_inputs
+
+ROOT = Path(__file__).parents[2]
+D, L, SIZE, PATCH = 16, 2, 24, 8
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    write_inputs(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def give_frames(project: Path) -> None:
+    """Decode shards of the same clips, and the encoder that their tokens were made with."""
+    sizes: dict[str, Any] = {"hidden_size": D, "num_attention_heads": 2, "num_hidden_layers": L}
+    Dinov2Model(Dinov2Config(**sizes, image_size=SIZE, patch_size=PATCH)).save_pretrained(
+        project / "weights/dino"
+    )
+    _, found = load_dino("weights/dino")
+    manifest = read_manifest(train.SHARDS)
+    manifest["dino"] |= {"source": "weights/dino", "sha256": found.sha256}
+    write_manifest(train.SHARDS, manifest)
+    rng = np.random.default_rng(1)
+    samples = [
+        (
+            sample_key(f"number {number}.mp4"),
+            {
+                "frames.npy": rng.integers(0, 256, (STORED, 3, SIZE, SIZE), np.uint8),
+                "json": {"video_id": f"number {number}.mp4"},
+            },
+        )
+        for number in range(CLIPS)
+    ]
+    facts = write_shard(train.DECODED / "train-000000.tar", samples)
+    shard = {"name": "train-000000.tar", "split": "train", "fingerprint": "a", **asdict(facts)}
+    write_manifest(train.DECODED, {"stage": "decode", "shards": [shard], "quarantined": []})
+
+
+def give_words(project: Path) -> None:
+    """A language model that comes with its tokenizer and output head."""
+    words = ("</s>", "a", "cat", "sees", "the", "dog")
+    sizes: dict[str, Any] = {"vocab_size": len(words), "hidden_size": 24, "intermediate_size": 32}
+    config = LlamaConfig(**sizes, num_hidden_layers=1, num_attention_heads=2)
+    LlamaForCausalLM(config).save_pretrained(project / "weights/llm")
+    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>")
+    fast.save_pretrained(project / "weights/llm")
+
+
+def assert_parts_equal_one_run(project: Path) -> None:
+    """Train in one run; then again, stopped after the first two steps. The results stay."""
+    train.main()
+    whole = [(project / path).read_bytes() for path in RESULTS]
+    for folder in (".state/train", "models"):
+        shutil.rmtree(project / folder)
+    set_params(project, {"train": {"max_hours": 1e-9}})
+    for _ in range(2):
+        with pytest.raises(SystemExit, match="75"):
+            train.main()
+    set_params(project, {"train": {"max_hours": 1.0}})
+    train.main()
+    assert [(project / path).read_bytes() for path in RESULTS] == whole
+
+
+def learned(tail: int) -> list[bool]:
+    """Of every encoder weight that frames reach: does it differ from the pretrained one?"""
+    pretrained, _ = load_dino("weights/dino")
+    model = load_model(train.MODEL)
+    assert isinstance(model.encoder, DinoEncoder)
+    assert isinstance(model.attention, DeepAttention)
+    halves = (model.encoder, model.attention.tail)
+    expected = (pretrained, pretrained.cut(tail))
+    return [
+        not torch.equal(value, dict(other.named_parameters())[name])
+        for half, other in zip(halves, expected, strict=True)
+        if other is not None
+        for name, value in half.named_parameters()
+        if "mask_token" not in name
+    ]
+
+
+def test_frames_train_the_encoder_and_both_halves_of_it(project: Path) -> None:
+    give_frames(project)
+    frames = {"input": "frames", "encoder_lr": 1e-3, "recompute_encoder": True, "compile": False}
+    set_params(project, {"model": {"query_layers": 1}, "train": frames})
+    assert_parts_equal_one_run(project)
+    assert load_model(train.MODEL).input == "frames"
+    moved = learned(1)
+    assert len(moved) > 30
+    assert all(moved)
+    set_params(project, {"train": {"encoder_lr": 0.0}})
+    train.main()
+    assert not any(learned(1))
+
+
+@pytest.mark.parametrize("text", ["condition", "caption"])
+def test_captions_are_read_and_their_tokenizer_is_saved(project: Path, text: str) -> None:
+    give_words(project)
+    set_params(project, {"model": {"text": text}, "train": {"dtype": "bfloat16"}})
+    assert_parts_equal_one_run(project)
+    assert load_model(train.MODEL).text == text
+    tokenizer = load_tokenizer_of(train.MODEL)
+    assert tokenizer is not None
+    ends = [0] if text == "caption" else []
+    assert tokenizer([CAPTIONS[0]]).ids[0].tolist() == [1, 2, *ends]
+    found = json.loads(train.METRICS.read_text())
+    assert ("loss_caption_fine" in found) == (text == "caption")
