@@ -75,10 +75,10 @@ def main() -> None:
         folders.side_by_side(bench.encode, encodings, processes, progress)
         folders.side_by_side(bench.train, trainings, processes, progress)
     figures = bench.figures(seeds)
-    found = failures(figures)
+    found = failures(figures, TRIALS)
     summary = {"calibrated": not found, "failures": found}
     write_json(METRICS, summary | figures | {"seconds": round(time.monotonic() - started)})
-    plot_calibration(figures, [trial.name for trial in TRIALS], PLOT)
+    plot_calibration(figures, TRIALS, PLOT)
     if found:
         missed = [f"{len(found)} requirements are not met, see {METRICS}:", *found]
         raise FvlmError("\n".join(missed))

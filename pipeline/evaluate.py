@@ -62,12 +62,18 @@ def main() -> None:
     on_training_clips = training_figures(known, seen, samples=samples, seed=seed)
     size = params.batch_size
     looking = attention_figures(model, load, len(held_out), batch_size=size, device=device)
-    write_json(METRICS, summary.metrics | on_training_clips | looking)
+    made_of = {"weights": weights_of(MODEL)}
+    write_json(METRICS, summary.metrics | on_training_clips | looking | made_of)
     for path, rows in ((CLIPS, summary.clips), (FRAMES, summary.frames), (MOTION, summary.motion)):
         write_csv(path, rows)
     plot_ratio_by_frame(summary, BY_FRAME)
     plot_ratio_by_motion(summary, BY_MOTION)
     plot_arms(summary, CONTROLS)
+
+
+def weights_of(folder: Path) -> str:
+    """Which weights the figures are of: the first digits of their sha256."""
+    return str(read_json(folder / CONFIG)["weights_sha256"])[:12]
 
 
 def trained_folders(root: Path) -> list[Path]:

@@ -5,32 +5,35 @@ Writes  FOLDER: weights, config, tokenizer of a model with text, and a model car
 """
 
 import shutil
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from fvlm.errors import ParamsError
+from fvlm.errors import FvlmError, ParamsError
 from fvlm.io import atomic_write, read_json
 from fvlm.models.build import CONFIG, TOKENIZER, WEIGHTS, load_model, load_tokenizer_of
 from fvlm.report.card import render_card
 from fvlm.report.provenance import git_commit, package_versions
-from pipeline.stage import run
+from pipeline.stage import command_line, run
 
 MODEL = Path("models/foveated")
 TRAIN, EVALUATE = Path("metrics/train.json"), Path("metrics/evaluate.json")
 CARD = "README.md"
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Check that the model loads, then copy it and write its card."""
-    if len(sys.argv) != 2:
-        raise ParamsError("usage: python -m pipeline.export FOLDER")
-    folder = Path(sys.argv[1])
+    parser = command_line(__doc__)
+    parser.add_argument("folder", metavar="FOLDER", type=Path)
+    folder: Path = parser.parse_args(arguments).folder
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ParamsError(f"{folder} is there already and not an empty folder; choose another one")
     load_model(MODEL)
+    config, evaluation = read_json(MODEL / CONFIG), read_json(EVALUATE)
+    if not config["weights_sha256"].startswith(evaluation["weights"]):
+        raise FvlmError(f"{EVALUATE} is of other weights than {MODEL}; run `dvc repro evaluate`")
     card = render_card(
-        read_json(MODEL / CONFIG),
-        evaluation=read_json(EVALUATE),
+        config,
+        evaluation=evaluation,
         training=read_json(TRAIN),
         commit=git_commit(Path()),
         versions=package_versions(),

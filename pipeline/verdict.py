@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fvlm.evaluation.tables import arm_rows, figure, interval, ratio_rows
+from fvlm.evaluation.verdict import describe
 from fvlm.io import read_json
 from pipeline.stage import run
 
@@ -26,7 +27,7 @@ def main() -> None:
     console.print(scope(found, read_json(FILTER), read_json(TRAIN)), highlight=False)
     console.print(arms_table(found))
     console.print(ratio_table(found))
-    console.print(found["statement"], style="bold", highlight=False)
+    console.print(describe(found), style="bold", highlight=False)
     if REPORT.exists():
         console.print(
             f"The report with pictures: {REPORT.resolve()}", highlight=False, soft_wrap=True
@@ -48,10 +49,10 @@ def arms_table(found: dict[str, Any]) -> Table:
     table = Table(
         "arm", title="Mean squared error of the next latent (below coarse: better)", title_style=""
     )
-    for heading in ("loss", "coarse / arm", "coarse / arm, frames 3+"):
+    for heading in ("loss", "coarse / arm, frames 3+", "95% interval"):
         table.add_column(heading, justify="right")
     for row in arm_rows(found):
-        table.add_row(row.meaning, figure(row.loss, 5), figure(row.overall), figure(row.dynamic))
+        table.add_row(row.meaning, figure(row.loss, 5), figure(row.value), interval(row))
     return table
 
 

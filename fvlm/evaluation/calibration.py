@@ -6,7 +6,7 @@ are replicates: a video's losses of all of them are resampled together.
 Axes: T frames.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from pydantic import Field
 
 from fvlm.evaluation.arms import CONTROLS
 from fvlm.evaluation.controls import Losses
-from fvlm.evaluation.ratio import ALL, DYNAMIC, Array, Bootstrap, mean_loss
+from fvlm.evaluation.ratio import ALL, DYNAMIC, Array, Bootstrap, mean_loss, named
 from fvlm.params import Params
 
 COMPARED = (*CONTROLS, "autoregressive", "persistence")
@@ -78,26 +78,24 @@ def measure(
 ) -> dict[str, Any]:
     """Flat figures of one trial, their names beginning with its own.
 
-    NAME_ratio is coarse / fine loss over frames t >= 3 with the ends of its interval; NAME_X is
-    coarse / X likewise: below 1 where X is worse than the coarse pass. All trainings hold the same
-    clips in the same order.
+    NAME_ratio is coarse / fine loss over frames t >= 3; NAME_X is coarse / X likewise: below 1
+    where X is worse than the coarse pass. Each has the ends of its interval beside it, NAME_X_low
+    and NAME_X_high. All trainings hold the same clips in the same order.
     """
     losses = {name: _join(trainings, name) for name in trainings[0].held_out}
     clips = len(trainings[0].held_out["coarse"])
     video_ids = [str(clip) for clip in range(clips)] * len(trainings)
     seeds = np.repeat([training.seed for training in trainings], clips).tolist()
     bootstrap = Bootstrap(video_ids, samples, seed, seeds)
-    ratio = bootstrap.ratio(losses["coarse"], losses["fine"], DYNAMIC)
+    coarse, fine = losses["coarse"], losses["fine"]
     figures: dict[str, Any] = {
-        "ratio": ratio.value,
-        "ratio_low": ratio.low,
-        "ratio_high": ratio.high,
+        **named("ratio", bootstrap.ratio(coarse, fine, DYNAMIC)),
         # Nothing can be gained there: above 1, the coarse pass is handicapped.
-        "ratio_frame_2": bootstrap.ratio(losses["coarse"], losses["fine"], slice(1, 2)).value,
-        "ratio_all_frames": bootstrap.ratio(losses["coarse"], losses["fine"], ALL).value,
+        **named("ratio_frame_2", bootstrap.ratio(coarse, fine, slice(1, 2))),
+        **named("ratio_all_frames", bootstrap.ratio(coarse, fine, ALL)),
     }
     for name in COMPARED:
-        figures[name] = bootstrap.ratio(losses["coarse"], losses[name], DYNAMIC).value
+        figures |= named(name, bootstrap.ratio(coarse, losses[name], DYNAMIC))
     seen = {name: np.concatenate([t.seen[name] for t in trainings]) for name in ("coarse", "fine")}
     figures["ratio_training_clips"] = _plain_ratio(seen)
     for training in trainings:
@@ -126,34 +124,48 @@ def measure_leak(
     return gains
 
 
-def failures(figures: dict[str, Any]) -> list[str]:
-    """What the instrument does not show, one line each; empty when it may be believed."""
-    found = []
+def failures(figures: dict[str, Any], trials: Sequence[Trial] = TRIALS) -> list[str]:
+    """What the instrument does not show, one line each; empty when it may be believed.
 
-    def require(name: str, accepted: bool, wanted: str) -> None:
-        if not accepted:
-            found.append(f"{name} is {figures[name]:.4f}, must be {wanted}")
+    A figure that is missing or undefined is not shown either.
+    """
+    return [
+        line
+        for trial in trials
+        for name, accepts, wanted in _requirements(trial)
+        for line in _missed(f"{trial.name}_{name}", figures, accepts, wanted)
+    ]
 
-    for trial in TRIALS:
-        key = f"{trial.name}_ratio"
-        if key not in figures:
-            continue
-        if trial.corpus == "positive_control":
-            require(key, figures[key] >= POSITIVE_ABOVE, f">= {POSITIVE_ABOVE}")
-            low = f"{key}_low"
-            require(low, figures[low] > POSITIVE_LOW_ABOVE, f"> {POSITIVE_LOW_ABOVE}")
-            static, shuffled = f"{trial.name}_static_in_fine", f"{trial.name}_shuffled"
-            require(static, figures[static] <= STATIC_BELOW, f"<= {STATIC_BELOW}")
-            require(shuffled, figures[shuffled] < SHUFFLED_BELOW, f"< {SHUFFLED_BELOW}")
-            early = f"{key}_frame_2"
-            require(early, figures[early] <= FRAME_2_BELOW, f"<= {FRAME_2_BELOW}")
-        elif trial.corpus == "negative_control":
-            for name in (key, *(f"{trial.name}_{control}" for control in CONTROLS)):
-                near = abs(figures[name] - 1) <= NEGATIVE_WITHIN
-                require(name, near, f"within {NEGATIVE_WITHIN} of 1")
-    for name in (name for name in figures if "_gain_" in name):
-        require(name, figures[name] <= LEAK_BELOW, f"<= {LEAK_BELOW}: something has seen the frame")
-    return found
+
+Requirement = tuple[str, Callable[[float], bool], str]
+
+
+def _requirements(trial: Trial) -> list[Requirement]:
+    """Figures of a trial, by their names after its own, and what is accepted of each."""
+    if trial.corpus == "positive_control":
+        return [
+            ("ratio", lambda value: value >= POSITIVE_ABOVE, f">= {POSITIVE_ABOVE}"),
+            ("ratio_low", lambda value: value > POSITIVE_LOW_ABOVE, f"> {POSITIVE_LOW_ABOVE}"),
+            ("static_in_fine", lambda value: value <= STATIC_BELOW, f"<= {STATIC_BELOW}"),
+            ("shuffled", lambda value: value < SHUFFLED_BELOW, f"< {SHUFFLED_BELOW}"),
+            ("ratio_frame_2", lambda value: value <= FRAME_2_BELOW, f"<= {FRAME_2_BELOW}"),
+        ]
+    if trial.corpus == "negative_control":
+        wanted = f"within {NEGATIVE_WITHIN} of 1"
+        names = ("ratio", *CONTROLS)
+        return [(name, lambda value: abs(value - 1) <= NEGATIVE_WITHIN, wanted) for name in names]
+    wanted = f"<= {LEAK_BELOW}: something has seen the frame"
+    return [(f"gain_{name}", lambda value: value <= LEAK_BELOW, wanted) for name in PASSES]
+
+
+def _missed(
+    name: str, figures: dict[str, Any], accepts: Callable[[float], bool], wanted: str
+) -> Iterator[str]:
+    value = figures.get(name)
+    if value is None:
+        yield f"{name} is {'undefined' if name in figures else 'missing'}, must be {wanted}"
+    elif not accepts(value):
+        yield f"{name} is {value:.4f}, must be {wanted}"
 
 
 def _join(trainings: Sequence[Trained], name: str) -> Array:

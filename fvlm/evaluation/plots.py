@@ -11,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from fvlm.evaluation.arms import CONTROLS, MEANINGS, OPTIONAL_ARMS
+from fvlm.evaluation.calibration import Trial
 from fvlm.evaluation.ratio import DYNAMIC
 from fvlm.evaluation.summary import Row, Summary
 from fvlm.io import atomic_write
@@ -52,7 +53,10 @@ def plot_ratio_by_motion(summary: Summary, path: Path) -> None:
         _estimates(axes, [row["quartile"] for row in defined], defined, name)
         axes.set_xticks(
             [row["quartile"] for row in summary.motion],
-            [f"{_QUARTILES[row['quartile'] - 1]}\n{row['clips']} clips" for row in summary.motion],
+            [
+                f"{_QUARTILES[row['quartile'] - 1]}\n{_counted(row['clips'], 'clip')}"
+                for row in summary.motion
+            ],
         )
         axes.set_xlim(0.5, 4.5)
         axes.set_xlabel("motion of the clip (quartile of its persistence error)")
@@ -88,50 +92,57 @@ def plot_arms(summary: Summary, path: Path) -> None:
         axes.set_title(f"Does the fine pass beat it?  {_videos(summary)}: {metrics['verdict']}")
 
 
-def plot_calibration(figures: Row, trials: Sequence[str], path: Path) -> None:
+def plot_calibration(figures: Row, trials: Sequence[Trial], path: Path) -> None:
     """Coarse loss / that of the fine pass (with interval) and of its controls, for each trial."""
-    shown = [trial for trial in trials if f"{trial}_ratio" in figures]
     with _picture(path) as axes:
         axes.axvline(1, color=GREY, lw=1, ls="--")
-        for height, trial in enumerate(reversed(shown)):
-            ends = [figures[f"{trial}_ratio_{end}"] for end in ("low", "high")]
-            axes.plot(ends, [height, height], color=BLUE, lw=4, alpha=0.5)
-            ratio = figures[f"{trial}_ratio"]
-            axes.plot(ratio, height, "o", color=BLUE, label="predicted queries")
+        for height, trial in enumerate(reversed(trials)):
+            ratio, low, high = (
+                figures[f"{trial.name}_ratio{end}"] for end in ("", "_low", "_high")
+            )
+            axes.plot([low, high], [height, height], color=BLUE, lw=4, alpha=0.5)
+            for arm, marker in zip(CONTROLS, "s^v", strict=True):
+                label = MEANINGS[arm].removeprefix("fine pass with ")
+                value = figures[f"{trial.name}_{arm}"]
+                axes.plot(value, height, marker, color=ORANGE, mfc="none", label=label)
+            # Above the controls: where nothing helps, all lie on one spot.
+            axes.plot(ratio, height, "o", color=BLUE, label="predicted queries", zorder=3)
             axes.annotate(
                 f"{ratio:.3f}", (ratio, height), (0, 9), textcoords="offset points", ha="center"
             )
-            for arm, marker in zip(CONTROLS, "s^v", strict=True):
-                label = MEANINGS[arm].removeprefix("fine pass with ")
-                value = figures[f"{trial}_{arm}"]
-                axes.plot(value, height, marker, color=ORANGE, mfc="none", label=label)
-        names = [trial.replace("_", " ") for trial in reversed(shown)]
-        axes.set_yticks(range(len(shown)), names)
-        axes.set_ylim(-0.5, len(shown) - 0.3)
+        axes.set_yticks(range(len(trials)), [_trial_label(figures, t) for t in reversed(trials)])
+        axes.set_ylim(-0.5, len(trials) - 0.3)
         axes.set_xlabel("coarse loss / loss of a fine pass with these queries, frames 3 and later")
-        axes.set_title("Calibration: above 1, these queries help")
+        axes.set_title(
+            f"Calibration, {figures[f'{trials[0].name}_videos']} held-out videos: above 1, these "
+            "queries help"
+        )
         by_label = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
         axes.legend(by_label.values(), by_label, frameon=False, fontsize=9, loc="best")
+
+
+def _trial_label(figures: Row, trial: Trial) -> str:
+    seeds = figures[f"{trial.name}_seeds"]
+    look = f"deep, k = {trial.query_layers}" if trial.query_layers else "shallow"
+    corpus = trial.corpus.replace("_", " ")
+    return f"{corpus}\n{look}, {_counted(seeds, 'seed')}"
 
 
 _QUARTILES = ("least", "less", "more", "most")
 
 
 def _estimates(axes: Axes, places: list[int], rows: list[Row], name: str) -> None:
-    axes.plot(places, [row[name] for row in rows], "o-", color=BLUE, lw=1.5)
-    bounded = [
-        (place, row)
+    """Points with their intervals, joined; those without an interval hollow and for themselves."""
+    points = [
+        (place, row[name], row[f"{name}_low"], row[f"{name}_high"])
         for place, row in zip(places, rows, strict=True)
-        if row[f"{name}_low"] is not None
     ]
-    axes.vlines(
-        [place for place, _ in bounded],
-        [row[f"{name}_low"] for _, row in bounded],
-        [row[f"{name}_high"] for _, row in bounded],
-        color=BLUE,
-        lw=3,
-        alpha=0.4,
-    )
+    bounded = [point for point in points if point[2] is not None]
+    alone = [point for point in points if point[2] is None]
+    axes.plot([p[0] for p in bounded], [p[1] for p in bounded], "o-", color=BLUE, lw=1.5)
+    axes.plot([p[0] for p in alone], [p[1] for p in alone], "o", color=BLUE, mfc="none")
+    ends = [p[2] for p in bounded], [p[3] for p in bounded]
+    axes.vlines([p[0] for p in bounded], *ends, color=BLUE, lw=3, alpha=0.4)
 
 
 def _no_difference(axes: Axes) -> None:
@@ -150,8 +161,11 @@ def _at_least(low: float, high: float) -> tuple[float, float]:
 
 
 def _videos(summary: Summary) -> str:
-    count = summary.metrics["videos"]
-    return "1 video" if count == 1 else f"{count} videos"
+    return _counted(summary.metrics["videos"], "video")
+
+
+def _counted(count: int, what: str) -> str:
+    return f"1 {what}" if count == 1 else f"{count} {what}s"
 
 
 @contextmanager

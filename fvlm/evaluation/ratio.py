@@ -21,8 +21,9 @@ Satterthwaite, Biometrics Bulletin 2 (1946), for the degrees of freedom of a sum
 Axes: T frames.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,7 @@ from fvlm.seeding import generator
 Array = NDArray[np.float64]
 
 CONFIDENCE = 0.95
+EARLY = slice(0, 2)  # frames 1 and 2: no predicted query can help there
 DYNAMIC = slice(2, None)  # frames t >= 3: the first that a predicted query can help
 ALL = slice(None)
 CHUNK = 2**20  # resampled entries held at once
@@ -45,6 +47,16 @@ class Estimate:
     value: float | None
     low: float | None
     high: float | None
+
+
+def named(name: str, estimate: Estimate) -> dict[str, float | None]:
+    """The figures of an estimate: NAME, NAME_low, NAME_high."""
+    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+
+
+def estimate_in(figures: Mapping[str, Any], name: str) -> Estimate:
+    """The estimate that `named` made figures of."""
+    return Estimate(figures[name], figures[f"{name}_low"], figures[f"{name}_high"])
 
 
 @dataclass(frozen=True)

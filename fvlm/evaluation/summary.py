@@ -2,8 +2,8 @@
 
 Names: `loss_X` mean loss of arm X over all its frames; `ratio_X` coarse / X, as
 `coarse_fine_ratio` is coarse / fine (above 1: better than coarse); `X_fine_ratio` X / fine (above
-1: the fine pass beats X); `_dynamic` over frames t >= 3; `_low`, `_high` the ends of the 95%
-interval; `_seed_N` of the model trained with seed N. None: undefined.
+1: the fine pass beats X); `_dynamic` over frames t >= 3, `_early` over frames 1 and 2; `_low`,
+`_high` the ends of the 95% interval; `_seed_N` of the model trained with seed N. None: undefined.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,12 +17,13 @@ from fvlm.evaluation.controls import ClipName, Losses
 from fvlm.evaluation.ratio import (
     ALL,
     DYNAMIC,
+    EARLY,
     Bootstrap,
-    Estimate,
     mean_loss,
     motion_quartiles,
+    named,
 )
-from fvlm.evaluation.verdict import decide, describe
+from fvlm.evaluation.verdict import decide, headline
 
 Row = dict[str, Any]
 
@@ -61,7 +62,7 @@ def training_figures(
     figures: Row = {"train_videos": len(set(bootstrap.video_ids))}
     for suffix, frames in (("", ALL), ("_dynamic", DYNAMIC)):
         estimate = bootstrap.ratio(losses["coarse"], losses["fine"], frames)
-        figures |= _named(f"train_coarse_fine_ratio{suffix}", estimate)
+        figures |= named(f"train_coarse_fine_ratio{suffix}", estimate)
     return figures
 
 
@@ -93,30 +94,35 @@ def _metrics(losses: Losses, bootstrap: Bootstrap, *, clips: int) -> Row:
     videos = len(set(bootstrap.video_ids))
     overall = bootstrap.ratio(coarse, fine)
     dynamic = bootstrap.ratio(coarse, fine, DYNAMIC)
+    early = bootstrap.ratio(coarse, fine, EARLY)
     against = {
         name: bootstrap.ratio(losses[name], fine, DYNAMIC) for name in measured_controls(losses)
     }
-    persistence = bootstrap.ratio(losses["persistence"], fine).value
+    verdict = decide(dynamic, against, early=early, videos=videos)
     metrics: Row = {
-        "verdict": decide(dynamic, against, videos=videos),
-        "statement": describe(dynamic, against, videos=videos, persistence=persistence),
+        "verdict": verdict,
+        "statement": headline(verdict, dynamic, videos=videos),
         "videos": videos,
         "clips": clips,
-        **_named("coarse_fine_ratio", overall),
-        **_named("coarse_fine_ratio_dynamic", dynamic),
+        **named("coarse_fine_ratio", overall),
+        **named("coarse_fine_ratio_dynamic", dynamic),
+        **named("coarse_fine_ratio_early", early),
         "improvement_pct": None if overall.value is None else (overall.value - 1) * 100,
     }
     for name, values in losses.items():
         metrics[f"loss_{name}"] = mean_loss(values)
     for name in measured_arms(losses):
         if name not in ("coarse", "fine"):
-            metrics[f"ratio_{name}"] = bootstrap.ratio(coarse, losses[name]).value
-            metrics[f"ratio_{name}_dynamic"] = bootstrap.ratio(coarse, losses[name], DYNAMIC).value
+            metrics |= named(f"ratio_{name}", bootstrap.ratio(coarse, losses[name]))
+            metrics |= named(
+                f"ratio_{name}_dynamic", bootstrap.ratio(coarse, losses[name], DYNAMIC)
+            )
+            against[name] = bootstrap.ratio(losses[name], fine, DYNAMIC)
     for name, estimate in against.items():
-        metrics |= _named(f"{name}_fine_ratio_dynamic", estimate)
+        metrics |= named(f"{name}_fine_ratio_dynamic", estimate)
     if "caption_fine" in losses:
         said = bootstrap.ratio(losses["caption_coarse"], losses["caption_fine"])
-        metrics |= _named("caption_coarse_fine_ratio", said)
+        metrics |= named("caption_coarse_fine_ratio", said)
     return metrics
 
 
@@ -145,7 +151,7 @@ def _frame_rows(losses: Losses, bootstrap: Bootstrap) -> list[Row]:
         row: Row = {"frame": index + 1}
         row |= {f"loss_{name}": mean_loss(losses[name], frame) for name in measured_arms(losses)}
         estimate = bootstrap.ratio(losses["coarse"], losses["fine"], frame)
-        rows.append(row | _named("coarse_fine_ratio", estimate))
+        rows.append(row | named("coarse_fine_ratio", estimate))
     return rows
 
 
@@ -164,11 +170,7 @@ def _motion_rows(losses: Losses, bootstrap: Bootstrap, *, clips: int) -> list[Ro
                 "clips": len(group),
                 "videos": len(set(video_ids)),
                 "loss_persistence": mean_loss(losses["persistence"][chosen]),
-                **_named("coarse_fine_ratio_dynamic", estimate),
+                **named("coarse_fine_ratio_dynamic", estimate),
             }
         )
     return rows
-
-
-def _named(name: str, estimate: Estimate) -> Row:
-    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}

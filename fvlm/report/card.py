@@ -6,6 +6,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fvlm.evaluation.tables import arm_rows, figure, interval, ratio_rows
+from fvlm.evaluation.verdict import describe
 
 
 def render_card(
@@ -30,6 +31,7 @@ def render_card(
     parts = config["provenance"]
     return environment.get_template("card.md").render(
         found=evaluation,
+        statement=describe(evaluation),
         ratios=ratio_rows(evaluation),
         arms=arm_rows(evaluation),
         figure=figure,

@@ -1,6 +1,7 @@
 """Charts as SVG documents that follow the reader's choice of light or dark."""
 
 import io
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -77,20 +78,21 @@ def motion_chart(rows: Table) -> str:
     with drawing() as (chart, axes):
         places = [int(row["quartile"]) for row in rows]
         _ratios(axes, places, rows, "coarse_fine_ratio_dynamic")
-        axes.set_xticks(places, [f"{row['quartile']}\n{row['clips']} clips" for row in rows])
+        axes.set_xticks(places, [f"{row['quartile']}\n{_clips(row['clips'])}" for row in rows])
         axes.set_xlabel("quartile of motion (1: least)")
     return chart.svg
 
 
 def controls_chart(rows: Sequence[RatioRow]) -> str:
     """Each loss / fine loss with its interval: all must be above 1 before queries get credit."""
-    with drawing() as (chart, axes):
+    with drawing(height=0.7 + 0.45 * len(rows)) as (chart, axes):
         axes.axvline(1, color=MUTED, lw=1, ls="--")
         for height, row in enumerate(reversed(rows)):
             if row.low is not None and row.high is not None:
                 axes.plot([row.low, row.high], [height, height], color=ACCENT, lw=4, alpha=0.45)
             if row.value is not None:
-                axes.plot(row.value, height, "o", color=ACCENT)
+                fill = "none" if row.low is None else ACCENT
+                axes.plot(row.value, height, "o", color=ACCENT, mfc=fill, mew=1.5)
         axes.set_yticks(range(len(rows)), [row.meaning.replace(", ", "\n") for row in rows][::-1])
         axes.set_ylim(-0.6, len(rows) - 0.4)
         low, high = axes.get_xlim()
@@ -99,15 +101,24 @@ def controls_chart(rows: Sequence[RatioRow]) -> str:
     return chart.svg
 
 
+def _clips(count: str) -> str:
+    return "1 clip" if count == "1" else f"{count} clips"
+
+
 def _ratios(axes: Axes, places: list[int], rows: Table, name: str) -> None:
-    """Points with intervals; undefined values are left out."""
+    """Points with intervals; undefined values are left out.
+
+    A point without an interval is hollow and no line leads to it: it must not look like a trend.
+    """
     axes.axhline(1, color=MUTED, lw=1, ls="--")
-    points = [(x, float(row[name])) for x, row in zip(places, rows, strict=True) if row[name]]
-    axes.plot([x for x, _ in points], [y for _, y in points], "o-", color=ACCENT, lw=1.5)
+    joined = [float(row[name]) if row[f"{name}_low"] else math.nan for row in rows]
+    axes.plot(places, joined, "o-", color=ACCENT, lw=1.5)
     for x, row in zip(places, rows, strict=True):
         if row[f"{name}_low"]:
             ends = float(row[f"{name}_low"]), float(row[f"{name}_high"])
             axes.plot([x, x], ends, color=ACCENT, lw=4, alpha=0.45)
+        elif row[name]:
+            axes.plot(x, float(row[name]), "o", color=ACCENT, mfc="none", mew=1.5)
     low, high = axes.get_ylim()
     # A difference in the fifth digit should not look like a result.
     axes.set_ylim(min(low, 0.99), max(high, 1.01))
@@ -115,10 +126,10 @@ def _ratios(axes: Axes, places: list[int], rows: Table, name: str) -> None:
 
 
 @contextmanager
-def drawing() -> Iterator[tuple[Chart, Axes]]:
+def drawing(*, height: float = 3.4) -> Iterator[tuple[Chart, Axes]]:
     """Axes whose drawing becomes SVG; the same drawing gives the same text."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(5.4, 3.4), layout="constrained")
+        figure = Figure(figsize=(5.4, height), layout="constrained")
         FigureCanvasSVG(figure)
         chart = Chart()
         yield chart, figure.add_subplot()

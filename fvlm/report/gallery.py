@@ -8,6 +8,7 @@ from pathlib import Path
 from PIL import Image
 from pydantic import Field
 
+from fvlm.evaluation.verdict import ROUNDING
 from fvlm.io import atomic_write
 from fvlm.params import Params
 from fvlm.report.charts import Table
@@ -40,7 +41,10 @@ def choose_clips(rows: Table, count: int) -> list[Chosen]:
     ranked = sorted((row for row in rows if row[name]), key=lambda row: -float(row[name]))
     total = len(ranked)
     shown = [i for i in range(total) if i < count or i >= total - count]
-    return [Chosen(ranked[i]["key"], _place(i, total), float(ranked[i][name])) for i in shown]
+    return [
+        Chosen(ranked[i]["key"], _place(i, total, float(ranked[i][name])), float(ranked[i][name]))
+        for i in shown
+    ]
 
 
 def describe_choice(chosen: Sequence[Chosen], total: int) -> str:
@@ -56,6 +60,7 @@ def picture_clip(
     """Write two sheets (PNG) and a film (MP4) named after the clip's key; copies for the page."""
     title = printable(video_id)
     fixations, predictions = fixation_sheet(view, title), prediction_sheet(view, title)
+    attention, errors = describe_attention(view), describe_errors(view)
     scenes = list(movie_frames(view, title))
     movie = encode_movie(scenes)
     for name, sheet in (("attention", fixations), ("predictions", predictions)):
@@ -69,33 +74,42 @@ def picture_clip(
         caption=caption,
         ratio=chosen.ratio,
         fixations=_webp(fixations),
-        fixations_alt=attention_alt(view, video_id),
+        fixations_alt=f"Frames of {video_id} under the attention of every pass. "
+        + describe_fixations(view),
+        attention=attention,
         predictions=_webp(predictions),
-        predictions_alt=prediction_alt(view, video_id),
+        predictions_alt=f"Frames of {video_id} as they were and as predicted. {errors}",
+        errors=errors,
         movie=movie,
         poster=_webp(Image.fromarray(scenes[len(scenes) // 2])),
         movie_alt=f"Film of {video_id}: for each of its {len(view.frames)} frames the attention of "
-        "every pass, the fixation path, and the predictions",
+        "every pass, the fixation path of the fine pass, and the predictions",
     )
 
 
-def attention_alt(view: ClipView, video_id: str) -> str:
-    """What the attention sheet shows, in words."""
+def describe_attention(view: ClipView) -> str:
+    """The figures of the attention sheet."""
     passes = "; ".join(
-        f"{name} pass: entropy {found.entropy:.0%} of the maximum, peak {found.peak:.1f} times "
-        f"uniform, most attention {_places(found.fixations)}"
+        f"{name} pass: entropy {found.entropy:.0%} of the maximum, "
+        f"peak {found.peak:.1f} times uniform"
         for name, found in view.passes.items()
     )
-    return f"Frames of {video_id} under the attention of every pass. {passes}."
+    return f"{passes.capitalize()}."
 
 
-def prediction_alt(view: ClipView, video_id: str) -> str:
-    """What the prediction sheet shows, in words."""
+def describe_fixations(view: ClipView) -> str:
+    """Where the rings of the attention sheet lie."""
+    passes = "; ".join(
+        f"{name} pass {_places(found.fixations)}" for name, found in view.passes.items()
+    )
+    return f"Most attention: {passes}."
+
+
+def describe_errors(view: ClipView) -> str:
+    """The figures of the prediction sheet."""
     means = {name: float(values[1:].mean()) for name, values in view.losses.items()}
     errors = ", ".join(f"{name} {mean:.4f}" for name, mean in means.items())
-    return (
-        f"Frames of {video_id} as they were and as predicted. Mean error after frame 1: {errors}."
-    )
+    return f"Mean error after frame 1: {errors}."
 
 
 def _places(fixations: list[tuple[float, float]]) -> str:
@@ -105,10 +119,13 @@ def _places(fixations: list[tuple[float, float]]) -> str:
     return ", ".join(f"{name} in {thirds.count(third)} frames" for third, name in enumerate(names))
 
 
-def _place(index: int, total: int) -> str:
+def _place(index: int, total: int, ratio: float) -> str:
+    """The rank of a clip; the best may still be worse than without foveation, the worst better."""
     if index == 0:
-        return "Best"
-    return "Worst" if index == total - 1 else f"{index + 1} of {total}"
+        return f"Best of {total}" + (", still worse" if ratio < 1 - ROUNDING else "")
+    if index == total - 1:
+        return f"Worst of {total}" + (", still better" if ratio > 1 + ROUNDING else "")
+    return f"{index + 1} of {total}"
 
 
 def _webp(image: Image.Image) -> bytes:

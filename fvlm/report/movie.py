@@ -10,26 +10,23 @@ from fractions import Fraction
 import av
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from fvlm.errors import FvlmError
 from fvlm.report.pictures import (
     ARMS,
-    CELL,
-    GAP,
-    LINE,
-    PAPER,
-    attention_cell,
+    Captioned,
+    attended,
     cell,
+    grid,
     map_scale,
-    mark_fixation,
     path_cell,
     prediction_cell,
-    write_text,
 )
 from fvlm.report.view import ClipView
 
 RATE = 2  # frames shown a second
+COLUMNS = 3  # few enough to be read on a phone
+CONTROLS = 112  # pixels left empty below the pictures, where players lay their controls
 # H.264 where this build of FFmpeg has it: every browser plays that.
 CODECS = ("libx264", "libopenh264", "libvpx-vp9", "mpeg4")
 # The macroblock tree of x264 reads memory that was never written: other bytes now and then.
@@ -39,38 +36,30 @@ X264 = {"crf": "21", "preset": "medium", "x264-params": "mbtree=0"}
 def movie_frames(view: ClipView, title: str) -> Iterator[NDArray[np.uint8]]:
     """One captioned picture uint8 [height,width,3] a frame; height and width are even.
 
-    Above: the frame and every pass's attention, ending in the fixation path of the fine pass.
-    Below: what coarse pass, fine pass and persistence predicted.
+    Columns: the frame, the coarse and the last fine pass, where each looks and what it predicted;
+    then persistence, the fixation path of the fine pass and the other passes.
     """
-    scale, fine = map_scale(view), view.passes[view.fine]
+    scale = map_scale(view)
+    others = [name for name in view.passes if name not in ("coarse", view.fine)]
     for t in range(len(view.frames)):
-        upper = [("frame", cell(view.frames[t]))]
-        for name, found in view.passes.items():
-            picture = attention_cell(view.frames[t], found.maps[t], scale)
-            upper.append((f"{name}: attention", mark_fixation(picture, found.fixations[t])))
-        upper.append(("fixation path", path_cell(view, fine, until=t)))
-        lower = []
-        for arm, label in ARMS.items():
-            picture, error = prediction_cell(view, arm, t)
-            lower.append((f"{label.splitlines()[0]}  {error.removeprefix('error ')}", picture))
-        heading = f"{title}   frame {t + 1} of {len(view.frames)}, {view.seconds[t]:.1f} s"
-        yield _compose(heading, upper, lower)
+        cells = [("frame", cell(view.frames[t]))]
+        cells += [_attention(view, name, t, scale) for name in ("coarse", view.fine)]
+        cells += [_prediction(view, arm, t) for arm in ARMS]
+        path = path_cell(view, view.passes[view.fine], until=t)
+        cells.append((f"{view.fine} pass:\nfixation path", path))
+        cells += [_attention(view, name, t, scale) for name in others]
+        rows = [cells[start : start + COLUMNS] for start in range(0, len(cells), COLUMNS)]
+        heading = f"{title}\nframe {t + 1} of {len(view.frames)}, {view.seconds[t]:.1f} s"
+        yield np.asarray(grid(heading, rows, below=CONTROLS))
 
 
-def _compose(
-    heading: str, upper: list[tuple[str, Image.Image]], lower: list[tuple[str, Image.Image]]
-) -> NDArray[np.uint8]:
-    width = GAP + max(len(upper), len(lower)) * (CELL + GAP)
-    height = LINE + GAP + 2 * (LINE + CELL + GAP)
-    canvas = Image.new("RGB", (width + width % 2, height + height % 2), PAPER)
-    write_text(canvas, GAP, GAP // 2, heading)
-    for row, cells in enumerate((upper, lower)):
-        top = LINE + GAP + row * (LINE + CELL + GAP)
-        for column, (caption, picture) in enumerate(cells):
-            x = GAP + column * (CELL + GAP)
-            write_text(canvas, x, top, caption, dim=True)
-            canvas.paste(picture, (x, top + LINE))
-    return np.asarray(canvas)
+def _attention(view: ClipView, name: str, t: int, scale: float) -> Captioned:
+    return f"{name}:\nattention", attended(view, name, t, scale)
+
+
+def _prediction(view: ClipView, arm: str, t: int) -> Captioned:
+    picture, error = prediction_cell(view, arm, t)
+    return f"{ARMS[arm].splitlines()[0]}\n{error or '(decoded)'}", picture
 
 
 def encode_movie(pictures: Iterable[NDArray[np.uint8]]) -> bytes:

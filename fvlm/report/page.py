@@ -7,7 +7,9 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from fvlm.evaluation.tables import arm_rows, figure, interval, ratio_rows
+from fvlm.evaluation.ratio import estimate_in
+from fvlm.evaluation.tables import RatioRow, arm_rows, figure, interval, ratio_rows
+from fvlm.evaluation.verdict import ROUNDING, describe
 from fvlm.report.charts import Table, controls_chart, curves_chart, frames_chart, motion_chart
 
 SECTIONS = {
@@ -21,6 +23,7 @@ SECTIONS = {
     "videos": "Videos",
     "made": "How it was made",
 }
+SAME_QUESTION = 0.95  # similarity of successive queries above which they ask almost the same
 LISTED = 200  # videos that were not used, at most; all of them stand in the manifests
 
 Cells = list[str]
@@ -31,6 +34,7 @@ class PicturedClip:
     """A clip with its pictures; bytes are encoded files (WebP, MP4).
 
     place: why it is shown, for example "best". ratio: coarse / fine loss over frames 3 and later.
+    attention, errors: the figures in the pictures as sentences.
     """
 
     place: str
@@ -39,8 +43,10 @@ class PicturedClip:
     ratio: float
     fixations: bytes
     fixations_alt: str
+    attention: str
     predictions: bytes
     predictions_alt: str
+    errors: str
     movie: bytes
     movie_alt: str
     poster: bytes
@@ -80,15 +86,23 @@ def render_page(report: Report) -> str:
     )
     found = report.evaluation
     ratios = ratio_rows(found)
+    # So far from 1 that the others could not be told apart beside it.
+    drawn = [row for row in ratios if not row.name.startswith("persistence")]
     return environment.get_template("page.html").render(
         evaluation=found,
+        statement=describe(found),
         sections=SECTIONS.items(),
         facts=_facts(found),
         arms=[
-            [row.meaning, figure(row.loss, 5), figure(row.overall), figure(row.dynamic)]
+            [row.meaning, figure(row.loss, 5), figure(row.value), interval(row)]
             for row in arm_rows(found)
         ],
-        ratios=[[row.meaning, figure(row.value), interval(row), str(row.videos)] for row in ratios],
+        ratios=[
+            [row.meaning, figure(row.value), interval(row), str(row.videos)]
+            for row in (*ratios, *_caption_ratio(found))
+        ],
+        coarse_only="loss_coarse_only" in found,
+        uncertainty=_uncertainty(found["seeds"]),
         frame_rows=[
             [
                 row["frame"],
@@ -109,13 +123,13 @@ def render_page(report: Report) -> str:
             for row in report.motion
         ],
         charts={
-            "controls": _uri("image/svg+xml", controls_chart(ratios).encode()),
+            "controls": _uri("image/svg+xml", controls_chart(drawn).encode()),
             "frames": _uri("image/svg+xml", frames_chart(report.frames).encode()),
             "motion": _uri("image/svg+xml", motion_chart(report.motion).encode()),
             "curves": _uri("image/svg+xml", curves_chart(report.curves).encode()),
         },
         controls_alt="; ".join(
-            f"{row.meaning}: {figure(row.value)}, interval {interval(row)}" for row in ratios
+            f"{row.meaning}: {figure(row.value)}, interval {interval(row)}" for row in drawn
         ),
         frames_alt=_series_alt("frame", report.frames, "coarse_fine_ratio"),
         motion_alt=_series_alt("quartile", report.motion, "coarse_fine_ratio_dynamic"),
@@ -131,6 +145,7 @@ def render_page(report: Report) -> str:
             for name in ("coarse", "fine")
         ],
         similarity=figure(found["query_similarity"]),
+        asking=_asking(found["query_similarity"]),
         shown=report.shown,
         clips=[_clip(clip) for clip in report.clips],
         counts=_counts(report),
@@ -151,20 +166,61 @@ def render_page(report: Report) -> str:
 
 
 def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
-    _, dynamic, *_ = ratio_rows(found)
+    (dynamic,) = (row for row in ratio_rows(found) if row.name == "coarse_fine_ratio_dynamic")
     return [
         ("coarse / fine loss, frames 3+", figure(dynamic.value)),
         ("95% interval", interval(dynamic)),
-        ("coarse / fine loss, all frames", figure(found["coarse_fine_ratio"])),
         ("held-out videos", str(found["videos"])),
         ("held-out clips", str(found["clips"])),
+        ("trainings (seeds)", str(found["seeds"])),
     ]
+
+
+def _caption_ratio(found: dict[str, Any]) -> list[RatioRow]:
+    """The ratio of caption losses, of a model that predicts captions."""
+    name = "caption_coarse_fine_ratio"
+    if name not in found:
+        return []
+    ratio, videos = estimate_in(found, name), found["videos"]
+    return [RatioRow("coarse, captions", name, ratio.value, ratio.low, ratio.high, videos)]
+
+
+def _uncertainty(seeds: int) -> str:
+    """Where the intervals come from."""
+    if seeds == 1:
+        return (
+            "Intervals come from resampling videos, not clips. One training: what another seed "
+            "would change is not in the interval."
+        )
+    return (
+        f"{seeds} trainings, each with a seed of its own: losses are means over them. Intervals "
+        "come from resampling videos, not clips, and from what differs between the trainings."
+    )
+
+
+def _asking(similarity: float | None) -> str:
+    """What the similarity of successive queries, -1 to 1, says about the language model."""
+    if similarity is None:
+        return ""
+    if similarity > SAME_QUESTION:
+        return "The language model asks almost the same thing in every frame."
+    if similarity > SAME_QUESTION / 2:
+        return "From frame to frame the language model changes a part of what it asks."
+    return "The language model asks for something else from frame to frame."
+
+
+def _meaning(ratio: float) -> str:
+    """A clip's ratio in words."""
+    if abs(ratio - 1) <= ROUNDING:
+        return "the fine pass makes no difference here"
+    return f"the fine pass is {'better' if ratio > 1 else 'worse'} here"
 
 
 def _clip(clip: PicturedClip) -> dict[str, str]:
     values = {field.name: getattr(clip, field.name) for field in fields(clip)}
     return values | {
         "ratio": figure(clip.ratio),
+        "meaning": _meaning(clip.ratio),
         "fixations": _uri("image/webp", clip.fixations),
         "predictions": _uri("image/webp", clip.predictions),
         "movie": _uri("video/mp4", clip.movie),

@@ -3,6 +3,7 @@
 Axes: T frames, S pixels of a stored frame, side patches along a frame.
 """
 
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -12,62 +13,83 @@ from PIL import Image, ImageDraw, ImageFont
 
 from fvlm.report.view import ClipView, PassView, Values
 
-CELL, GAP, LINE = 160, 6, 20  # pixels: a picture's side, between pictures, of a line of text
-LABELS = 130  # pixels; the column that names the rows
-COLUMNS = 6  # frames shown, evenly spaced
-PAPER, INK, DIM = (22, 24, 28), (236, 236, 236), (150, 152, 158)
+CELL, GAP = 160, 8  # pixels: a picture's side, between pictures
+TYPE, LINE = 22, 27  # pixels: type, and a line of it; readable where a phone shows half the size
+SHOWN = 6  # frames shown, evenly spaced
+PAPER, INK, DIM = (22, 24, 28), (236, 236, 236), (190, 192, 198)
 PATH = (120, 220, 255)
 LEAST_SCALE = 3.0  # times uniform: brightest colour of a map, so that even attention looks even
 
 ARMS = {
-    "actual": "actual frame\n(decoded latent)",
+    "actual": "actual\n(decoded)",
     "coarse": "coarse pass",
     "fine": "fine pass",
     "persistence": "persistence\n(frame before)",
 }
 
+Captioned = tuple[str, Image.Image]
+
 
 def fixation_sheet(view: ClipView, title: str) -> Image.Image:
-    """Rows: frames, then each pass's attention over them. Right: its fixation path and queries."""
-    shown, scale = shown_frames(view), map_scale(view)
-    side = LABELS + len(shown) * (CELL + GAP) + GAP
-    sheet = _Sheet(side + 2 * (CELL + GAP), 1 + len(view.passes), title)
-    for column, t in enumerate(shown):
-        x = LABELS + column * (CELL + GAP)
-        sheet.paste(x, 0, cell(view.frames[t]), f"frame {t + 1}, {view.seconds[t]:.1f} s")
-        for row, found in enumerate(view.passes.values(), start=1):
-            picture = attention_cell(view.frames[t], found.maps[t], scale)
-            sheet.paste(x, row, mark_fixation(picture, found.fixations[t]))
-    sheet.label(0, "frames")
-    sheet.text(side, 0, "bright: much attention,")
-    sheet.text(side, 1, f"from 0 to {scale:.1f} times uniform")
-    sheet.image.paste(_colour_bar(2 * CELL + GAP - 20), (side, sheet.top(0) + 2 * LINE))
-    sheet.text(side, 4, "circle: the patch looked at most")
-    for row, (name, found) in enumerate(view.passes.items(), start=1):
-        sheet.label(row, f"{name}\nentropy {found.entropy:.0%}\npeak {found.peak:.1f} x")
-        sheet.paste(side, row, path_cell(view, found), "fixation path")
-        sheet.paste(side + CELL + GAP, row, similarity_cell(found.similarity), "query similarity")
-    return sheet.image
+    """Columns: frames, then each pass's attention over them; below, its fixations and queries."""
+    scale, passes = map_scale(view), view.passes.items()
+    rows = [
+        [(_moment(view, t), cell(view.frames[t]))]
+        + [("", attended(view, name, t, scale)) for name in view.passes]
+        for t in shown_frames(view)
+    ]
+    heads = [
+        f"{name}\nentropy {found.entropy:.0%}\npeak {found.peak:.1f} x" for name, found in passes
+    ]
+    rows[0] = _under(["frames\n", *heads], rows[0])
+    paths = [("fixation path", path_cell(view, found)) for _, found in passes]
+    queries = [("query similarity", similarity_cell(found.similarity)) for _, found in passes]
+    blank = ("", Image.new("RGB", (CELL, CELL), PAPER))
+    return grid(title, [*rows, [("", _legend(scale)), *paths], [blank, *queries]])
 
 
 def prediction_sheet(view: ClipView, title: str) -> Image.Image:
-    """Rows: the actual frame, then what coarse pass, fine pass and persistence said it would be."""
-    shown = shown_frames(view)
-    sheet = _Sheet(LABELS + len(shown) * (CELL + GAP), len(ARMS), title)
-    for row, (arm, label) in enumerate(ARMS.items()):
-        sheet.label(row, label)
-        for column, t in enumerate(shown):
-            picture, error = prediction_cell(view, arm, t)
-            caption = error if row else f"frame {t + 1}, {view.seconds[t]:.1f} s"
-            sheet.paste(LABELS + column * (CELL + GAP), row, picture, caption)
-    return sheet.image
+    """Columns: the actual frame, then what coarse pass, fine pass and persistence predicted."""
+    rows = []
+    for t in shown_frames(view):
+        cells = [prediction_cell(view, arm, t) for arm in ARMS]
+        captions = [_moment(view, t), *(error for _, error in cells[1:])]
+        rows.append(
+            [(caption, picture) for caption, (picture, _) in zip(captions, cells, strict=True)]
+        )
+    rows[0] = _under(list(ARMS.values()), rows[0])
+    return grid(title, rows)
+
+
+def grid(heading: str, rows: Sequence[Sequence[Captioned]], *, below: int = 0) -> Image.Image:
+    """Rows of cells, each under its lines of text, and `below` empty pixels; even in size."""
+    lines = [max(caption.count("\n") + 1 for caption, _ in row) for row in rows]
+    top = GAP + (heading.count("\n") + 1) * LINE
+    width = GAP + max(map(len, rows)) * (CELL + GAP)
+    height = top + sum(lines) * LINE + len(rows) * (CELL + GAP) + below
+    canvas = Image.new("RGB", (width + width % 2, height + height % 2), PAPER)
+    write_text(canvas, GAP, GAP // 2, heading)
+    for row, count in zip(rows, lines, strict=True):
+        for column, (caption, picture) in enumerate(row):
+            x = GAP + column * (CELL + GAP)
+            write_text(canvas, x, top, caption)
+            canvas.paste(picture, (x, top + count * LINE))
+        top += count * LINE + CELL + GAP
+    return canvas
+
+
+def attended(view: ClipView, name: str, t: int, scale: float) -> Image.Image:
+    """Frame t under the attention of a pass, its fixation ringed."""
+    found = view.passes[name]
+    picture = attention_cell(view.frames[t], found.maps[t], scale)
+    return mark_fixation(picture, found.fixations[t])
 
 
 def prediction_cell(view: ClipView, arm: str, t: int) -> tuple[Image.Image, str]:
     """What an arm predicts for frame t, decoded, and its error as text."""
     if arm == "persistence":
         if t == 0:
-            return Image.new("RGB", (CELL, CELL), PAPER), "no frame before"
+            return Image.new("RGB", (CELL, CELL), PAPER), "none before"
         picture = cell(view.decoded["actual"][t - 1])
     else:
         picture = cell(view.decoded[arm][t])
@@ -77,7 +99,7 @@ def prediction_cell(view: ClipView, arm: str, t: int) -> tuple[Image.Image, str]
 def shown_frames(view: ClipView) -> list[int]:
     """Evenly spaced frames, the first and the last among them."""
     count = len(view.frames)
-    return [int(t) for t in np.linspace(0, count - 1, min(COLUMNS, count)).round()]
+    return [int(t) for t in np.linspace(0, count - 1, min(SHOWN, count)).round()]
 
 
 def map_scale(view: ClipView) -> float:
@@ -112,7 +134,7 @@ def mark_fixation(picture: Image.Image, place: tuple[float, float]) -> Image.Ima
     """A ring around a place (x, y), 0 to 1."""
     x, y = (coordinate * CELL for coordinate in place)
     draw = ImageDraw.Draw(picture)
-    for radius, colour in ((9, PAPER), (8, PATH), (7, PATH), (6, PAPER)):
+    for radius, colour in ((12, PAPER), (11, PATH), (10, PATH), (9, PATH), (8, PAPER)):
         draw.ellipse((x - radius, y - radius, x + radius, y + radius), outline=colour)
     return picture
 
@@ -124,11 +146,11 @@ def path_cell(view: ClipView, found: PassView, *, until: int | None = None) -> I
     ]
     picture = cell(view.frames[len(places) - 1]).point(lambda value: value // 2)
     draw = ImageDraw.Draw(picture)
-    draw.line(places, fill=DIM, width=1)
+    draw.line(places, fill=DIM, width=2)
     shades = colormaps["viridis"](np.linspace(0.25, 1, len(found.maps)))
     for number, (x, y) in enumerate(places):
         colour = tuple(int(value * 255) for value in shades[number][:3])
-        draw.ellipse((x - 5, y - 5, x + 5, y + 5), fill=colour, outline=PAPER)
+        draw.ellipse((x - 7, y - 7, x + 7, y + 7), fill=colour, outline=PAPER)
     return picture
 
 
@@ -141,46 +163,44 @@ def similarity_cell(similarity: Values) -> Image.Image:
 
 def printable(text: str) -> str:
     """A title in the letters of the built-in font, cut to one line."""
-    return text.encode("latin-1", "replace").decode("latin-1")[:80]
+    return text.encode("latin-1", "replace").decode("latin-1")[:60]
 
 
-def write_text(image: Image.Image, x: int, y: int, text: str, *, dim: bool = False) -> None:
+def write_text(image: Image.Image, x: int, y: int, text: str) -> None:
     """Lines of text from a top left corner."""
     draw = ImageDraw.Draw(image)
     for number, line in enumerate(text.split("\n")):
-        draw.text((x, y + number * LINE), line, fill=DIM if dim or number else INK, font=_font())
+        draw.text((x, y + number * LINE), line, fill=INK, font=_font())
 
 
-class _Sheet:
-    """A title, and rows of cells with a line of text above each cell."""
+def _moment(view: ClipView, t: int) -> str:
+    return f"frame {t + 1}, {view.seconds[t]:.1f} s"
 
-    def __init__(self, width: int, rows: int, title: str) -> None:
-        height = LINE + 2 * GAP + rows * (CELL + LINE + GAP)
-        self.image = Image.new("RGB", (width + GAP, height), PAPER)
-        write_text(self.image, GAP, GAP, title)
 
-    def top(self, row: int) -> int:
-        """Where the text line of a row begins."""
-        return LINE + 2 * GAP + row * (CELL + LINE + GAP)
+def _under(heads: Sequence[str], row: Sequence[Captioned]) -> list[Captioned]:
+    """A row with the heads of its columns above its captions."""
+    most = max(head.count("\n") for head in heads)
+    filled = [head + "\n" * (most - head.count("\n")) for head in heads]
+    return [
+        (f"{head}\n{caption}", picture)
+        for head, (caption, picture) in zip(filled, row, strict=True)
+    ]
 
-    def label(self, row: int, text: str) -> None:
-        write_text(self.image, GAP, self.top(row) + LINE, text)
 
-    def text(self, x: int, line: int, text: str) -> None:
-        write_text(self.image, x, self.top(0) + line * LINE, text, dim=True)
-
-    def paste(self, x: int, row: int, picture: Image.Image, caption: str = "") -> None:
-        write_text(self.image, x, self.top(row), caption, dim=True)
-        self.image.paste(picture, (x, self.top(row) + LINE))
+def _legend(scale: float) -> Image.Image:
+    legend = Image.new("RGB", (CELL, CELL), PAPER)
+    legend.paste(_colour_bar(CELL), (0, 0))
+    write_text(legend, 0, LINE, f"attention, 0 to\n{scale:.1f} x uniform\nring: most")
+    return legend
 
 
 def _colour_bar(width: int) -> Image.Image:
     shades = colormaps["inferno"](np.linspace(0, 1, width))[None, :, :3]
-    return Image.fromarray((shades * 255).astype(np.uint8)).resize((width, LINE))
+    return Image.fromarray((shades * 255).astype(np.uint8)).resize((width, LINE - 4))
 
 
 @cache
 def _font() -> ImageFont.FreeTypeFont:
-    font = ImageFont.load_default(size=13)
+    font = ImageFont.load_default(size=TYPE)
     assert isinstance(font, ImageFont.FreeTypeFont), "Pillow's wheels have FreeType"
     return font

@@ -37,6 +37,15 @@ def figures(**factors: float) -> dict[str, float]:
     return measure(POSITIVE, [made], samples=200, seed=0)
 
 
+def test_frame_2_is_the_second_frame() -> None:
+    made = trained(fine=0.8)
+    made.held_out["fine"][:, 0] *= 3
+    made.held_out["fine"][:, 1] *= 0.5
+    found = measure(POSITIVE, [made], samples=200, seed=0)
+    assert found["positive_control_ratio_frame_2"] == pytest.approx(2)
+    assert found["positive_control_ratio"] == pytest.approx(1.25)
+
+
 def test_ratios_are_over_frames_three_and_later() -> None:
     found = figures(fine=0.8, static_in_fine=1.1, shuffled=2.0)
     assert found["positive_control_ratio"] == pytest.approx(1.25)
@@ -46,6 +55,9 @@ def test_ratios_are_over_frames_three_and_later() -> None:
     assert found["positive_control_ratio_training_clips"] == pytest.approx(2)
     assert found["positive_control_ratio_all_frames"] < 1.25
     assert found["positive_control_ratio_frame_2"] == pytest.approx(1)
+    for name in ("ratio", "ratio_frame_2", "static_in_fine", "shuffled", "autoregressive"):
+        ends = [found[f"positive_control_{name}_{end}"] for end in ("low", "high")]
+        assert ends == pytest.approx([found[f"positive_control_{name}"]] * 2)  # no spread
     assert (found["positive_control_videos"], found["positive_control_seeds"]) == (CLIPS, 1)
 
 
@@ -79,10 +91,11 @@ def test_who_beats_the_mean_has_seen_the_frame() -> None:
     found = measure_leak(NOISE, [noise], mean_losses=expected)
     assert found["noise_control_gain_coarse"] == pytest.approx(1 / 1.2)
     assert found["noise_control_gain_fine"] == pytest.approx(1 / 0.9)
-    assert [line.split()[0] for line in failures(found)] == ["noise_control_gain_fine"]
+    assert [line.split()[0] for line in failures(found, [NOISE])] == ["noise_control_gain_fine"]
 
 
-ACCEPTED = {
+CHECKED = (TRIALS[0], *TRIALS[3:])
+ACCEPTED: dict[str, float | None] = {
     "positive_control_ratio": 1.2,
     "positive_control_ratio_low": 1.1,
     "positive_control_static_in_fine": 1.01,
@@ -93,11 +106,23 @@ ACCEPTED = {
     "negative_control_shuffled": 1.0,
     "negative_control_random": 1.0,
     "noise_control_gain_coarse": 0.99,
+    "noise_control_gain_fine": 0.98,
+    "noise_control_gain_autoregressive": 1.01,
 }
 
 
 def test_an_accepted_calibration() -> None:
-    assert failures(ACCEPTED) == []
+    assert failures(ACCEPTED, CHECKED) == []
+
+
+def test_what_was_not_measured_is_not_shown() -> None:
+    assert len(failures({})) == 3 * 5 + 4 + 3
+    for name in ACCEPTED:
+        without = {other: value for other, value in ACCEPTED.items() if other != name}
+        (line,) = failures(without, CHECKED)
+        assert line.startswith(f"{name} is missing, must be ")
+        (line,) = failures(ACCEPTED | {name: None}, CHECKED)
+        assert line.startswith(f"{name} is undefined, must be ")
 
 
 @pytest.mark.parametrize(
@@ -115,5 +140,5 @@ def test_an_accepted_calibration() -> None:
     ],
 )
 def test_each_requirement_is_named_when_it_is_missed(name: str, value: float) -> None:
-    (line,) = failures(ACCEPTED | {name: value})
+    (line,) = failures(ACCEPTED | {name: value}, CHECKED)
     assert line.startswith(f"{name} is {value:.4f}, must be ")

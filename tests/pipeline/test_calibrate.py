@@ -7,6 +7,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from fvlm.errors import FvlmError
+from fvlm.evaluation import calibration
 from fvlm.evaluation.calibration import PASSES, Trial
 from fvlm.io import read_json
 from pipeline import calibrate
@@ -37,7 +38,9 @@ def project(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return workspace
 
 
-def test_figures_and_reuse(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_figures_and_reuse(
+    project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     calibrate.main()
     found = read_json(calibrate.METRICS)
     assert found["noise_control_videos"] > 0
@@ -52,6 +55,13 @@ def test_figures_and_reuse(project: Path, capsys: pytest.CaptureFixture[str]) ->
     calibrate.main()
     assert made == {path: path.stat().st_mtime_ns for path in made}
     assert capsys.readouterr().out.count("calibrate: ") >= 2
+    monkeypatch.setattr(calibration, "LEAK_BELOW", 0.0)
+    with pytest.raises(FvlmError, match=r"3 requirements are not met, see metrics/calibrate.json"):
+        calibrate.main()
+    missed = read_json(calibrate.METRICS)
+    assert (missed["calibrated"], len(missed["failures"])) == (False, 3)
+    assert missed["noise_control_gain_fine"] == found["noise_control_gain_fine"]
+    assert found["calibrated"]
 
 
 def test_a_failed_stage_is_told_with_its_last_lines(project: Path) -> None:

@@ -1,7 +1,6 @@
 """An exported folder loads, and its card never shows a ratio without interval and controls."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +9,14 @@ import torch
 import yaml
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from fvlm.errors import CheckpointError, ParamsError
+from fvlm.errors import CheckpointError, FvlmError, ParamsError
 from fvlm.evaluation.arms import ARMS, CONTROLS
+from fvlm.evaluation.verdict import describe
 from fvlm.io import write_json
 from fvlm.models.build import build_model, load_model, save_model
 from fvlm.models.foveated import ModelParams
 from pipeline import export
+from pipeline.evaluate import weights_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,39 +50,28 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     model, config = build_model(params, manifest)
     save_model(model.state_dict(), config, export.MODEL)
     write_json(export.TRAIN, {"steps": 7, "samples": 56})
-    seen = {f"train_coarse_fine_ratio_dynamic{end}": 1.25 for end in ("", "_low", "_high")}
-    evaluation: dict[str, Any] = seen | {"train_videos": 3}
-    evaluation |= json.loads((ROOT / "metrics/evaluate.json").read_text())
+    found = json.loads((ROOT / "tests/report/evaluate.json").read_text())
+    evaluation = {name: 1.25 if value is None else value for name, value in found.items()}
+    evaluation["weights"] = weights_of(export.MODEL)
     write_json(export.EVALUATE, evaluation)
     return evaluation
 
 
-@pytest.fixture
-def run_export(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    def run(*arguments: str) -> None:
-        monkeypatch.setattr("sys.argv", ["export", *arguments])
-        export.main()
-
-    return run
-
-
 @pytest.mark.usefixtures("project")
-def test_the_folder_loads_and_holds_nothing_else(run_export: Callable[..., None]) -> None:
-    run_export("out")
+def test_the_folder_loads_and_holds_nothing_else() -> None:
+    export.main(["out"])
     names = {path.name for path in Path("out").iterdir()}
     assert names == {"config.json", "model.safetensors", "README.md"}
     found, expected = load_model("out").state_dict(), load_model(export.MODEL).state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in found.items())
 
 
-def test_the_card_shows_ratios_with_intervals_and_controls(
-    project: dict[str, Any], run_export: Callable[..., None]
-) -> None:
-    run_export("out")
+def test_the_card_shows_ratios_with_intervals_and_controls(project: dict[str, Any]) -> None:
+    export.main(["out"])
     card = Path("out/README.md").read_text()
     header = yaml.safe_load(card.split("---")[1])
     assert header["library_name"] == "fvlm"
-    assert project["statement"] in card
+    assert describe(project) in card
     for name in ("coarse_fine_ratio_dynamic", *(f"{arm}_fine_ratio_dynamic" for arm in CONTROLS)):
         low, high = project[f"{name}_low"], project[f"{name}_high"]
         assert f"| {project[name]:.4f} | {low:.4f} to {high:.4f} | {project['videos']} |" in card
@@ -92,16 +82,23 @@ def test_the_card_shows_ratios_with_intervals_and_controls(
         assert fact in card
 
 
+def test_another_models_figures_are_not_exported_with_it(project: dict[str, Any]) -> None:
+    write_json(export.EVALUATE, project | {"weights": "0" * 12})
+    with pytest.raises(FvlmError, match=r"evaluate.json is of other weights .* `dvc repro eval"):
+        export.main(["out"])
+    assert not Path("out").exists()
+
+
 @pytest.mark.usefixtures("project")
-def test_what_cannot_be_exported(run_export: Callable[..., None], tmp_path: Path) -> None:
-    with pytest.raises(ParamsError, match="usage"):
-        run_export()
+def test_what_cannot_be_exported(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        export.main([])
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")
     with pytest.raises(ParamsError, match="full is there already"):
-        run_export("full")
+        export.main(["full"])
     weights = export.MODEL / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     with pytest.raises(CheckpointError):
-        run_export("out")
+        export.main(["out"])
     assert not Path("out").exists()

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fvlm.evaluation.arms import ARMS, CONTROLS
+from fvlm.io import read_json
 from fvlm.report.gallery import Chosen, picture_clip
 from fvlm.report.page import PicturedClip, Report
 from fvlm.report.view import ClipView, PassView
@@ -19,15 +19,22 @@ ALONG = [(t % SIDE, t // SIDE) for t in range(T)]  # patch (column, row) looked 
 
 @pytest.fixture(scope="session")
 def view() -> ClipView:
-    """The fine pass reads one patch a frame, row by row; the coarse pass reads all alike."""
+    """The fine pass reads one patch a frame, row by row; the coarse pass reads all alike.
+
+    No two frames, passes or errors are the same.
+    """
     rng = np.random.default_rng(0)
     pictures = rng.integers(0, 255, (4, T, S, S, 3), np.uint8)
     single = np.zeros((T, SIDE, SIDE), np.float32)
     for t, (column, row) in enumerate(ALONG):
         single[t, row, column] = SIDE * SIDE
     even = np.ones((T, SIDE, SIDE), np.float32)
+    backwards = single[:, ::-1, ::-1] / np.float32(2)
     alike, apart = np.ones((T, T), np.float32), np.eye(T, dtype=np.float32)
-    losses = {name: np.full(T, value, np.float32) for name, value in _LOSSES.items()}
+    similar = np.full((T, T), 0.5, np.float32)
+    losses = {
+        name: (first + np.arange(T) / 100).astype(np.float32) for name, first in _LOSSES.items()
+    }
     losses["persistence"][0] = np.nan
     return ClipView(
         frames=pictures[0],
@@ -35,7 +42,7 @@ def view() -> ClipView:
         passes={
             "coarse": PassView(even, alike, entropy=1.0, peak=1.0),
             "fine": PassView(single, apart, entropy=0.0, peak=9.0),
-            "autoregressive": PassView(single, apart, entropy=0.0, peak=9.0),
+            "autoregressive": PassView(backwards, similar, entropy=0.5, peak=4.5),
         },
         decoded=dict(zip(("actual", "coarse", "fine"), pictures[1:], strict=True)),
         latents={name: np.zeros((T, 4, 4, 4), np.float32) for name in ("coarse", "fine")},
@@ -48,34 +55,9 @@ _LOSSES = {"coarse": 0.25, "fine": 0.125, "persistence": 0.5}
 
 @pytest.fixture(scope="session")
 def evaluation() -> dict[str, Any]:
-    """Figures as metrics/evaluate.json has them; `shuffled` is undefined, as with one video."""
-    found: dict[str, Any] = {
-        "verdict": "inconclusive",
-        "statement": "Inconclusive: nothing is shown.",
-        "videos": 6,
-        "clips": 7,
-    }
-    for number, name in enumerate(ARMS):
-        found[f"loss_{name}"] = 0.1 + number / 100
-        found[f"ratio_{name}"] = 1.0 + number / 100
-        found[f"ratio_{name}_dynamic"] = 1.0 - number / 100
-    for number, name in enumerate(
-        ("coarse_fine_ratio", "coarse_fine_ratio_dynamic", *_AGAINST, _SEEN)
-    ):
-        found[name] = 1.1 + number / 10
-        found[f"{name}_low"], found[f"{name}_high"] = 1.05 + number / 10, 1.15 + number / 10
-    found["train_videos"] = 6
-    for name in ("shuffled_fine_ratio_dynamic", "ratio_shuffled", "ratio_shuffled_dynamic"):
-        found[name] = None
-    for end in ("low", "high"):
-        found[f"shuffled_fine_ratio_dynamic_{end}"] = None
-    for name in ("coarse", "fine"):
-        found[f"attention_entropy_{name}"], found[f"attention_peak_{name}"] = 0.875, 3.25
-    return found | {"query_similarity": 0.5, "loss_shuffled": None}
-
-
-_SEEN = "train_coarse_fine_ratio_dynamic"
-_AGAINST = [f"{name}_fine_ratio_dynamic" for name in CONTROLS]
+    """metrics/evaluate.json, no two figures alike; `shuffled` is undefined, as with one video."""
+    found: dict[str, Any] = read_json(Path(__file__).with_name("evaluate.json"))
+    return found
 
 
 @pytest.fixture(scope="session")
@@ -95,10 +77,15 @@ def clip(view: ClipView, pictures: Path) -> PicturedClip:
 @pytest.fixture(scope="session")
 def make_report(evaluation: dict[str, Any], clip: PicturedClip) -> Callable[..., Report]:
     """A report; its fields can be replaced."""
-    ratio = {"coarse_fine_ratio": "1.02", "coarse_fine_ratio_low": "0.99"}
-    frame = {"loss_coarse": "0.2", "loss_fine": "0.19", "coarse_fine_ratio_high": "1.07"} | ratio
-    empty = dict.fromkeys(frame, "")
-    motion = {f"coarse_fine_ratio_dynamic{end}": "1.01" for end in ("", "_low", "_high")}
+    frames = [
+        _ratio("coarse_fine_ratio", f"{t}") | {"loss_coarse": f"0.2{t}", "loss_fine": f"0.1{t}"}
+        for t in range(2, 9)
+    ]
+    motion = [
+        _ratio("coarse_fine_ratio_dynamic", f"{n}")
+        | {"clips": f"{n + 4}", "videos": f"{n}", "loss_persistence": f"0.3{n}"}
+        for n in range(1, 5)
+    ]
     report = Report(
         evaluation=evaluation,
         training={"steps": 80, "loss_coarse": 0.25},
@@ -108,11 +95,11 @@ def make_report(evaluation: dict[str, Any], clip: PicturedClip) -> Callable[...,
             {"samples": str(8 * n), "loss_coarse": f"{1 / n}", "loss_fine": f"{0.9 / n}"}
             for n in range(1, 9)
         ],
-        frames=[{"frame": "1"} | empty, *({"frame": str(t)} | frame for t in range(2, 9))],
-        motion=[
-            {"quartile": str(n), "clips": "2", "videos": "2", "loss_persistence": "0.3"} | motion
-            for n in range(1, 5)
+        frames=[
+            {"frame": "1"} | dict.fromkeys(frames[0], ""),
+            *({"frame": str(t)} | row for t, row in enumerate(frames, start=2)),
         ],
+        motion=[{"quartile": str(n)} | row for n, row in enumerate(motion, start=1)],
         clips=[clip],
         shown="All 7 held-out clips.",
         tokens=10,
@@ -133,3 +120,16 @@ def make_report(evaluation: dict[str, Any], clip: PicturedClip) -> Callable[...,
         return dataclasses.replace(report, **changes)
 
     return make
+
+
+def _ratio(name: str, digit: str) -> dict[str, str]:
+    """A ratio and its interval whose figures end in `digit`."""
+    return {name: f"1.0{digit}", f"{name}_low": f"0.9{digit}", f"{name}_high": f"1.1{digit}"}
+
+
+def places(picture: np.ndarray, within: np.ndarray) -> list[tuple[int, int]]:
+    """Every (x, y) at which `within` [H,W,3] shows exactly the picture [h,w,3]."""
+    h, w = picture.shape[:2]
+    first = (within[: len(within) - h + 1, : within.shape[1] - w + 1] == picture[0, 0]).all(-1)
+    found = [(int(x), int(y)) for y, x in np.argwhere(first)]
+    return [(x, y) for x, y in found if (within[y : y + h, x : x + w] == picture).all()]

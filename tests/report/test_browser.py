@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from fvlm.report.page import Report, render_page
+from fvlm.report.pictures import TYPE
 
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
@@ -112,6 +113,31 @@ def test_what_scrolls_sideways_can_be_focused_and_is_named(open_page: Callable[.
         assert region.get_attribute("aria-label")
 
 
+@pytest.mark.parametrize("width", [360, 400])
+def test_a_phone_shows_whole_tables_and_pictures(open_page: Callable[..., Any], width: int) -> None:
+    page = open_page(width=width)
+    page.evaluate("document.querySelectorAll('details').forEach(item => item.open = true)")
+    cut = "items => items.filter(item => item.scrollWidth > item.clientWidth).map(i => i.ariaLabel)"
+    assert page.locator(".scroll").evaluate_all(cut) == []
+    narrow = f"items => items.filter(item => item.getBoundingClientRect().right > {width}).length"
+    assert page.locator("img, video").evaluate_all(narrow) == 0
+
+
+def test_type_in_pictures_is_readable_on_a_phone(open_page: Callable[..., Any]) -> None:
+    page = open_page(width=400)
+    scale = "items => Math.min(...items.map(i => i.clientWidth / i.naturalWidth))"
+    assert TYPE * page.locator("article img").evaluate_all(scale) >= 11.5
+    film = page.locator("video").first
+    film.evaluate(PLAY)
+    assert TYPE * film.evaluate("film => film.clientWidth / film.videoWidth") >= 11.5
+
+
+def test_what_is_cut_casts_a_shadow(open_page: Callable[..., Any]) -> None:
+    page = open_page(width=400)
+    table = page.locator(".scroll").first
+    assert table.evaluate("item => getComputedStyle(item).backgroundImage").count("gradient") == 4
+
+
 def test_screen_readers_find_landmarks_headings_and_tables(open_page: Callable[..., Any]) -> None:
     page = open_page()
     for role in ("main", "navigation", "banner", "contentinfo"):
@@ -119,6 +145,23 @@ def test_screen_readers_find_landmarks_headings_and_tables(open_page: Callable[.
     assert page.get_by_role("heading", level=1).count() == 1
     assert page.get_by_role("table", name="Loss / fine loss").count() == 1
     assert page.get_by_role("rowheader", name="coarse, frames 3+").count() == 1
+
+
+def test_cells_hold_the_figures_of_their_row(
+    open_page: Callable[..., Any], evaluation: dict[str, Any]
+) -> None:
+    page = open_page()
+    table = page.get_by_role("table", name="Loss / fine loss")
+    for start, name in (
+        ("coarse, frames 3+", "coarse_fine_ratio_dynamic"),
+        ("the static query", "static_in_fine_fine_ratio_dynamic"),
+        ("random queries", "random_fine_ratio_dynamic"),
+        ("coarse on training clips", "train_coarse_fine_ratio_dynamic"),
+    ):
+        row = table.get_by_role("row", name=start)
+        ratio, interval, _ = row.get_by_role("cell").all_inner_texts()
+        shown = [float(cell) for cell in (ratio, *interval.split(" to "))]
+        assert shown == [evaluation[f"{name}{end}"] for end in ("", "_low", "_high")], start
 
 
 def test_the_film_plays(open_page: Callable[..., Any]) -> None:

@@ -3,7 +3,13 @@ from pathlib import Path
 
 from PIL import Image
 
-from fvlm.report.gallery import attention_alt, choose_clips, describe_choice, prediction_alt
+from fvlm.report.gallery import (
+    choose_clips,
+    describe_attention,
+    describe_choice,
+    describe_errors,
+    describe_fixations,
+)
 from fvlm.report.page import PicturedClip
 from fvlm.report.view import ClipView
 
@@ -15,16 +21,28 @@ def rows(*ratios: str) -> list[dict[str, str]]:
 def test_best_and_worst_are_chosen_best_first() -> None:
     chosen = choose_clips(rows("1.0", "1.2", "0.8", "1.1", "0.9"), 1)
     assert [(c.key, c.place, c.ratio) for c in chosen] == [
-        ("clip-1", "Best", 1.2),
-        ("clip-2", "Worst", 0.8),
+        ("clip-1", "Best of 5", 1.2),
+        ("clip-2", "Worst of 5", 0.8),
     ]
     assert describe_choice(chosen, 5) == "The best and the worst of 5 held-out clips."
 
 
 def test_few_clips_are_all_shown_once() -> None:
     chosen = choose_clips(rows("1.0", "1.2", "0.8"), 2)
-    assert [c.place for c in chosen] == ["Best", "2 of 3", "Worst"]
+    assert [c.place for c in chosen] == ["Best of 3", "2 of 3", "Worst of 3"]
     assert describe_choice(chosen, 3) == "All 3 held-out clips."
+
+
+def test_the_best_may_still_be_worse_and_the_worst_better() -> None:
+    assert [c.place for c in choose_clips(rows("0.99", "0.9", "0.8"), 1)] == [
+        "Best of 3, still worse",
+        "Worst of 3",
+    ]
+    assert [c.place for c in choose_clips(rows("1.3", "1.2", "1.1"), 1)] == [
+        "Best of 3",
+        "Worst of 3, still better",
+    ]
+    assert choose_clips(rows("0.99995", "0.9"), 1)[0].place == "Best of 2"
 
 
 def test_clips_without_a_ratio_are_left_out() -> None:
@@ -41,8 +59,9 @@ def test_pictures_are_files_and_parts_of_the_page(clip: PicturedClip, pictures: 
 
 
 def test_alternative_texts_say_what_the_pictures_show(view: ClipView) -> None:
-    looking = attention_alt(view, "clip.mp4")
-    assert "coarse pass: entropy 100% of the maximum, peak 1.0 times uniform" in looking
-    assert "on the left in 3 frames, in the middle in 2 frames, on the right in 2" in looking
-    predicted = prediction_alt(view, "clip.mp4")
-    assert "coarse 0.2500, fine 0.1250, persistence 0.5000" in predicted
+    looking = describe_attention(view)
+    assert "Coarse pass: entropy 100% of the maximum, peak 1.0 times uniform" in looking
+    left = "on the left in 3 frames, in the middle in 2 frames, on the right in 2 frames"
+    assert f"fine pass {left}" in describe_fixations(view)
+    predicted = describe_errors(view)
+    assert "coarse 0.2850, fine 0.1600, persistence 0.5350" in predicted

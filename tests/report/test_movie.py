@@ -5,8 +5,17 @@ import numpy as np
 import pytest
 
 from fvlm.errors import FvlmError
-from fvlm.report.movie import RATE, encode_movie, movie_frames
+from fvlm.report.movie import CONTROLS, RATE, encode_movie, movie_frames
+from fvlm.report.pictures import (
+    PAPER,
+    attended,
+    cell,
+    map_scale,
+    path_cell,
+    prediction_cell,
+)
 from fvlm.report.view import ClipView
+from tests.report.conftest import places
 
 
 def test_a_film_shows_every_frame_and_can_be_decoded(view: ClipView) -> None:
@@ -23,6 +32,36 @@ def test_a_film_shows_every_frame_and_can_be_decoded(view: ClipView) -> None:
         assert shown.shape == expected.shape
         assert np.abs(shown.astype(float) - expected).mean() < 12
     assert all(size % 2 == 0 for size in scenes[0].shape[:2])
+
+
+def test_every_scene_shows_its_own_frame_passes_and_predictions(view: ClipView) -> None:
+    scale, fine = map_scale(view), view.passes["fine"]
+    for t, scene in list(enumerate(movie_frames(view, "clip")))[1:]:  # frame 1 has none before it
+        grid = [
+            [
+                cell(view.frames[t]),
+                attended(view, "coarse", t, scale),
+                attended(view, "fine", t, scale),
+            ],
+            [cell(view.decoded[name][t]) for name in ("actual", "coarse", "fine")],
+            [
+                prediction_cell(view, "persistence", t)[0],
+                path_cell(view, fine, until=t),
+                attended(view, "autoregressive", t, scale),
+            ],
+        ]
+        found = [[places(np.asarray(picture), scene) for picture in row] for row in grid]
+        corners = [[row[column][0] for column in range(3)] for row in found if all(row)]
+        assert len(corners) == 3, f"frame {t + 1}"
+        assert [sorted(row) for row in corners] == corners, "from left to right"
+        assert [len({y for _, y in row}) for row in corners] == [1, 1, 1]
+        assert len({x for row in corners for x, _ in row}) == 3
+
+
+def test_players_have_room_for_their_controls(view: ClipView) -> None:
+    for scene in movie_frames(view, "clip"):
+        assert (scene[-CONTROLS:] == PAPER).all()
+        assert scene.shape[1] * 80 / 368 <= CONTROLS  # 80 pixels on a phone 400 pixels wide
 
 
 def test_the_same_frames_give_the_same_bytes(view: ClipView) -> None:

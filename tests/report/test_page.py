@@ -1,11 +1,12 @@
+import dataclasses
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
+from typing import Any
 
 import pytest
 
-from fvlm.evaluation.tables import arm_rows, figure, interval, ratio_rows
-from fvlm.report.page import LISTED, Report, render_page
+from fvlm.report.page import LISTED, PicturedClip, Report, render_page
 
 MakeReport = Callable[..., Report]
 VOID = {"meta", "link", "img", "br"}
@@ -53,24 +54,142 @@ def page(text: str) -> Page:
     return Page(text)
 
 
-def test_tables_show_the_figures(page: Page, evaluation: dict[str, object]) -> None:
-    (_, *arms) = page.tables["Mean squared error of the next latent, held-out videos"]
-    assert arms == [
-        [row.meaning, figure(row.loss, 5), figure(row.overall), figure(row.dynamic)]
-        for row in arm_rows(evaluation)
-    ]
-    (_, *ratios) = page.tables["Loss / fine loss"]
-    assert ratios == [
-        [row.meaning, figure(row.value), interval(row), str(row.videos)]
-        for row in ratio_rows(evaluation)
-    ]
-    assert ["another video's queries, frames 3+", "-", "none", "6"] in ratios
-    assert page.tables["Ratio by frame"][1] == ["1", "-", "-", "-", "none"]
-    assert page.tables["Ratio by frame"][2] == ["2", "0.20000", "0.19000", "1.0200", _INTERVAL]
-    assert ["train.lr", "0.0003"] in page.tables["Parameters"]
+def beside(table: list[list[str]], start: str) -> list[str]:
+    """The cells beside the only label that begins like this."""
+    (cells,) = [row[1:] for row in table[1:] if row[0].startswith(start)]
+    return cells
 
 
-_INTERVAL = "0.9900 to 1.0700"
+def test_every_arm_stands_beside_its_own_figures(page: Page) -> None:
+    arms = page.tables["Mean squared error of the next latent, held-out videos"]
+    expected = {
+        "coarse pass: the static query": ["0.20711", "-", "-"],
+        "fine pass: queries": ["0.20291", "1.0312", "0.9871 to 1.0823"],
+        "fine pass frame by frame": ["0.20512", "1.0065", "0.9833 to 1.0308"],
+        "fine pass with the static": ["0.21033", "0.9812", "0.9580 to 1.0055"],
+        "fine pass with another": ["-", "-", "-"],
+        "fine pass with random": ["0.23145", "0.8916", "0.8684 to 0.9159"],
+        "copy of the previous latent": ["0.25416", "0.8118", "0.7886 to 0.8361"],
+    }
+    assert {start: beside(arms, start) for start in expected} == expected
+
+
+def test_every_ratio_stands_beside_its_own_figures(page: Page) -> None:
+    ratios = page.tables["Loss / fine loss"]
+    expected = {
+        "coarse, all frames": ["1.0207", "0.9764 to 1.0718", "6"],
+        "coarse, frames 3+": ["1.0312", "0.9871 to 1.0823", "6"],
+        "the static query": ["1.0515", "1.0123 to 1.0919", "6"],
+        "another video's queries": ["-", "-", "6"],
+        "random queries": ["1.1561", "1.0844 to 1.2317", "6"],
+        "coarse on training clips": ["1.1037", "1.0613 to 1.1488", "8"],
+    }
+    assert {start: beside(ratios, start) for start in expected} == expected
+
+
+def test_frames_and_quartiles_stand_beside_their_own_figures(page: Page) -> None:
+    frames, motion = page.tables["Ratio by frame"], page.tables["Ratio by motion, frames 3+"]
+    assert beside(frames, "1") == ["-", "-", "-", "none"]
+    assert beside(frames, "2") == ["0.22000", "0.12000", "1.0200", "0.9200 to 1.1200"]
+    assert beside(frames, "8") == ["0.28000", "0.18000", "1.0800", "0.9800 to 1.1800"]
+    assert beside(motion, "1") == ["5", "1", "0.31000", "1.0100", "0.9100 to 1.1100"]
+    assert beside(motion, "4") == ["8", "4", "0.34000", "1.0400", "0.9400 to 1.1400"]
+
+
+def test_the_other_tables_show_their_figures(page: Page) -> None:
+    looking = page.tables["Attention, means over all held-out clips"]
+    assert beside(looking, "coarse") == ["87.5%", "3.25"]
+    assert beside(looking, "fine") == ["62.5%", "17.50"]
+    assert beside(page.tables["Training"], "loss coarse") == ["0.2500"]
+    assert beside(page.tables["Every video is accounted for"], "accepted") == ["7"]
+    assert beside(page.tables["Parameters"], "train.lr") == ["0.0003"]
+
+
+def test_the_result_shows_its_own_figures(text: str) -> None:
+    facts = dict(re.findall("<dt>(.*?)</dt><dd>(.*?)</dd>", text))
+    assert facts["coarse / fine loss, frames 3+"] == "1.0312"
+    assert facts["95% interval"] == "0.9871 to 1.0823"
+    assert (facts["held-out videos"], facts["held-out clips"]) == ("6", "7")
+
+
+def words(text: str) -> str:
+    return " ".join(text.split())
+
+
+def test_what_was_compared_depends_on_what_was_trained(
+    make_report: MakeReport, evaluation: dict[str, Any], text: str
+) -> None:
+    alone = "model trained without fine passes"
+    assert alone not in text
+    coarse_only = {
+        f"{name}{end}": 1.5
+        for name in ("ratio_coarse_only_dynamic", "coarse_only_fine_ratio_dynamic")
+        for end in ("", "_low", "_high")
+    }
+    found = evaluation | coarse_only | {"loss_coarse_only": 0.25}
+    assert alone in words(render_page(make_report(evaluation=found)))
+
+
+def test_the_uncertainty_of_one_and_of_several_trainings(
+    make_report: MakeReport, evaluation: dict[str, Any], text: str
+) -> None:
+    one = "One training: what another seed would change is not in the interval."
+    assert one in text
+    several = render_page(make_report(evaluation=evaluation | {"seeds": 3}))
+    assert one not in several
+    assert "3 trainings, each with a seed of its own" in several
+    assert "and from what differs between the trainings" in several
+    assert "<dt>trainings (seeds)</dt><dd>3</dd>" in several
+
+
+def test_captions_have_their_ratio_where_they_were_trained(
+    make_report: MakeReport, evaluation: dict[str, Any], page: Page
+) -> None:
+    assert not [row for row in page.tables["Loss / fine loss"] if row[0] == "coarse, captions"]
+    ends = {"": 1.3141, "_low": 1.2718, "_high": 1.3578}
+    captions = {f"caption_coarse_fine_ratio{end}": value for end, value in ends.items()}
+    trained = Page(render_page(make_report(evaluation=evaluation | captions)))
+    found = beside(trained.tables["Loss / fine loss"], "coarse, captions")
+    assert found == ["1.3141", "1.2718 to 1.3578", "6"]
+
+
+@pytest.mark.parametrize(
+    ("similarity", "conclusion"),
+    [
+        (0.9916, "asks almost the same thing in every frame"),
+        (0.8, "changes a part of what it asks"),
+        (0.1, "asks for something else from frame to frame"),
+    ],
+)
+def test_the_similarity_of_queries_is_put_in_words(
+    make_report: MakeReport, evaluation: dict[str, Any], similarity: float, conclusion: str
+) -> None:
+    found = evaluation | {"query_similarity": similarity}
+    text = render_page(make_report(evaluation=found))
+    assert f"{similarity:.4f}. " in text
+    assert conclusion in text
+
+
+@pytest.mark.parametrize(
+    ("ratio", "meaning"),
+    [(1.25, "is better here"), (0.9986, "is worse here"), (0.99995, "makes no difference here")],
+)
+def test_the_ratio_of_a_clip_is_put_in_words(
+    make_report: MakeReport, clip: PicturedClip, ratio: float, meaning: str
+) -> None:
+    text = render_page(make_report(clips=[dataclasses.replace(clip, ratio=ratio)]))
+    assert f"frames 3+: {ratio:.4f}: the fine pass {meaning}." in text
+
+
+def test_the_figures_in_pictures_stand_below_them_as_text(text: str) -> None:
+    assert "Coarse pass: entropy 100% of the maximum, peak 1.0 times uniform" in text
+    assert "Mean error after frame 1: coarse 0.2850, fine 0.1600, persistence 0.5350." in text
+
+
+def test_the_copy_of_the_previous_latent_does_not_flatten_the_chart(page: Page) -> None:
+    (alt,) = [str(i["alt"]) for i in page.all("img") if "random queries" in str(i["alt"])]
+    assert "random queries, frames 3+: 1.1561, interval 1.0844 to 1.2317" in alt
+    assert "1.2713" not in alt
 
 
 def test_every_picture_has_an_alternative_text(page: Page) -> None:

@@ -1,0 +1,77 @@
+"""A model that takes frames is evaluated as the one that takes their stored tokens."""
+
+import copy
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers import Dinov2Config, Dinov2Model, LlamaConfig, LlamaModel
+
+from fvlm.evaluation.arms import ARMS
+from fvlm.evaluation.controls import ClipName, Losses, evaluate_clips
+from fvlm.models.batch import Batch
+from fvlm.models.dino import DinoEncoder
+from fvlm.models.foveated import FoveatedModel
+from fvlm.models.query_attention import DeepAttention, ShallowAttention
+
+CLIPS, T, L, SIZE, LATENT = 5, 4, 3, 42, (4, 4, 4)
+
+
+def make_model(stock: Dinov2Model, k: int, *, frames: bool) -> FoveatedModel:
+    encoder = DinoEncoder(copy.deepcopy(stock))
+    tail = encoder.cut(k)
+    torch.manual_seed(3)
+    language = LlamaConfig(
+        vocab_size=4,
+        hidden_size=24,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        initializer_range=0.2,
+    )
+    return FoveatedModel(
+        language=LlamaModel(language),
+        attention=DeepAttention(tail) if tail else ShallowAttention(16, temperature=0.5),
+        latent_shape=LATENT,
+        fine_iterations=2,
+        encoder=encoder if frames else None,
+    ).eval()
+
+
+def load(inputs: Tensor, latents: Tensor, rows: range) -> Batch:
+    chosen = slice(rows.start, rows.stop)
+    return Batch(inputs[chosen], latents[chosen], [str(row) for row in rows])
+
+
+@pytest.mark.parametrize("k", [0, 2])
+def test_every_arm_is_the_same_from_frames(k: int) -> None:
+    """To float32 rounding: the encoder meets other numbers of frames at once."""
+    torch.manual_seed(0)
+    config = Dinov2Config(
+        hidden_size=16,
+        num_hidden_layers=L,
+        num_attention_heads=2,
+        mlp_ratio=2,
+        image_size=SIZE,
+        patch_size=14,
+    )
+    stock = Dinov2Model(config).eval()
+    frames = torch.randint(0, 256, (CLIPS, T, 3, SIZE, SIZE), dtype=torch.uint8)
+    latents = torch.randn(CLIPS, T, *LATENT)
+    with torch.inference_mode():
+        tokens = DinoEncoder(stock)(frames.flatten(0, 1), layer=L - k).unflatten(0, (CLIPS, T))
+
+    def losses(model: FoveatedModel, inputs: Tensor, batch_size: int) -> Losses:
+        names = [ClipName(str(clip), str(clip)) for clip in range(CLIPS)]
+        clips = partial(load, inputs, latents)
+        device = torch.device("cpu")
+        return evaluate_clips(model, clips, names, batch_size=batch_size, seed=0, device=device)
+
+    expected = losses(make_model(stock, k, frames=False), tokens, CLIPS)
+    for batch_size in (1, 2, CLIPS):
+        found = losses(make_model(stock, k, frames=True), frames, batch_size)
+        for arm in ARMS:
+            np.testing.assert_allclose(found[arm], expected[arm], rtol=1e-4, err_msg=arm)
+    assert np.abs(expected["fine"] - expected["random"]).max() > 1e-4
