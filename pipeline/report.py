@@ -71,6 +71,7 @@ def main() -> None:
         curves=read_csv(CURVES),
         frames=read_csv(BY_FRAME),
         motion=read_csv(BY_MOTION),
+        by_clip=rows,
         clips=picture_clips(chosen, frames=sections.evaluate["num_frames"]),
         shown=describe_choice(chosen, len(rows)),
         tokens=config["token_shape"][0],

@@ -24,7 +24,7 @@ SECTIONS = {
     "made": "How it was made",
 }
 SAME_QUESTION = 0.95  # similarity of successive queries above which they ask almost the same
-LISTED = 200  # videos that were not used, at most; all of them stand in the manifests
+LISTED = 200  # videos in a table, at most; all stand in the manifests and in plots/evaluate.csv
 
 Cells = list[str]
 
@@ -67,6 +67,7 @@ class Report:
     curves: Table
     frames: Table
     motion: Table
+    by_clip: Table
     clips: Sequence[PicturedClip]
     shown: str
     tokens: int
@@ -122,6 +123,9 @@ def render_page(report: Report) -> str:
             ]
             for row in report.motion
         ],
+        clip_rows=_clip_rows(report.by_clip),
+        clip_title="Ratio by clip, frames 3+ (one video gives no interval)"
+        + (f", the best {LISTED} of {len(report.by_clip)}" if len(report.by_clip) > LISTED else ""),
         charts={
             "controls": _uri("image/svg+xml", controls_chart(drawn).encode()),
             "frames": _uri("image/svg+xml", frames_chart(report.frames).encode()),
@@ -236,6 +240,17 @@ def _counts(report: Report) -> list[Cells]:
         if name == "quarantined" or name.startswith("reason_")
     }
     return [[name, count] for name, count in (counts | failed).items()]
+
+
+def _clip_rows(rows: Table) -> list[Cells]:
+    """The best clips first; those without a ratio last."""
+    name = "coarse_fine_ratio_dynamic"
+    ranked = sorted(rows, key=lambda row: -float(row[name] or "-inf"))
+    losses = "loss_coarse", "loss_fine"
+    return [
+        [row["video_id"], *(_digits(row[loss], 5) for loss in losses), _digits(row[name])]
+        for row in ranked[:LISTED]
+    ]
 
 
 def _ratio_cells(row: dict[str, str], name: str) -> Cells:

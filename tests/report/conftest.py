@@ -100,6 +100,15 @@ def make_report(evaluation: dict[str, Any], clip: PicturedClip) -> Callable[...,
             *({"frame": str(t)} | row for t, row in enumerate(frames, start=2)),
         ],
         motion=[{"quartile": str(n)} | row for n, row in enumerate(motion, start=1)],
+        by_clip=[
+            {
+                "video_id": f"park/{number}.mp4",
+                "loss_coarse": f"0.2{number}",
+                "loss_fine": f"0.1{number}",
+                "coarse_fine_ratio_dynamic": ratio,
+            }
+            for number, ratio in enumerate(("0.95", "", "1.25", "1.05"))
+        ],
         clips=[clip],
         shown="All 7 held-out clips.",
         tokens=10,

@@ -96,6 +96,24 @@ def test_frames_and_quartiles_stand_beside_their_own_figures(page: Page) -> None
     assert beside(motion, "4") == ["8", "4", "0.34000", "1.0400", "0.9400 to 1.1400"]
 
 
+def test_clips_are_listed_from_the_best_to_the_worst(page: Page) -> None:
+    table = page.tables["Ratio by clip, frames 3+ (one video gives no interval)"]
+    assert table[1:] == [
+        ["park/2.mp4", "0.22000", "0.12000", "1.2500"],
+        ["park/3.mp4", "0.23000", "0.13000", "1.0500"],
+        ["park/0.mp4", "0.20000", "0.10000", "0.9500"],
+        ["park/1.mp4", "0.21000", "0.11000", "-"],
+    ]
+
+
+def test_a_cut_list_of_clips_says_so(make_report: MakeReport) -> None:
+    clip = {"video_id": "a", "loss_coarse": "1", "loss_fine": "1", "coarse_fine_ratio_dynamic": "1"}
+    page = Page(render_page(make_report(by_clip=[clip] * (LISTED + 1))))
+    (caption,) = (caption for caption in page.tables if caption.startswith("Ratio by clip"))
+    assert caption.endswith(f", the best {LISTED} of {LISTED + 1}")
+    assert len(page.tables[caption]) == LISTED + 1  # with its head
+
+
 def test_the_other_tables_show_their_figures(page: Page) -> None:
     looking = page.tables["Attention, means over all held-out clips"]
     assert beside(looking, "coarse") == ["87.5%", "3.25"]
@@ -119,8 +137,8 @@ def words(text: str) -> str:
 def test_what_was_compared_depends_on_what_was_trained(
     make_report: MakeReport, evaluation: dict[str, Any], text: str
 ) -> None:
-    alone = "model trained without fine passes"
-    assert alone not in text
+    alone = "but for the coarse pass of a model trained without fine passes: these are its own"
+    assert alone not in words(text)
     coarse_only = {
         f"{name}{end}": 1.5
         for name in ("ratio_coarse_only_dynamic", "coarse_only_fine_ratio_dynamic")
