@@ -35,8 +35,9 @@ class Batch:
     captions: Captions | None = None
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch on a device."""
-        inputs, latents, *text = (value.to(device, non_blocking=True) for value in self.tensors())
+        """The same batch on a device; on a GPU in the order of its current stream."""
+        ahead = device.type == "cuda"  # others may still read memory that a next batch overwrites
+        inputs, latents, *text = (value.to(device, non_blocking=ahead) for value in self.tensors())
         captions = Captions(*text) if text else None
         return replace(self, inputs=inputs, latents=latents, captions=captions)
 
