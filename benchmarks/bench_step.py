@@ -34,7 +34,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_flop
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from transformers import Dinov2Config, Dinov2Model, LlamaConfig, LlamaModel
 
 from benchmarks.reference_step import ReferenceModel, reference_step
@@ -55,10 +55,12 @@ from fvlm.training.prefetch import prefetched
 
 T, STORED, N, D, LATENT, VOCABULARY = 16, 24, 325, 384, (4, 32, 32), 49152
 CLIPS = 12  # on disk
-_SDPA = "_scaled_dot_product_flash_attention_for_cpu"
-CPU_ATTENTION = {  # what FlopCounterMode does not know yet
-    getattr(torch.ops.aten, _SDPA): sdpa_flop,
-    getattr(torch.ops.aten, f"{_SDPA}_backward"): sdpa_backward_flop,
+_SDPA = "_scaled_dot_product_flash_attention"
+CPU_ATTENTION = {  # what FlopCounterMode does not know yet, counted as it counts the GPU's
+    getattr(torch.ops.aten, f"{_SDPA}_for_cpu{end}"): flop_registry[
+        getattr(torch.ops.aten, f"{_SDPA}{end}")
+    ]
+    for end in ("", "_backward")
 }
 PAIRS = 3  # steps with a resident batch and with the loader, in turns
 
@@ -132,7 +134,8 @@ class Side:
 
     def flops(self) -> dict[str, int]:
         """Floating-point operations of a step in matrix products and in convolutions."""
-        with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
+        with FlopCounterMode(display=False) as counter:
+            counter.flop_registry |= CPU_ATTENTION
             self.step()
         found = {"matmul": 0, "conv": 0}
         for operator, amount in counter.get_flop_counts()["Global"].items():
