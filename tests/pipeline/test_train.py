@@ -117,6 +117,13 @@ def run_module(folder: Path, module: str, *, code: int = 0) -> str:
     return said
 
 
+def enter_project(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Go to a folder that has all that the stage reads."""
+    shutil.copy(ROOT / "params.yaml", folder)
+    write_inputs(folder)
+    monkeypatch.chdir(folder)
+
+
 def test_torchrun_trains_as_one_process_does_and_one_writes(tmp_path: Path) -> None:
     """Out of time it ends with 1, and says once and clearly that it is unfinished."""
     shutil.copy(ROOT / "params.yaml", tmp_path)
@@ -168,9 +175,7 @@ def test_every_seed_has_a_model_and_one_without_fine_passes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Each equals what its seed gives alone; a seed that is added trains nothing else again."""
-    shutil.copy(ROOT / "params.yaml", tmp_path)
-    write_inputs(tmp_path)
-    monkeypatch.chdir(tmp_path)
+    enter_project(tmp_path, monkeypatch)
     set_params(tmp_path, {"train": {"seeds": [4]}})
     train.main()
     alone = (train.MODEL / "model.safetensors").read_bytes()
@@ -199,9 +204,7 @@ def test_every_seed_has_a_model_and_one_without_fine_passes(
 def test_code_that_trains_another_model_starts_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    shutil.copy(ROOT / "params.yaml", tmp_path)
-    write_inputs(tmp_path)
-    monkeypatch.chdir(tmp_path)
+    enter_project(tmp_path, monkeypatch)
     rates = []
     for code in (train.CODE, train.CODE, train.CODE + 1):
         monkeypatch.setattr(train, "CODE", code)
@@ -231,10 +234,8 @@ class RecordingTracker(Tracker):
 def test_every_step_is_tracked_in_the_run_of_its_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copy(ROOT / "params.yaml", tmp_path)
-    write_inputs(tmp_path)
-    Path(tmp_path / ".state/mlflow").unlink()
-    monkeypatch.chdir(tmp_path)
+    enter_project(tmp_path, monkeypatch)
+    Path(".state/mlflow").unlink()
     monkeypatch.setattr(train, "Tracker", RecordingTracker)
     monkeypatch.setattr(train, "read_sent", lambda spool: {"run_id": f"run of {spool.name}"})
     calls: list[Any] = []
@@ -259,9 +260,7 @@ def test_every_step_is_tracked_in_the_run_of_its_training(
 def test_a_training_that_already_runs_is_kept_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copy(ROOT / "params.yaml", tmp_path)
-    write_inputs(tmp_path)
-    monkeypatch.chdir(tmp_path)
+    enter_project(tmp_path, monkeypatch)
     train.main()
     (state,) = Path(".state/train").iterdir()
     with (state / "lock").open("wb") as held:
@@ -274,10 +273,8 @@ def test_a_training_that_already_runs_is_kept_out(
 def test_spools_of_forgotten_trainings_go_once_they_are_sent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copy(ROOT / "params.yaml", tmp_path)
-    write_inputs(tmp_path)
-    Path(tmp_path / ".state/mlflow").unlink()
-    monkeypatch.chdir(tmp_path)
+    enter_project(tmp_path, monkeypatch)
+    Path(".state/mlflow").unlink()
     monkeypatch.setattr(train, "Tracker", RecordingTracker)
     train.main()
     (state,) = Path(".state/train").iterdir()
@@ -318,9 +315,7 @@ def test_the_metrics_tell_of_captions_in_both_passes() -> None:
 def test_a_server_that_refuses_changes_no_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    shutil.copy(ROOT / "params.yaml", tmp_path)
-    write_inputs(tmp_path)
-    monkeypatch.chdir(tmp_path)
+    enter_project(tmp_path, monkeypatch)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     train.main()
     untracked = [(tmp_path / path).read_bytes() for path in RESULTS]
