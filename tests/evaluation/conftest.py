@@ -7,11 +7,11 @@ from typing import Any, Protocol, cast
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import Dinov2Config, Dinov2Model, LlamaConfig, LlamaModel
+from transformers import LlamaModel
 
-from fvlm.models.dino import DinoEncoder
 from fvlm.models.foveated import FoveatedModel
-from fvlm.models.query_attention import DeepAttention, ShallowAttention
+from fvlm.models.query_attention import ShallowAttention
+from tests import tiny
 
 T, N, D, H, LATENT = 5, 10, 16, 24, (4, 4, 4)  # N: CLS and 3 x 3 patches
 KEYS = 8  # tokens of a frame of the pointer corpus, each with its own key
@@ -32,35 +32,7 @@ def make_model() -> MakeModel:
 
     def make(*, deep: int = 0, iterations: int = 1) -> FoveatedModel:
         torch.manual_seed(1)
-        attention: ShallowAttention | DeepAttention = ShallowAttention(D, temperature=0.5)
-        if deep:
-            encoder = Dinov2Config(
-                hidden_size=D,
-                num_hidden_layers=3,
-                num_attention_heads=2,
-                mlp_ratio=2,
-                image_size=42,
-                patch_size=14,
-            )
-            attention = DeepAttention(DinoEncoder(Dinov2Model(encoder)).tail(deep))
-        config = LlamaConfig(
-            vocab_size=4,
-            hidden_size=H,
-            intermediate_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            initializer_range=0.2,
-        )
-        model = FoveatedModel(
-            language=LlamaModel(config),
-            attention=attention,
-            latent_shape=LATENT,
-            fine_iterations=iterations,
-        )
-        for name, parameter in model.head.named_parameters():
-            if name.endswith("weight"):
-                nn.init.kaiming_normal_(parameter)
-        return model.eval()
+        return tiny.foveated(deep=deep, iterations=iterations)
 
     return make
 
@@ -74,9 +46,7 @@ def clips() -> tuple[Tensor, Tensor]:
 class _LastToken(nn.Module):
     """A language model whose state is the token it just read."""
 
-    config = LlamaConfig(
-        vocab_size=4, hidden_size=WIDTH, num_hidden_layers=1, num_attention_heads=1
-    )
+    config = tiny.llama(hidden_size=WIDTH, num_attention_heads=1)
 
     def forward(self, *, inputs_embeds: Tensor, **_: Any) -> SimpleNamespace:
         return SimpleNamespace(last_hidden_state=inputs_embeds)

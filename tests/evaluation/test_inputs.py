@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import Dinov2Config, Dinov2Model, LlamaConfig, LlamaModel
+from transformers import Dinov2Model, LlamaModel
 
 from fvlm.evaluation.arms import ARMS
 from fvlm.evaluation.controls import ClipName, Losses, evaluate_clips
@@ -15,6 +15,7 @@ from fvlm.models.batch import Batch
 from fvlm.models.dino import DinoEncoder
 from fvlm.models.foveated import FoveatedModel
 from fvlm.models.query_attention import DeepAttention, ShallowAttention
+from tests import tiny
 
 CLIPS, T, L, SIZE, LATENT = 5, 4, 3, 42, (4, 4, 4)
 
@@ -23,16 +24,8 @@ def make_model(stock: Dinov2Model, k: int, *, frames: bool) -> FoveatedModel:
     encoder = DinoEncoder(copy.deepcopy(stock))
     tail = encoder.cut(k)
     torch.manual_seed(3)
-    language = LlamaConfig(
-        vocab_size=4,
-        hidden_size=24,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        initializer_range=0.2,
-    )
     return FoveatedModel(
-        language=LlamaModel(language),
+        language=LlamaModel(tiny.llama(initializer_range=0.2)),
         attention=DeepAttention(tail) if tail else ShallowAttention(16, temperature=0.5),
         latent_shape=LATENT,
         fine_iterations=2,
@@ -49,15 +42,7 @@ def load(inputs: Tensor, latents: Tensor, rows: range) -> Batch:
 def test_every_arm_is_the_same_from_frames(k: int) -> None:
     """To float32 rounding: the encoder meets other numbers of frames at once."""
     torch.manual_seed(0)
-    config = Dinov2Config(
-        hidden_size=16,
-        num_hidden_layers=L,
-        num_attention_heads=2,
-        mlp_ratio=2,
-        image_size=SIZE,
-        patch_size=14,
-    )
-    stock = Dinov2Model(config).eval()
+    stock = tiny.dinov2().eval()
     frames = torch.randint(0, 256, (CLIPS, T, 3, SIZE, SIZE), dtype=torch.uint8)
     latents = torch.randn(CLIPS, T, *LATENT)
     with torch.inference_mode():

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from transformers import (
     Dinov2Config,
@@ -18,10 +17,9 @@ from transformers import (
     LlamaModel,
 )
 
-from fvlm.models.dino import DinoEncoder
 from fvlm.models.foveated import FoveatedModel
-from fvlm.models.query_attention import DeepAttention, ShallowAttention
 from fvlm.models.text import Text
+from tests import tiny
 
 ENCODERS = {
     "dinov2": lambda: Dinov2Model(
@@ -101,7 +99,7 @@ def language_folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def vae_folder(tmp_path: Path) -> Path:
     """An AutoencoderKL that reduces frames by 4."""
-    scrambled(tiny_vae()).save_pretrained(tmp_path / "vae")
+    scrambled(tiny.vae(8, 8, 16)).save_pretrained(tmp_path / "vae")
     return tmp_path / "vae"
 
 
@@ -126,26 +124,14 @@ def make_model() -> Callable[..., FoveatedModel]:
         *, deep: int = 0, iterations: int = 1, text: Text = "none", tied: bool = True
     ) -> FoveatedModel:
         torch.manual_seed(1)
-        attention: ShallowAttention | DeepAttention = ShallowAttention(16, temperature=0.5)
-        sizes: dict[str, Any] = {"num_hidden_layers": 3, "num_attention_heads": 2}
-        if deep:
-            vit = Dinov2Config(**sizes, hidden_size=16, mlp_ratio=2, image_size=42, patch_size=14)
-            attention = DeepAttention(DinoEncoder(Dinov2Model(vit)).tail(deep))
-        llama = LlamaConfig(
-            **sizes, vocab_size=16, hidden_size=24, intermediate_size=32, initializer_range=0.2
-        )
-        model = FoveatedModel(
-            language=LlamaModel(llama),
-            attention=attention,
-            latent_shape=(4, 4, 4),
-            fine_iterations=iterations,
+        sizes = {"num_hidden_layers": 3, "vocab_size": 16, "initializer_range": 0.2}
+        return tiny.foveated(
+            deep=deep,
+            iterations=iterations,
+            language=LlamaModel(tiny.llama(**sizes)),
             text=text,
             output=None if tied else nn.Linear(24, 16, bias=False),
         )
-        for name, parameter in model.head.named_parameters():
-            if name.endswith("weight"):
-                nn.init.kaiming_normal_(parameter)
-        return model.eval()
 
     return make
 
@@ -154,17 +140,6 @@ def make_model() -> Callable[..., FoveatedModel]:
 def clips() -> tuple[Tensor, Tensor]:
     """Seven clips of noise: tokens [7,5,10,16] and latents [7,5,4,4,4]."""
     return torch.randn(7, 5, 10, 16), torch.randn(7, 5, 4, 4, 4)
-
-
-def tiny_vae() -> AutoencoderKL:
-    return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(8, 8, 16),
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=4,
-    )
 
 
 def scrambled(model: Any) -> Any:

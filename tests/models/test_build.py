@@ -10,7 +10,6 @@ from transformers import (
     Dinov2Model,
     DINOv3ViTConfig,
     DINOv3ViTModel,
-    LlamaConfig,
     LlamaForCausalLM,
     LlamaModel,
     PreTrainedTokenizerFast,
@@ -30,6 +29,7 @@ from fvlm.models.build import (
 from fvlm.models.dino import load_dino
 from fvlm.models.foveated import FoveatedModel, ModelParams, Prediction
 from fvlm.models.query_attention import ShallowAttention
+from tests import tiny
 
 D, H, L, SIZE = 16, 24, 3, 42
 SIZES: dict[str, Any] = {
@@ -44,8 +44,7 @@ SIZES: dict[str, Any] = {
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Pretrained parts as the model hub has them: `llama`, `dinov2`, `dinov3`."""
     root = tmp_path_factory.mktemp("parts")
-    sizes: dict[str, Any] = {"vocab_size": 8, "hidden_size": H, "intermediate_size": 32}
-    llama = LlamaConfig(**sizes, num_hidden_layers=2, num_attention_heads=2)
+    llama = tiny.llama(vocab_size=8, num_hidden_layers=2)
     for name, tied in (("llama", True), ("untied", False)):
         llama.tie_word_embeddings = tied
         LlamaForCausalLM(llama).save_pretrained(root / name)
@@ -60,20 +59,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def make_params(folder: Path, **changes: object) -> ModelParams:
-    values: dict[str, object] = {
-        "llm": str(folder / "llama"),
-        "llm_layers": 0,
-        "query_layers": 0,
-        "intermediate_tokens": False,
-        "query_role": "token",
-        "temperature": 1.0,
-        "fine_iterations": 1,
-        "head_channels": 16,
-        "text": "none",
-        "max_text_tokens": 8,
-    }
-    return ModelParams.model_validate(values | changes)
+def make_params(folder: Path, **changes: Any) -> ModelParams:
+    return tiny.model_params(**({"llm": str(folder / "llama")} | changes))
 
 
 def make_manifest(folder: Path, family: str, *, layer: int) -> dict[str, Any]:

@@ -1,53 +1,23 @@
 import math
 from itertools import pairwise
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import Dinov2Config, Dinov2Model, LlamaConfig, LlamaModel
+from transformers import LlamaModel
 
 from fvlm.compute import autocast
-from fvlm.models.dino import DinoEncoder
 from fvlm.models.foveated import FoveatedModel, frame_losses
-from fvlm.models.query_attention import DeepAttention, ShallowAttention
+from fvlm.models.query_attention import ShallowAttention
+from tests import tiny
 
 B, T, N, D, H = 2, 5, 10, 16, 24  # N: CLS and 3 x 3 patches
 LATENT = (4, 4, 4)
 
 
-def make_language(*, layers: int = 2) -> LlamaModel:
-    return LlamaModel(
-        LlamaConfig(
-            vocab_size=4,
-            hidden_size=H,
-            intermediate_size=32,
-            num_hidden_layers=layers,
-            num_attention_heads=2,
-            initializer_range=0.2,
-        )
-    )
-
-
 def make_model(*, deep: int = 0, temperature: float = 1.0, iterations: int = 1) -> FoveatedModel:
     torch.manual_seed(1)
-    attention: ShallowAttention | DeepAttention = ShallowAttention(D, temperature=temperature)
-    if deep:
-        sizes: dict[str, Any] = {"hidden_size": D, "num_hidden_layers": 3, "num_attention_heads": 2}
-        stock = Dinov2Model(Dinov2Config(**sizes, mlp_ratio=2, image_size=42, patch_size=14))
-        attention = DeepAttention(DinoEncoder(stock).tail(deep))
-    torch.manual_seed(2)
-    model = FoveatedModel(
-        language=make_language(),
-        attention=attention,
-        latent_shape=LATENT,
-        fine_iterations=iterations,
-    )
-    for name, parameter in model.head.named_parameters():
-        if name.endswith("weight"):
-            # So that every input changes the prediction by far more than rounding does.
-            torch.nn.init.kaiming_normal_(parameter)
-    return model
+    return tiny.foveated(deep=deep, temperature=temperature, iterations=iterations)
 
 
 @pytest.fixture(params=[0, 2], ids=["shallow", "deep"])
@@ -189,7 +159,7 @@ def test_queries_start_with_unit_variance_and_do_not_attend_uniformly() -> None:
     """Standard deviation 0.02 gave an entropy of 5.548 where 5.549 is uniform."""
     width, count = 384, 257
     model = FoveatedModel(
-        language=make_language(),
+        language=LlamaModel(tiny.llama(num_hidden_layers=2, initializer_range=0.2)),
         attention=ShallowAttention(width, temperature=1.0),
         latent_shape=LATENT,
         fine_iterations=1,

@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaModel
+from transformers import LlamaModel
 
 from fvlm.models.dino import DinoEncoder
 from fvlm.models.foveated import FoveatedModel, frame_losses
 from fvlm.models.query_attention import DeepAttention, ShallowAttention
+from tests import tiny
 
 B, T, L, SIZE, LATENT = 2, 3, 3, 48, (4, 4, 4)
 
@@ -21,16 +22,8 @@ def make_pair(stock: Any, k: int) -> tuple[FoveatedModel, FoveatedModel]:
     def make(*, frames: bool) -> FoveatedModel:
         encoder = DinoEncoder(copy.deepcopy(stock))
         tail = encoder.cut(k)
-        language = LlamaConfig(
-            vocab_size=4,
-            hidden_size=24,
-            intermediate_size=32,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            initializer_range=0.2,
-        )
         return FoveatedModel(
-            language=LlamaModel(language),
+            language=LlamaModel(tiny.llama(initializer_range=0.2)),
             attention=DeepAttention(tail) if tail else ShallowAttention(32, temperature=0.5),
             latent_shape=LATENT,
             fine_iterations=1,

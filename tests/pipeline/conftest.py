@@ -11,9 +11,9 @@ import av
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL
-from ruamel.yaml import YAML
-from transformers import Dinov2Config, Dinov2Model, LlamaConfig, LlamaModel
+from transformers import LlamaModel
+
+from tests import tiny
 
 ROOT = Path(__file__).parents[2]
 Run = Callable[..., str]
@@ -80,34 +80,10 @@ def damage(path: Path) -> None:
 def save_tiny_models(folder: Path) -> None:
     """Random models of the real classes in the formats of their hubs."""
     torch.manual_seed(0)
-    dino = Dinov2Config(
-        hidden_size=16, num_hidden_layers=3, num_attention_heads=2, image_size=32, patch_size=8
-    )
-    Dinov2Model(dino).save_pretrained(folder / "dino")
-    AutoencoderKL(
-        block_out_channels=(8, 8, 8, 8),
-        norm_num_groups=4,
-        latent_channels=4,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-    ).save_pretrained(folder / "vae")
-    llm = LlamaConfig(
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        vocab_size=32,
-        max_position_embeddings=64,
-    )
+    tiny.dinov2(image_size=32, patch_size=8).save_pretrained(folder / "dino")
+    tiny.vae(8, 8, 8, 8).save_pretrained(folder / "vae")
+    llm = tiny.llama(vocab_size=32, hidden_size=16, num_hidden_layers=2)
     LlamaModel(llm).save_pretrained(folder / "llm")
-
-
-def set_params(path: Path, values: dict[str, dict[str, Any]]) -> None:
-    yaml = YAML()
-    document = yaml.load(path.read_text())
-    for section, entries in values.items():
-        document[section].update(entries)
-    yaml.dump(document, path)
 
 
 @pytest.fixture(scope="session")
@@ -155,7 +131,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if name.startswith(keep) and (ROOT / name).is_file():
             (clone / name).parent.mkdir(parents=True, exist_ok=True)
             (clone / name).write_bytes((ROOT / name).read_bytes())
-    set_params(clone / "params.yaml", TINY)
+    tiny.set_params(clone, TINY)
     save_tiny_models(clone / "weights")
     for seed, (name, codec, seconds) in enumerate(VIDEOS):
         render(clone / "videos" / name, codec, seconds, seed=seed)
@@ -177,7 +153,7 @@ def environment() -> dict[str, str]:
         for what in ("NAME", "EMAIL")
     }
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    return os.environ | names | {"PATH": path, "OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1"}
+    return os.environ | names | {"PATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.image import imread
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from fvlm.errors import FvlmError, ParamsError, ShardError
 from fvlm.io import read_json, write_json
@@ -23,6 +23,7 @@ from fvlm.shards.manifest import read_manifest, write_manifest
 from fvlm.shards.write import sample_key, write_shard
 from pipeline import evaluate, verdict
 from pipeline.clips import COARSE_ONLY
+from tests import tiny
 
 STORED, TOKENS, LATENT = 6, (10, 16), (4, 4, 4)
 TABLES = (evaluate.CLIPS, evaluate.FRAMES, evaluate.MOTION)
@@ -40,27 +41,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
         monkeypatch.chdir(tmp_path)
         write_params()
         manifest = write_encode_folder(clips)
-        language = LlamaConfig(
-            vocab_size=4,
-            hidden_size=24,
-            intermediate_size=32,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            initializer_range=0.2,
-        )
-        LlamaForCausalLM(language).save_pretrained("llm")
-        params = ModelParams(
-            llm="llm",
-            llm_layers=0,
-            query_layers=0,
-            intermediate_tokens=False,
-            query_role="token",
-            temperature=1.0,
-            fine_iterations=1,
-            head_channels=16,
-            text="none",
-            max_text_tokens=8,
-        )
+        LlamaForCausalLM(tiny.llama(initializer_range=0.2)).save_pretrained("llm")
+        params = tiny.model_params("llm")
         save_trained(params, manifest, evaluate.MODEL)
         write_json(verdict.FILTER, {"inputs": 9, "accepted": 7, "accepted_train": 2})
         write_json(verdict.TRAIN, {"steps": 3})

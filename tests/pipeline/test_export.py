@@ -7,16 +7,16 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from fvlm.errors import CheckpointError, FvlmError, ParamsError
 from fvlm.evaluation.arms import ARMS, CONTROLS
 from fvlm.evaluation.verdict import describe
 from fvlm.io import write_json
 from fvlm.models.build import build_model, load_model, save_model
-from fvlm.models.foveated import ModelParams
 from pipeline import export
 from pipeline.evaluate import weights_of
+from tests import tiny
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,21 +25,8 @@ ROOT = Path(__file__).parents[2]
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """A project with a trained model and its metrics; returns the evaluation."""
     monkeypatch.chdir(tmp_path)
-    sizes: dict[str, Any] = {"vocab_size": 4, "hidden_size": 8, "intermediate_size": 8}
-    language = LlamaConfig(**sizes, num_hidden_layers=1, num_attention_heads=2)
-    LlamaForCausalLM(language).save_pretrained("llm")
-    params = ModelParams(
-        llm="llm",
-        llm_layers=0,
-        query_layers=0,
-        intermediate_tokens=False,
-        query_role="token",
-        temperature=1.0,
-        fine_iterations=1,
-        head_channels=4,
-        text="none",
-        max_text_tokens=8,
-    )
+    LlamaForCausalLM(tiny.llama(hidden_size=8)).save_pretrained("llm")
+    params = tiny.model_params("llm", head_channels=4)
     source = {"source": "parts/x", "revision": "abc", "sha256": "0" * 64}
     manifest = {
         "tokens": {"shape": [4, 10, 6]},

@@ -12,9 +12,9 @@ from fvlm.errors import FvlmError, WeightsError
 from fvlm.io import read_json, write_json
 from fvlm.models.build import CONFIG, build_model, save_model
 from fvlm.models.dino import load_dino
-from fvlm.models.foveated import ModelParams
 from fvlm.models.vae import load_vae
 from pipeline import predict
+from tests import tiny
 
 SIZE, FRAMES = 32, 5
 
@@ -38,18 +38,7 @@ def project(video_folder: Path, tiny_models: Path, monkeypatch: pytest.MonkeyPat
         "dino": found["dino"] | {"blocks": dino.blocks, "layer": dino.blocks - 1},
         "vae": found["vae"],
     }
-    params = ModelParams(
-        llm=f"{tiny_models}/llm",
-        llm_layers=0,
-        query_layers=1,
-        intermediate_tokens=False,
-        query_role="token",
-        temperature=1.0,
-        fine_iterations=1,
-        head_channels=8,
-        text="none",
-        max_text_tokens=8,
-    )
+    params = tiny.model_params(f"{tiny_models}/llm", query_layers=1, head_channels=8)
     model, config = build_model(params, manifest)
     save_model(model.state_dict(), config, video_folder / "models/foveated")
     return video_folder

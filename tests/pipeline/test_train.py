@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from ruamel.yaml import YAML
-from transformers import LlamaConfig, LlamaModel
+from transformers import LlamaModel
 
 from fvlm.errors import TrainingError
 from fvlm.io import write_json
@@ -28,6 +28,8 @@ from fvlm.shards.manifest import write_manifest
 from fvlm.shards.write import sample_key, write_shard
 from fvlm.tracking import Status, Tracker
 from pipeline import train
+from tests import tiny
+from tests.tiny import set_params
 
 ROOT = Path(__file__).parents[2]
 STORED, TOKENS, LATENT = 6, (10, 16), (4, 4, 4)
@@ -47,20 +49,10 @@ PARAMS: dict[str, dict[str, Any]] = {
 Run = Callable[..., str]
 
 
-def set_params(folder: Path, values: dict[str, dict[str, Any]]) -> None:
-    yaml = YAML()
-    document = yaml.load((folder / "params.yaml").read_text())
-    for section, entries in values.items():
-        document[section].update(entries)
-    yaml.dump(document, folder / "params.yaml")
-
-
 def write_inputs(folder: Path) -> None:
     """Encode shards of random numbers and a language model; parameters are set to fit."""
     set_params(folder, PARAMS)
-    sizes: dict[str, Any] = {"vocab_size": 4, "hidden_size": 24, "intermediate_size": 32}
-    language = LlamaConfig(**sizes, num_hidden_layers=1, num_attention_heads=2)
-    LlamaModel(language).save_pretrained(folder / "weights/llm")
+    LlamaModel(tiny.llama()).save_pretrained(folder / "weights/llm")
     rng = np.random.default_rng(0)
     samples = [
         (
@@ -154,21 +146,19 @@ def test_torchrun_stopped_by_sigterm_goes_on(tmp_path: Path) -> None:
     """It passes the signal on; its processes stop after the same step, with the state saved."""
     shutil.copy(ROOT / "params.yaml", tmp_path)
     write_inputs(tmp_path)
-    set_params(tmp_path, {"train": {"max_samples": 1600}})
+    set_params(tmp_path, {"train": {"max_samples": 640}})
     with start_module(tmp_path, TORCHRUN) as process:
         while process.poll() is None and not any(tmp_path.glob(".state/train/**/*.safetensors")):
             time.sleep(0.01)
         process.terminate()
         _, said = process.communicate()
     assert process.returncode != 0
-    (stopped,) = re.findall(
-        r"unfinished: stopped after step (\d+) of 200; the state is saved", said
-    )
-    assert 0 < int(stopped) < 200
-    progress = re.findall(r"train: (\d+)/200 steps", run_module(tmp_path, TORCHRUN))
+    (stopped,) = re.findall(r"unfinished: stopped after step (\d+) of 80; the state is saved", said)
+    assert 0 < int(stopped) < 80
+    progress = re.findall(r"train: (\d+)/80 steps", run_module(tmp_path, TORCHRUN))
     assert all(int(step) > int(stopped) for step in progress)
-    assert progress[-1] == "200"
-    assert [row["step"] for row in curves(tmp_path)] == list(range(200))
+    assert progress[-1] == "80"
+    assert [row["step"] for row in curves(tmp_path)] == list(range(80))
 
 
 def test_every_seed_has_a_model_and_one_without_fine_passes(

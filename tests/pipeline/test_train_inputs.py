@@ -24,7 +24,8 @@ from fvlm.models.query_attention import DeepAttention
 from fvlm.shards.manifest import read_manifest, write_manifest
 from fvlm.shards.write import sample_key, write_shard
 from pipeline import train
-from tests.pipeline.test_train import CAPTIONS, CLIPS, RESULTS, STORED, set_params, write_inputs
+from tests.pipeline.test_train import CAPTIONS, CLIPS, RESULTS, STORED, write_inputs
+from tests.tiny import set_params
 
 ROOT = Path(__file__).parents[2]
 D, L, SIZE, PATCH = 16, 2, 24, 8

@@ -3,52 +3,25 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL
-from torch import nn
-from transformers import LlamaConfig, LlamaModel
 
 from fvlm.evaluation.controls import persistence_losses
 from fvlm.models.batch import Batch
 from fvlm.models.foveated import FoveatedModel, frame_losses
-from fvlm.models.query_attention import ShallowAttention
 from fvlm.models.vae import VaeCodec
 from fvlm.report.view import ClipView, pass_names, view_clip
+from tests import tiny
 
 T, N, D, S = 5, 10, 16, 32
 
 
 @pytest.fixture
 def vae() -> VaeCodec:
-    small = AutoencoderKL(
-        block_out_channels=(8, 8, 8, 8),
-        norm_num_groups=4,
-        latent_channels=4,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-    )
-    return VaeCodec(small).eval()
+    return VaeCodec(tiny.vae(8, 8, 8, 8)).eval()
 
 
 @pytest.fixture
 def model() -> FoveatedModel:
-    language = LlamaConfig(
-        vocab_size=4,
-        hidden_size=24,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        initializer_range=0.2,
-    )
-    found = FoveatedModel(
-        language=LlamaModel(language),
-        attention=ShallowAttention(D, temperature=0.5),
-        latent_shape=(4, 4, 4),
-        fine_iterations=2,
-    )
-    for name, parameter in found.head.named_parameters():
-        if name.endswith("weight"):
-            nn.init.kaiming_normal_(parameter)
-    return found.eval()
+    return tiny.foveated(iterations=2)
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ import pytest
 
 from fvlm.tracking import Tracker
 from pipeline import train
-from tests.pipeline.test_train import RESULTS, set_params, write_inputs
+from tests.pipeline.test_train import RESULTS, write_inputs
+from tests.tiny import set_params
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_SECONDS = 90.0  # on a busy machine the sender, which gives way, is slow to start

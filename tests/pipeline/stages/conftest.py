@@ -14,11 +14,9 @@ import av
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL
-from ruamel.yaml import YAML
-from transformers import Dinov2Config, Dinov2Model
 
 from pipeline import collect, decode, encode, filter
+from tests import tiny
 
 ROOT = Path(__file__).parents[3]
 NUM_VIDEOS = 10
@@ -60,26 +58,10 @@ def damage(path: Path) -> None:
 def save_encoders(folder: Path) -> None:
     """Random models of the real classes in the formats of their hubs."""
     torch.manual_seed(0)
-    dino = Dinov2Config(
-        hidden_size=8, num_hidden_layers=2, num_attention_heads=1, image_size=16, patch_size=8
-    )
-    Dinov2Model(dino).save_pretrained(folder / "dino")
-    AutoencoderKL(
-        block_out_channels=(4, 4, 4, 4),
-        norm_num_groups=2,
-        latent_channels=4,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-    ).save_pretrained(folder / "vae")
-
-
-def set_params(folder: Path, values: dict[str, dict[str, Any]]) -> None:
-    yaml = YAML()
-    path = folder / "params.yaml"
-    document = yaml.load(path.read_text())
-    for section, entries in values.items():
-        document[section].update(entries)
-    yaml.dump(document, path)
+    frame = {"image_size": 16, "patch_size": 8}
+    dino = tiny.dinov2(hidden_size=8, num_hidden_layers=2, num_attention_heads=1, **frame)
+    dino.save_pretrained(folder / "dino")
+    tiny.vae(4, 4, 4, 4).save_pretrained(folder / "vae")
 
 
 @pytest.fixture(scope="session")
@@ -91,7 +73,7 @@ def filtered(tmp_path_factory: pytest.TempPathFactory) -> Path:
         render(folder / "videos" / f"{seed}.mp4", seed=seed)
     damage(folder / "videos" / "4.mp4")
     shutil.copy(ROOT / "params.yaml", folder)
-    set_params(folder, PARAMS)
+    tiny.set_params(folder, PARAMS)
     save_encoders(folder / "weights")
     before = Path.cwd()
     os.chdir(folder)

@@ -12,7 +12,8 @@ from fvlm.io import read_json, read_jsonl
 from fvlm.shards.read import open_shards
 from fvlm.video.reasons import Reason
 from pipeline import collect, decode, filter
-from tests.pipeline.stages.conftest import ROOT, set_params
+from tests.pipeline.stages.conftest import ROOT
+from tests.tiny import set_params
 from tests.video.conftest import FPS, RECIPES
 from tests.video.test_mutations import SOURCES, mutants
 
