@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from fvlm.video.reasons import Reason
 from fvlm.video.sandbox import OPEN_FILES, STDERR_BYTES
 from fvlm.video.worker import AHEAD, Outcome, _Pool, map_isolated
 
+ENDED = os.WEXITED | os.WNOHANG | os.WNOWAIT
 FOLDER = str(Path(__file__).parent)
 
 
@@ -207,7 +209,9 @@ def test_a_spinning_worker_ends_although_nobody_listens() -> None:
     try:
         pool.start(0, {"how": "use up"})
         deadline = time.monotonic() + 60
-        while _children_of_sandboxes() and time.monotonic() < deadline:
+        (worker,) = pool.busy
+        has_ended = partial(os.waitid, os.P_PID, worker._process.pid, ENDED)
+        while has_ended() is None and time.monotonic() < deadline:
             time.sleep(0.05)
         [(_, _, outcome)] = pool.wait()
     finally:
