@@ -1,4 +1,4 @@
-"""What a training step minimises: the losses of both passes."""
+"""What a training step minimises: the losses of both passes, on latents and on captions."""
 
 from dataclasses import replace
 
