@@ -24,6 +24,7 @@ TOP_LEVEL = {  # children of a Segment
 }
 IN_CLUSTER = {0xE7, 0xA3, 0xA0, 0xAB, 0xA7, 0x5854, 0xAF, 0xEC, CRC_32}
 MAX_CHECKED_BYTES = 2**26  # an element that is larger is not read into memory for its CRC
+FRAME_BOXES = {b"mdat", b"moof"}  # of MP4: the frames, and the table of a fragment's frames
 AVI_CHUNK = re.compile(rb"\d\d[a-z]{2}|ix\d\d|JUNK|idx1|LIST|rec ", re.IGNORECASE)
 
 
@@ -51,7 +52,8 @@ def _damaged(what: str, position: int) -> VideoError:
 
 
 def _check_mp4(file: IO[bytes], size: int) -> None:
-    position = 0
+    """Whatever follows a complete film was appended; a film in fragments never is complete."""
+    position, seen = 0, set[bytes]()
     while position + 8 <= size:
         file.seek(position)
         header = file.read(16)
@@ -62,10 +64,14 @@ def _check_mp4(file: IO[bytes], size: int) -> None:
             return
         if not kind.strip(b"\0"):  # padding that no box claims
             return
+        is_complete = {b"moov", b"mdat"} <= seen and b"moof" not in seen
         if length < 8 or not all(32 <= byte < 127 or byte == 0xA9 for byte in kind):
+            if is_complete:
+                return
             raise _damaged("a box without sense", position)
         position += length
-        if position > size:
+        seen.add(kind)
+        if position > size and not (is_complete and kind not in FRAME_BOXES):
             raise _truncated(f"box {kind.decode('latin-1')}", position, size)
 
 

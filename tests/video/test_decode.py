@@ -273,6 +273,28 @@ def test_request_checks_the_content(videos: dict[str, Path], tmp_path: Path) -> 
     assert error.value.reason == "not_a_file"
 
 
+@pytest.mark.parametrize("name", ["h264_b.mp4", "av1.mp4", "mpeg4.avi", "h264_pyramid.mkv"])
+def test_appended_bytes_do_no_harm(videos: dict[str, Path], tmp_path: Path, name: str) -> None:
+    """As cameras and download tools append them; in the worker, where messages count."""
+    tails = {
+        "nothing": b"",
+        "noise": np.random.default_rng(0).bytes(1000),
+        "a tag": b"TAG" + b"Some song".ljust(125),
+        "too few bytes for a box": b"xyz",
+    }
+    for tail, data in tails.items():
+        (tmp_path / f"{tail}{Path(name).suffix}").write_bytes(videos[name].read_bytes() + data)
+    requests = [{"path": str(path), "num_frames": 4, "size": 16} for path in tmp_path.iterdir()]
+    for request in requests:
+        request["sha256"] = hashlib.sha256(Path(str(request["path"])).read_bytes()).hexdigest()
+    frames = []
+    for request, outcome in map_isolated("fvlm.video.decode:decode_request", requests):
+        assert isinstance(outcome, Outcome), f"{request['path']}: {outcome}"
+        frames.append(outcome.arrays["frames"].tobytes())
+    assert len(frames) == len(tails)
+    assert len(set(frames)) == 1
+
+
 def test_decoding_uses_one_thread(videos: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(Path(__file__).parent)
     names = ("h264_b.mp4", "hevc.mkv", "vp9.webm", "av1.mp4", "mpeg4.avi")

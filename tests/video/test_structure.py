@@ -42,6 +42,21 @@ def test_every_truncation_shows(videos: dict[str, Path], tmp_path: Path, name: s
         assert error.value.reason in ("missing_frames", "wrong_frames")
 
 
+def test_only_what_follows_a_complete_film_was_appended(
+    videos: dict[str, Path], tmp_path: Path
+) -> None:
+    """A film in fragments would go on there; a lost end is another box of frames."""
+    path = tmp_path / "clip.mp4"
+    noise, more = bytes(range(128, 256)), (1000).to_bytes(4, "big") + b"mdat"
+    path.write_bytes(videos["h264_b.mp4"].read_bytes() + noise)
+    check_structure(str(path), "mp4")
+    for name, tail in (("h264_fragmented.mp4", noise), ("h264_b.mp4", more)):
+        path.write_bytes(videos[name].read_bytes() + tail)
+        with pytest.raises(VideoError) as error:
+            check_structure(str(path), "mp4")
+        assert error.value.reason in ("missing_frames", "wrong_frames")
+
+
 def test_a_checksum_finds_any_flipped_bit(videos: dict[str, Path], tmp_path: Path) -> None:
     data = videos["h264_pyramid.mkv"].read_bytes()
     path = tmp_path / "flipped.mkv"
