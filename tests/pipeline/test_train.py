@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,12 +21,10 @@ from ruamel.yaml import YAML
 from transformers import LlamaModel
 
 from fvlm.errors import TrainingError
-from fvlm.io import write_json
 from fvlm.models.build import load_model
 from fvlm.params import load_params
 from fvlm.shards.manifest import write_manifest
 from fvlm.shards.write import sample_key, write_shard
-from fvlm.tracking import Status, Tracker
 from pipeline import train
 from tests import tiny
 from tests.tiny import set_params
@@ -206,47 +204,6 @@ def test_code_that_trains_another_model_starts_anew(
     assert rates == [(True, True), (False, False), (True, True)]
 
 
-class RecordingTracker(Tracker):
-    """Sends nothing; `calls` has the settings, rows and endings of all trackers."""
-
-    calls: ClassVar[list[Any]] = []
-
-    def __init__(self, **settings: Any) -> None:
-        self.calls.append(settings)
-
-    def log(self, step: int, values: dict[str, float]) -> None:
-        self.calls.append((step, values["loss"]))
-
-    def close(self, *, status: Status, deadline_seconds: float = 0) -> None:
-        self.calls.append(f"{status} {deadline_seconds}")
-
-
-def test_every_step_is_tracked_in_the_run_of_its_training(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    enter_project(tmp_path, monkeypatch)
-    Path(".state/mlflow").unlink()
-    monkeypatch.setattr(train, "Tracker", RecordingTracker)
-    monkeypatch.setattr(train, "read_sent", lambda spool: {"run_id": f"run of {spool.name}"})
-    calls: list[Any] = []
-    monkeypatch.setattr(RecordingTracker, "calls", calls)
-    set_params(tmp_path, {"train": {"max_hours": 1e-9}})
-    with pytest.raises(SystemExit):
-        train.main()
-    set_params(tmp_path, {"train": {"max_hours": 1.0}})
-    train.main()
-    (state,) = Path(".state/train").iterdir()
-    settings = [call for call in calls if isinstance(call, dict)]
-    assert settings[0] == settings[1]
-    assert settings[0]["run_name"] == settings[0]["spool"].name == state.name
-    assert settings[0]["run_id"] == f"run of {state.name}"
-    assert settings[0]["params"]["train"]["lr"] == 3e-4
-    losses = [(int(row["step"]), row["loss"]) for row in curves(tmp_path)]
-    assert [call for call in calls if isinstance(call, tuple)] == losses
-    endings = [call.split()[0] for call in calls if isinstance(call, str)]
-    assert endings == ["KILLED", "KILLED", "FINISHED"]
-
-
 def test_a_training_that_already_runs_is_kept_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -258,32 +215,6 @@ def test_a_training_that_already_runs_is_kept_out(
         with pytest.raises(TrainingError, match="the same training already runs"):
             train.main()
     train.main()
-
-
-def test_spools_of_forgotten_trainings_go_once_they_are_sent(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    enter_project(tmp_path, monkeypatch)
-    Path(".state/mlflow").unlink()
-    monkeypatch.setattr(train, "Tracker", RecordingTracker)
-    train.main()
-    (state,) = Path(".state/train").iterdir()
-    finished, killed = b'{"status": "FINISHED"}\n', b'{"status": "KILLED"}\n'
-    spools = [
-        (state.name, finished, True, True),
-        ("sent", killed + finished, True, False),
-        ("unsent", finished, False, True),
-        ("unfinished", finished + killed, True, True),
-    ]
-    for name, rows, sent, _ in spools:
-        write_json(
-            Path(".state/mlflow") / name / "sent.json",
-            {"run_id": "r", "offset": len(rows) if sent else 0},
-        )
-        (Path(".state/mlflow") / name / "rows.jsonl").write_bytes(rows)
-    train.main()
-    for name, _, _, stays in spools:
-        assert (Path(".state/mlflow") / name).is_dir() == stays, name
 
 
 def test_the_metrics_tell_of_captions_in_both_passes() -> None:
@@ -299,24 +230,6 @@ def test_the_metrics_tell_of_captions_in_both_passes() -> None:
     assert "caption_coarse_fine_ratio" not in train.summarize(
         [silent], params, 1.0, torch.device("cpu")
     )
-
-
-@pytest.mark.slow
-def test_a_server_that_refuses_changes_no_bit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    enter_project(tmp_path, monkeypatch)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    train.main()
-    untracked = [(tmp_path / path).read_bytes() for path in RESULTS]
-    shutil.rmtree(".state/train")
-    Path(".state/mlflow").unlink()
-    train.main()
-    assert [(tmp_path / path).read_bytes() for path in RESULTS] == untracked
-    assert "training goes on untracked" in capfd.readouterr().err
-    (rows,) = Path(".state/mlflow").glob("*/rows.jsonl")
-    steps = [json.loads(line).get("step") for line in rows.read_text().splitlines() if line]
-    assert [step for step in steps if step is not None][:6] == list(range(6))
 
 
 @pytest.mark.slow

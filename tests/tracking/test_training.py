@@ -1,17 +1,19 @@
 """The train stage with real MLflow and with servers that fail: same training, one run."""
 
+import json
 import shutil
 import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
-from fvlm.tracking import Tracker
+from fvlm.io import write_json
+from fvlm.tracking import Status, Tracker
 from pipeline import train
-from tests.pipeline.test_train import RESULTS, write_inputs
+from tests.pipeline.test_train import RESULTS, curves, write_inputs
 from tests.tiny import set_params
 
 ROOT = Path(__file__).parents[2]
@@ -45,6 +47,72 @@ def server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
         listening.shutdown(socket.SHUT_RDWR)
 
 
+class RecordingTracker(Tracker):
+    """Sends nothing; `calls` has the settings, rows and endings of all trackers."""
+
+    calls: ClassVar[list[Any]] = []
+
+    def __init__(self, **settings: Any) -> None:
+        self.calls.append(settings)
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        self.calls.append((step, values["loss"]))
+
+    def close(self, *, status: Status, deadline_seconds: float = 0) -> None:
+        self.calls.append(f"{status} {deadline_seconds}")
+
+
+def test_every_step_is_tracked_in_the_run_of_its_training(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path(".state/mlflow").unlink()
+    monkeypatch.setattr(train, "Tracker", RecordingTracker)
+    monkeypatch.setattr(train, "read_sent", lambda spool: {"run_id": f"run of {spool.name}"})
+    calls: list[Any] = []
+    monkeypatch.setattr(RecordingTracker, "calls", calls)
+    set_params(project, {"train": {"max_hours": 1e-9}})
+    with pytest.raises(SystemExit):
+        train.main()
+    set_params(project, {"train": {"max_hours": 1.0}})
+    train.main()
+    (state,) = Path(".state/train").iterdir()
+    settings = [call for call in calls if isinstance(call, dict)]
+    assert settings[0] == settings[1]
+    assert settings[0]["run_name"] == settings[0]["spool"].name == state.name
+    assert settings[0]["run_id"] == f"run of {state.name}"
+    assert settings[0]["params"]["train"]["lr"] == 3e-4
+    losses = [(int(row["step"]), row["loss"]) for row in curves(project)]
+    assert [call for call in calls if isinstance(call, tuple)] == losses
+    endings = [call.split()[0] for call in calls if isinstance(call, str)]
+    assert endings == ["KILLED", "KILLED", "FINISHED"]
+
+
+@pytest.mark.usefixtures("project")
+def test_spools_of_forgotten_trainings_go_once_they_are_sent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    Path(".state/mlflow").unlink()
+    monkeypatch.setattr(train, "Tracker", RecordingTracker)
+    train.main()
+    (state,) = Path(".state/train").iterdir()
+    finished, killed = b'{"status": "FINISHED"}\n', b'{"status": "KILLED"}\n'
+    spools = [
+        (state.name, finished, True, True),
+        ("sent", killed + finished, True, False),
+        ("unsent", finished, False, True),
+        ("unfinished", finished + killed, True, True),
+    ]
+    for name, rows, sent, _ in spools:
+        write_json(
+            Path(".state/mlflow") / name / "sent.json",
+            {"run_id": "r", "offset": len(rows) if sent else 0},
+        )
+        (Path(".state/mlflow") / name / "rows.jsonl").write_bytes(rows)
+    train.main()
+    for name, _, _, stays in spools:
+        assert (Path(".state/mlflow") / name).is_dir() == stays, name
+
+
 @pytest.mark.parametrize("server", ["hangs", "dies"], indirect=True)
 @pytest.mark.usefixtures("server")
 def test_a_server_that_fails_changes_no_bit(
@@ -74,3 +142,20 @@ def test_a_stopped_and_resumed_training_is_one_run(
     train.main()
     assert database.runs() == [(state.name, "FINISHED")]
     assert database.steps("loss_fine") == list(range(6))
+
+
+@pytest.mark.slow
+def test_a_server_that_refuses_changes_no_bit(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    train.main()
+    untracked = [(project / path).read_bytes() for path in RESULTS]
+    shutil.rmtree(".state/train")
+    Path(".state/mlflow").unlink()
+    train.main()
+    assert [(project / path).read_bytes() for path in RESULTS] == untracked
+    assert "training goes on untracked" in capfd.readouterr().err
+    (rows,) = Path(".state/mlflow").glob("*/rows.jsonl")
+    steps = [json.loads(line).get("step") for line in rows.read_text().splitlines() if line]
+    assert [step for step in steps if step is not None][:6] == list(range(6))
