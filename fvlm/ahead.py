@@ -9,7 +9,6 @@ work on the next items. Never more than `2 * workers` items are in work or wait 
 many there are. That is for work that releases Python's lock, as torch, numpy and file reads do.
 """
 
-import ctypes
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,10 +17,10 @@ from typing import TypeVar
 
 import torch
 
+from fvlm.compute import keep_freed_memory
+
 T = TypeVar("T")
 R = TypeVar("R")
-
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # glibc's malloc.h
 
 
 class Ahead:
@@ -70,16 +69,3 @@ def one_core_each() -> Iterator[Ahead]:
             yield ahead
         finally:
             torch.set_num_threads(cores)
-
-
-def keep_freed_memory() -> None:
-    """From now on malloc keeps what this process frees, for the next operation's output.
-
-    glibc would hand large blocks back to the kernel, which then has to clear a page at a time: 9%
-    of the processor time of encoding at 128 px. Without glibc nothing changes.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, 2**30)
-        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-        mallopt(_M_TOP_PAD, 2**26)  # the size of a thread's heap: one that is empty stays

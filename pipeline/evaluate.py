@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from fvlm.compute import default_device
+from fvlm.compute import default_device, keep_freed_memory
 from fvlm.evaluation.attention import attention_figures
 from fvlm.evaluation.controls import (
     ClipName,
@@ -47,6 +47,7 @@ class Sections(Params):
 
 def main() -> None:
     """Measure every arm on the same clips and write figures, tables and pictures."""
+    keep_freed_memory()
     params, device = load_params(Sections).evaluate, default_device()
     model = load_model(MODEL).to(device)
     held_out, load = open_split(model, "val", params, at_most=None)

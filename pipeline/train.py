@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fvlm.compute import peak_memory_gib
+from fvlm.compute import keep_freed_memory, peak_memory_gib
 from fvlm.io import hash_json, state_folder, write_csv, write_json
 from fvlm.models.batch import Batch
 from fvlm.models.build import CONFIG, build_model, build_tokenizer, save_model
@@ -90,6 +90,7 @@ def list_trainings(params: TrainParams) -> list[Training]:
 
 def main() -> None:
     """Train, or go on training, and write each model when it is finished."""
+    keep_freed_memory()
     with join_processes() as device:
         sections, started = load_params(Sections), time.monotonic()
         trainings = list_trainings(sections.train)

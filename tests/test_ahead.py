@@ -1,32 +1,13 @@
 """Work ahead gives what plain work gives, holds little at a time, and hides no error."""
 
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from fvlm.ahead import Ahead
 
 WORKERS = [1, 2, 5]
-PAGE_FAULTS = """
-import resource, torch
-from fvlm.ahead import one_core_each
-
-def work(_):
-    for size in (2**21, 2**22, 2**20) * 5:
-        torch.cat([torch.ones(size), torch.ones(size)]) + 1
-
-def page_faults():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    list(ahead.map(work, range(8)))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-with one_core_each() as ahead:
-    print(page_faults(), page_faults(), page_faults())
-"""
 
 
 def running() -> int:
@@ -116,15 +97,3 @@ def test_an_error_of_the_taker_ends_the_threads() -> None:
         take()
     assert len(begun) <= 4
     assert running() == 0
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
-def test_freed_memory_is_used_again() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", PAGE_FAULTS],
-        cwd=Path(__file__).parents[1],
-        check=True,
-        capture_output=True,
-    )
-    first, _, third = map(int, done.stdout.split())
-    assert third < first / 4
