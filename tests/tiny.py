@@ -39,7 +39,12 @@ def vae(*channels: int) -> AutoencoderKL:
 
 
 def foveated(
-    *, deep: int = 0, iterations: int = 1, temperature: float = 0.5, **parts: Any
+    *,
+    deep: int = 0,
+    iterations: int = 1,
+    temperature: float = 0.5,
+    language: LlamaConfig | None = None,
+    **parts: Any,
 ) -> FoveatedModel:
     """`deep` blocks of query attention over 16 wide tokens; latents [4,4,4].
 
@@ -49,12 +54,12 @@ def foveated(
     attention: ShallowAttention | DeepAttention = ShallowAttention(16, temperature=temperature)
     if deep:
         attention = DeepAttention(DinoEncoder(dinov2()).tail(deep))
-    language = LlamaModel(llama(num_hidden_layers=2, initializer_range=0.2))
     model = FoveatedModel(
-        **({"language": language} | parts),
+        language=LlamaModel(language or llama(num_hidden_layers=2, initializer_range=0.2)),
         attention=attention,
         latent_shape=(4, 4, 4),
         fine_iterations=iterations,
+        **parts,
     )
     for name, parameter in model.head.named_parameters():
         if name.endswith("weight"):

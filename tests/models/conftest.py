@@ -14,7 +14,6 @@ from transformers import (
     DINOv3ViTModel,
     LlamaConfig,
     LlamaForCausalLM,
-    LlamaModel,
 )
 
 from fvlm.models.foveated import FoveatedModel
@@ -128,7 +127,7 @@ def make_model() -> Callable[..., FoveatedModel]:
         return tiny.foveated(
             deep=deep,
             iterations=iterations,
-            language=LlamaModel(tiny.llama(**sizes)),
+            language=tiny.llama(**sizes),
             text=text,
             output=None if tied else nn.Linear(24, 16, bias=False),
         )
