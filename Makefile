@@ -7,10 +7,10 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 
 repro: .venv/installed  ## run the pipeline on real video and print the verdict
 	dvc repro
-	python -m pipeline.verdict
+	python -m fvlm.cli.verdict
 
 calibrate: .venv/installed  ## test the instrument on control corpora (long: see benchmarks/calibration.md)
-	python -m pipeline.calibrate
+	python -m fvlm.cli.calibrate
 
 test: .venv/installed-dev  ## the test suite, without the long campaigns
 	python -m pytest -n auto --dist loadfile

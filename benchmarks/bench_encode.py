@@ -41,14 +41,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from fvlm.ahead import Ahead
-from fvlm.compute import Dtype
-from fvlm.models.dino import DinoEncoder
-from fvlm.models.encoding import EncodeParams, FrameEncoder, load_encoder
-from fvlm.models.pretrained import load_pretrained, quiet
-from fvlm.models.sources import resolve
-from fvlm.models.vae import VaeCodec
-from fvlm.params import Params, load_params
+from fvlm.core.device import Dtype
+from fvlm.core.params import Params, load_params
+from fvlm.core.prefetch import Ahead
+from fvlm.encoders.dino import DinoEncoder
+from fvlm.encoders.frames import EncodeParams, FrameEncoder, load_encoder
+from fvlm.encoders.vae import VaeCodec
+from fvlm.weights.loading import load_pretrained, quiet
+from fvlm.weights.resolve import resolve
 
 NUM_FRAMES, MATRIX = 24, 2048
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])

@@ -2,7 +2,7 @@
 
     python -m benchmarks.bench_memory [--rounds 3]
 
-Each side runs in fresh processes, in turns: `fvlm.compute.keep_freed_memory` cannot be undone.
+Each side runs in fresh processes, in turns: `fvlm.core.device.keep_freed_memory` cannot be undone.
 The step: 4 clips of 24 frames at 256 px as in bench_step, 4 blocks of SmolLM2-135M. Encoding: as in
 bench_encode, 2 clips of 24 frames at 128 px. Medians over the rounds of each process's best of
 three; last line: one JSON object; a ratio above 1 means that keeping it is faster.
@@ -23,9 +23,9 @@ import torch
 
 from benchmarks.bench_encode import Sections, with_stage
 from benchmarks.bench_step import Side, make_batch
-from fvlm.compute import keep_freed_memory
-from fvlm.models.encoding import load_encoder
-from fvlm.params import load_params
+from fvlm.core.device import keep_freed_memory
+from fvlm.core.params import load_params
+from fvlm.encoders.frames import load_encoder
 
 CPU = torch.device("cpu")
 NAMES = ("train", "encode")
@@ -57,7 +57,7 @@ def run_side(name: str, *, keep: bool) -> None:
     run = {"train": run_train, "encode": run_encode}[name]
     if keep:
         keep_freed_memory()
-    with patch("fvlm.ahead.keep_freed_memory"):  # the encoder's threads would ask for it
+    with patch("fvlm.core.prefetch.keep_freed_memory"):  # the encoder's threads would ask for it
         seconds = run()
     print(json.dumps([seconds, resource.getrusage(resource.RUSAGE_SELF).ru_minflt]))
 

@@ -23,8 +23,8 @@ from pathlib import Path
 import av
 import numpy as np
 
+from fvlm.core.errors import VideoError
 from fvlm.corpus.demo import clip_names, demo_folder
-from fvlm.errors import VideoError
 from fvlm.video.facts import FactRecord, probe_all
 from fvlm.video.worker import map_isolated
 

@@ -39,18 +39,18 @@ from transformers import Dinov2Config, Dinov2Model, LlamaConfig, LlamaModel
 
 from benchmarks.reference_step import ReferenceModel, reference_step
 from benchmarks.step_profile import Seconds, label, labelled, print_profile, profile_step
-from fvlm.compute import default_device, keep_freed_memory, peak_memory_gib
-from fvlm.models.batch import Batch
-from fvlm.models.dino import DinoEncoder
-from fvlm.models.foveated import FoveatedModel
-from fvlm.models.query_attention import ShallowAttention
-from fvlm.params import PARAMS, read_yaml
+from fvlm.clips.batch import Batch
+from fvlm.clips.order import random_frames, rows_at
+from fvlm.core.device import default_device, keep_freed_memory, peak_memory_gib
+from fvlm.core.params import PARAMS, read_yaml
+from fvlm.encoders.dino import DinoEncoder
+from fvlm.model.foveated import FoveatedModel
+from fvlm.model.query_attention import ShallowAttention
 from fvlm.shards.manifest import write_manifest
 from fvlm.shards.read import ShardReader, open_shards
 from fvlm.shards.write import write_shard
 from fvlm.training.loop import Losses, compile_parts, train_step
 from fvlm.training.optim import TrainParams, make_optimizer
-from fvlm.training.order import random_frames, rows_at
 from fvlm.training.prefetch import prefetched
 
 T, STORED, N, D, LATENT, VOCABULARY = 16, 24, 325, 384, (4, 32, 32), 49152

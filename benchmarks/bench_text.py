@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fvlm.models.text import token_losses
+from fvlm.model.captions import token_losses
 
 TOKENS, WIDTH, WORDS = 4096, 576, 49152
 RUNS = 3

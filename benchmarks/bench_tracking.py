@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from fvlm.tracking import Tracker
+from fvlm.tracking.tracker import Tracker
 
 BLOCK_STEPS = 20
 

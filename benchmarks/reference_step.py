@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from fvlm.models.foveated import FoveatedModel
+from fvlm.model.foveated import FoveatedModel
 
 
 class ReferenceModel(nn.Module):

@@ -10,8 +10,8 @@ from typing import Any
 from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from fvlm.models.batch import Batch
-from fvlm.models.foveated import FoveatedModel
+from fvlm.clips.batch import Batch
+from fvlm.model.foveated import FoveatedModel
 
 PREFIX, STEP, REST = "part: ", "step", "rest"
 BACKWARD = "autograd::engine::evaluate_function"

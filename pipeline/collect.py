@@ -7,15 +7,13 @@ Writes  data/collect/videos.jsonl
 import subprocess
 import sys
 from dataclasses import asdict
-from pathlib import Path
 
+from fvlm.core.errors import ParamsError
+from fvlm.core.io import atomic_write, state_folder, write_jsonl
+from fvlm.core.params import Params, hash_params, load_params
+from fvlm.core.stage import run
 from fvlm.corpus.listing import CollectParams, list_videos
-from fvlm.errors import ParamsError
-from fvlm.io import atomic_write, state_folder, write_jsonl
-from fvlm.params import Params, hash_params, load_params
-from pipeline.stage import run
-
-VIDEOS = Path("data/collect/videos.jsonl")
+from pipeline.paths import VIDEOS
 
 
 class Sections(Params):
@@ -43,7 +41,7 @@ def check_params() -> None:
     digest, checked = hash_params(), state_folder() / "params.sha256"
     if checked.exists() and checked.read_text() == digest:
         return
-    command = [sys.executable, "-m", "pipeline.check"]
+    command = [sys.executable, "-m", "fvlm.cli.check"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise ParamsError(done.stderr.strip().removeprefix("error: "))

@@ -6,13 +6,13 @@ Writes  data/decode/, metrics/decode.json
 
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
-from fvlm.errors import FvlmError, VideoError
-from fvlm.io import hash_json, read_jsonl, write_json
-from fvlm.params import Params, load_params
-from fvlm.progress import Progress
+from fvlm.core.errors import FvlmError, VideoError
+from fvlm.core.io import hash_json, read_jsonl, write_json
+from fvlm.core.params import Params, load_params
+from fvlm.core.progress import Progress
+from fvlm.core.stage import run
 from fvlm.shards.build import ShardContent, ShardPlan, build_shards, plan_splits
 from fvlm.shards.plan import Member
 from fvlm.shards.reuse import ShardRecord
@@ -20,13 +20,8 @@ from fvlm.shards.write import Sample
 from fvlm.video.decode import DecodeParams, decode_request
 from fvlm.video.reasons import PASSING, count_reasons
 from fvlm.video.worker import Outcome, map_isolated, peak_memory_gib
-from pipeline.stage import run
+from pipeline.paths import DECODE_METRICS, FRAMES, MANIFEST
 
-VIDEOS, SHARDS, METRICS = (
-    Path("data/filter/manifest.jsonl"),
-    Path("data/decode"),
-    Path("metrics/decode.json"),
-)
 CODE = 2  # raise when the same parameters give other frames: stored shards are then made anew
 
 Row = dict[str, Any]
@@ -42,7 +37,7 @@ def main() -> None:
     """Decode every accepted video; shards whose clips did not change are reused."""
     params = load_params(Sections).decode
     started = time.monotonic()
-    rows = {row["key"]: row for row in read_jsonl(VIDEOS) if row["status"] == "accepted"}
+    rows = {row["key"]: row for row in read_jsonl(MANIFEST) if row["status"] == "accepted"}
     shape = [params.num_frames, 3, params.size, params.size]
     with Progress("decode", total=len(rows), unit="video") as progress:
         decoder = _Decoder(rows, params, progress)
@@ -50,7 +45,7 @@ def main() -> None:
             stage="decode",
             plans=_plan(rows, params),
             produce=decoder.produce,
-            out=SHARDS,
+            out=FRAMES,
             manifest={
                 "stage": "decode",
                 "params": params.model_dump(),
@@ -72,9 +67,9 @@ def main() -> None:
         "clips_per_second": round(fresh / seconds, 2) if fresh else None,
         "peak_memory_gib": round(peak_memory_gib(), 2),
     }
-    write_json(METRICS, metrics)
+    write_json(DECODE_METRICS, metrics)
     if again := sum("retry" in note for note in manifest["quarantined"]):
-        print(f"decode: {again} failures may be this machine's, not the videos': {SHARDS}/"
+        print(f"decode: {again} failures may be this machine's, not the videos': {FRAMES}/"
               "manifest.json names them; `dvc repro -f -s decode` tries them again")  # fmt: skip
 
 

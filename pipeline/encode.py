@@ -7,22 +7,21 @@ Writes  data/encode/, metrics/encode.json
 import time
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from pathlib import Path
 
-from fvlm.ahead import Ahead
-from fvlm.compute import default_device, peak_memory_gib
-from fvlm.io import write_json
-from fvlm.models.encoding import EncodeParams, FrameEncoder, load_encoder
-from fvlm.params import Params, load_params
-from fvlm.progress import Progress
+from fvlm.core.device import default_device, peak_memory_gib
+from fvlm.core.io import write_json
+from fvlm.core.params import Params, load_params
+from fvlm.core.prefetch import Ahead
+from fvlm.core.progress import Progress
+from fvlm.core.stage import run
+from fvlm.encoders.frames import EncodeParams, FrameEncoder, load_encoder
 from fvlm.shards.build import ShardContent, ShardPlan, build_shards
 from fvlm.shards.derive import DerivedShard, derive_shards
 from fvlm.shards.manifest import read_manifest
 from fvlm.shards.reuse import ShardRecord
 from fvlm.shards.write import Sample
-from pipeline.stage import run
+from pipeline.paths import ENCODE_METRICS, ENCODED, FRAMES
 
-CLIPS, SHARDS, METRICS = Path("data/decode"), Path("data/encode"), Path("metrics/encode.json")
 CODE = 2  # raise when the same parameters give other values: stored shards are then made anew
 
 
@@ -35,7 +34,7 @@ class Sections(Params):
 def main() -> None:
     """Encode every decoded clip, shard by shard; shards whose frames did not change are reused."""
     params = load_params(Sections).encode
-    stored, _, size, _ = read_manifest(CLIPS)["frames"]["shape"]
+    stored, _, size, _ = read_manifest(FRAMES)["frames"]["shape"]
     encoder, sources = load_encoder(params, default_device())
     dino = encoder.dino
     manifest = {
@@ -45,7 +44,7 @@ def main() -> None:
         "latents": {"dtype": "float16", "shape": [stored, *encoder.vae.latent_shape(size)]},
     } | sources
     recipe = {"stage": "encode", "code": CODE} | params.model_dump() | sources
-    with derive_shards(CLIPS, recipe) as shards, encoder.ahead() as ahead:
+    with derive_shards(FRAMES, recipe) as shards, encoder.ahead() as ahead:
         clips, reused, started = sum(len(shard.rows) for shard in shards), 0, time.monotonic()
         with Progress("encode", total=clips, unit="clip") as progress:
 
@@ -66,7 +65,7 @@ def main() -> None:
                 stage="encode",
                 plans=[shard.plan for shard in shards],
                 produce=produce,
-                out=SHARDS,
+                out=ENCODED,
                 manifest=manifest,
                 on_shard=on_shard,
             )
@@ -74,7 +73,7 @@ def main() -> None:
     encoded = sum(shard["samples"] for shard in built["shards"])
     assert encoded == clips, "every decoded clip is encoded"
     write_json(
-        METRICS,
+        ENCODE_METRICS,
         {
             "inputs": clips,
             "encoded": encoded,

@@ -11,32 +11,32 @@ from pathlib import Path
 
 import torch
 
-from fvlm.compute import default_device, keep_freed_memory
+from fvlm.clips.batch import Batch
+from fvlm.clips.order import even_frames
+from fvlm.clips.reader import COARSE_ONLY, open_clips
+from fvlm.core.device import default_device, keep_freed_memory
+from fvlm.core.io import read_json, write_csv, write_json
+from fvlm.core.params import Params, load_params
+from fvlm.core.stage import run
 from fvlm.evaluation.attention import attention_figures
-from fvlm.evaluation.controls import (
-    ClipName,
-    EvaluateParams,
-    LoadClips,
-    Losses,
-    coarse_losses,
-    evaluate_clips,
+from fvlm.evaluation.figures import plot_arms, plot_ratio_by_frame, plot_ratio_by_motion
+from fvlm.evaluation.losses import EvaluateParams, LoadClips, coarse_losses, evaluate_clips
+from fvlm.model.build import CONFIG, load_model, load_tokenizer_of
+from fvlm.model.foveated import FoveatedModel
+from fvlm.statistics.arms import ClipName, Losses
+from fvlm.statistics.summary import summarize, training_figures
+from pipeline.paths import (
+    BY_CLIP,
+    BY_FRAME,
+    BY_FRAME_PLOT,
+    BY_MOTION,
+    BY_MOTION_PLOT,
+    CONTROLS_PLOT,
+    ENCODED,
+    EVALUATE_METRICS,
+    FRAMES,
+    MODEL,
 )
-from fvlm.evaluation.plots import plot_arms, plot_ratio_by_frame, plot_ratio_by_motion
-from fvlm.evaluation.summary import summarize, training_figures
-from fvlm.io import read_json, write_csv, write_json
-from fvlm.models.batch import Batch
-from fvlm.models.build import CONFIG, load_model, load_tokenizer_of
-from fvlm.models.foveated import FoveatedModel
-from fvlm.params import Params, load_params
-from fvlm.training.order import even_frames
-from pipeline.clips import COARSE_ONLY, open_clips
-from pipeline.stage import run
-
-MODEL, SHARDS, DECODED = Path("models/foveated"), Path("data/encode"), Path("data/decode")
-METRICS, CLIPS = Path("metrics/evaluate.json"), Path("plots/evaluate.csv")
-FRAMES, MOTION = Path("plots/evaluate_frames.csv"), Path("plots/evaluate_motion.csv")
-BY_FRAME, BY_MOTION = Path("plots/ratio_by_frame.png"), Path("plots/ratio_by_motion.png")
-CONTROLS = Path("plots/controls.png")
 
 
 class Sections(Params):
@@ -64,12 +64,16 @@ def main() -> None:
     size = params.batch_size
     looking = attention_figures(model, load, len(held_out), batch_size=size, device=device)
     made_of = {"weights": weights_of(MODEL)}
-    write_json(METRICS, summary.metrics | on_training_clips | looking | made_of)
-    for path, rows in ((CLIPS, summary.clips), (FRAMES, summary.frames), (MOTION, summary.motion)):
+    write_json(EVALUATE_METRICS, summary.metrics | on_training_clips | looking | made_of)
+    for path, rows in (
+        (BY_CLIP, summary.clips),
+        (BY_FRAME, summary.frames),
+        (BY_MOTION, summary.motion),
+    ):
         write_csv(path, rows)
-    plot_ratio_by_frame(summary, BY_FRAME)
-    plot_ratio_by_motion(summary, BY_MOTION)
-    plot_arms(summary, CONTROLS)
+    plot_ratio_by_frame(summary, BY_FRAME_PLOT)
+    plot_ratio_by_motion(summary, BY_MOTION_PLOT)
+    plot_arms(summary, CONTROLS_PLOT)
 
 
 def weights_of(folder: Path) -> str:
@@ -104,7 +108,7 @@ def open_split(
 ) -> tuple[list[ClipName], LoadClips]:
     """The clips of a split, or `at_most` of them, evenly chosen, and what loads a range of them."""
     reader = open_clips(
-        SHARDS, DECODED, split=split, input=model.input, tokenizer=load_tokenizer_of(MODEL)
+        ENCODED, FRAMES, split=split, input=model.input, tokenizer=load_tokenizer_of(MODEL)
     )
     reader.check_frames(params.num_frames, "evaluate.num_frames")
     frames = even_frames(stored=reader.stored, count=params.num_frames)

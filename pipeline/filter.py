@@ -7,20 +7,16 @@ Writes  data/filter/manifest.jsonl, metrics/filter.json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-from fvlm.errors import FvlmError, VideoError
-from fvlm.io import read_jsonl, state_folder, write_json, write_jsonl
-from fvlm.params import Params, load_params
-from fvlm.progress import Progress
-from fvlm.shards.write import sample_key
+from fvlm.core.errors import FvlmError, VideoError
+from fvlm.core.io import read_jsonl, sample_key, state_folder, write_json, write_jsonl
+from fvlm.core.params import Params, load_params
+from fvlm.core.progress import Progress
+from fvlm.core.stage import run
 from fvlm.video.accept import FilterParams, Split, Verdict, assign_splits, classify_all, count_rows
 from fvlm.video.facts import FACTS, FactRecord, Facts, probe_all, probe_version
-from pipeline.stage import run
-
-VIDEOS = Path("data/collect/videos.jsonl")
-MANIFEST, METRICS = Path("data/filter/manifest.jsonl"), Path("metrics/filter.json")
+from pipeline.paths import FILTER_METRICS, MANIFEST, VIDEOS
 
 
 class Sections(Params):
@@ -40,7 +36,7 @@ def main() -> None:
     rows = [_row(video, outcomes, verdicts, splits) for video in videos]
     counts = count_rows(rows)
     write_jsonl(MANIFEST, rows)
-    write_json(METRICS, counts)
+    write_json(FILTER_METRICS, counts)
     summary = ", ".join(f"{count} {name}" for name, count in counts.items())
     print(f"filter: {summary}")
     if not splits:

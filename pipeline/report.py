@@ -10,13 +10,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from fvlm.compute import default_device
-from fvlm.errors import ShardError
-from fvlm.io import atomic_write, hash_json, read_json, read_jsonl
-from fvlm.models.build import CONFIG, load_model, load_tokenizer_of
-from fvlm.models.vae import load_vae
-from fvlm.params import Params, load_params
-from fvlm.progress import Progress
+from fvlm.clips.order import even_frames
+from fvlm.clips.reader import open_clips
+from fvlm.core.device import default_device
+from fvlm.core.errors import ShardError
+from fvlm.core.io import atomic_write, hash_json, read_json, read_jsonl
+from fvlm.core.params import Params, load_params
+from fvlm.core.progress import Progress
+from fvlm.core.stage import run
+from fvlm.encoders.vae import load_vae
+from fvlm.model.build import CONFIG, load_model, load_tokenizer_of
 from fvlm.report.gallery import (
     Chosen,
     ReportParams,
@@ -29,17 +32,22 @@ from fvlm.report.provenance import git_commit, package_versions
 from fvlm.report.view import view_clip
 from fvlm.shards.manifest import read_manifest
 from fvlm.shards.read import open_shards
-from fvlm.training.order import even_frames
-from pipeline.clips import open_clips
-from pipeline.stage import run
-
-MODEL, FRAMES, SHARDS = Path("models/foveated"), Path("data/decode"), Path("data/encode")
-VIDEOS = Path("data/filter/manifest.jsonl")
-FILTER, DECODE = Path("metrics/filter.json"), Path("metrics/decode.json")
-TRAIN, EVALUATE = Path("metrics/train.json"), Path("metrics/evaluate.json")
-CURVES, CLIPS = Path("plots/train.csv"), Path("plots/evaluate.csv")
-BY_FRAME, BY_MOTION = Path("plots/evaluate_frames.csv"), Path("plots/evaluate_motion.csv")
-PAGE, PICTURES = Path("reports/index.html"), Path("reports/pictures")
+from pipeline.paths import (
+    BY_CLIP,
+    BY_FRAME,
+    BY_MOTION,
+    CURVES,
+    DECODE_METRICS,
+    ENCODED,
+    EVALUATE_METRICS,
+    FILTER_METRICS,
+    FRAMES,
+    MANIFEST,
+    MODEL,
+    PAGE,
+    PICTURES,
+    TRAIN_METRICS,
+)
 
 Section = dict[str, Any]
 
@@ -60,14 +68,14 @@ class Sections(Params):
 def main() -> None:
     """Picture the best and the worst clips and write the page."""
     sections, config = load_params(Sections), read_json(MODEL / CONFIG)
-    rows = read_csv(CLIPS)
+    rows = read_csv(BY_CLIP)
     chosen = choose_clips(rows, sections.report.clips)
     shutil.rmtree(PICTURES, ignore_errors=True)
     report = Report(
-        evaluation=read_json(EVALUATE),
-        training=read_json(TRAIN),
-        filtering=read_json(FILTER),
-        decoding=read_json(DECODE),
+        evaluation=read_json(EVALUATE_METRICS),
+        training=read_json(TRAIN_METRICS),
+        filtering=read_json(FILTER_METRICS),
+        decoding=read_json(DECODE_METRICS),
         curves=read_csv(CURVES),
         frames=read_csv(BY_FRAME),
         motion=read_csv(BY_MOTION),
@@ -87,17 +95,17 @@ def main() -> None:
 
 def picture_clips(chosen: list[Chosen], *, frames: int) -> list[PicturedClip]:
     """Run the model over the chosen clips, with as many frames as were evaluated."""
-    device, manifest = default_device(), read_manifest(SHARDS)
+    device, manifest = default_device(), read_manifest(ENCODED)
     model = load_model(MODEL).to(device)
     vae, source = load_vae(manifest["vae"]["source"])
     if source.sha256 != manifest["vae"]["sha256"]:
         raise ShardError(
-            f"{SHARDS} was made with other weights of {source.source} than those at hand; "
+            f"{ENCODED} was made with other weights of {source.source} than those at hand; "
             "run `dvc repro encode`"
         )
     vae.to(device)
     tokenizer = load_tokenizer_of(MODEL)
-    reader = open_clips(SHARDS, FRAMES, split="val", input=model.input, tokenizer=tokenizer)
+    reader = open_clips(ENCODED, FRAMES, split="val", input=model.input, tokenizer=tokenizer)
     decoded = open_shards(FRAMES, split="val")
     kept = even_frames(stored=reader.stored, count=frames)
     pictured = []
@@ -120,8 +128,8 @@ def picture_clips(chosen: list[Chosen], *, frames: int) -> list[PicturedClip]:
 
 def unused_videos() -> list[dict[str, Any]]:
     """Videos that were filtered out or quarantined by any stage, with the reason."""
-    unused = [row for row in read_jsonl(VIDEOS) if row["status"] != "accepted"]
-    for folder in (FRAMES, SHARDS):
+    unused = [row for row in read_jsonl(MANIFEST) if row["status"] != "accepted"]
+    for folder in (FRAMES, ENCODED):
         notes = read_manifest(folder)["quarantined"]
         unused += [note | {"status": f"quarantined while making {folder}"} for note in notes]
     return unused
@@ -131,7 +139,7 @@ def provenance(config: dict[str, Any]) -> dict[str, str]:
     """The commit, and hashes of data and weights; the same for the same checkout."""
     found = {
         "git commit": git_commit(Path()),
-        "encoded data (hash of its manifest)": hash_json(read_manifest(SHARDS)),
+        "encoded data (hash of its manifest)": hash_json(read_manifest(ENCODED)),
         "trained weights (sha256)": config["weights_sha256"],
     }
     for name, source in config["provenance"].items():

@@ -22,15 +22,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from fvlm.compute import keep_freed_memory, peak_memory_gib
-from fvlm.io import hash_json, state_folder, write_csv, write_json
-from fvlm.models.batch import Batch
-from fvlm.models.build import CONFIG, build_model, build_tokenizer, save_model
-from fvlm.models.foveated import ModelParams
-from fvlm.params import Params, load_params
-from fvlm.seeding import torch_seed
+from fvlm.clips.batch import Batch
+from fvlm.clips.order import random_frames, rows_at
+from fvlm.clips.reader import COARSE_ONLY, BatchMemory, ClipReader, open_clips
+from fvlm.core.device import keep_freed_memory, peak_memory_gib
+from fvlm.core.io import hash_json, state_folder, write_csv, write_json
+from fvlm.core.params import Params, load_params
+from fvlm.core.seeding import torch_seed
+from fvlm.core.stage import UNFINISHED, run
+from fvlm.model.build import CONFIG, build_model, build_tokenizer, save_model
+from fvlm.model.foveated import ModelParams
 from fvlm.shards.manifest import read_manifest
-from fvlm.tracking import Tracker, forget_sent, read_sent
+from fvlm.tracking.tracker import Tracker, forget_sent, read_sent
 from fvlm.training.checkpoint import Checkpoints, forget_finished
 from fvlm.training.distributed import (
     check_same,
@@ -41,12 +44,8 @@ from fvlm.training.distributed import (
 )
 from fvlm.training.loop import OutOfTimeError, Row, train
 from fvlm.training.optim import TrainParams
-from fvlm.training.order import random_frames, rows_at
-from pipeline.clips import COARSE_ONLY, BatchMemory, ClipReader, open_clips
-from pipeline.stage import UNFINISHED, run
+from pipeline.paths import CURVES, ENCODED, FRAMES, MODEL, TRAIN_METRICS
 
-SHARDS, DECODED, MODEL = Path("data/encode"), Path("data/decode"), Path("models/foveated")
-METRICS, CURVES = Path("metrics/train.json"), Path("plots/train.csv")
 # How a training is run, not what it computes: these may change between its parts.
 NOT_IDENTITY = {"coarse_only", "max_hours", "checkpoint_samples", "parallel", "recompute_encoder"}
 CODE = 1  # raise when the same parameters train another model: kept states are then not continued
@@ -116,10 +115,10 @@ def train_model(
     started: when the stage began, for train.max_hours. Returns the folder of its checkpoints.
     """
     params, folder = training.params, training.folder
-    manifest, tokenizer = read_manifest(SHARDS), build_tokenizer(model_params)
+    manifest, tokenizer = read_manifest(ENCODED), build_tokenizer(model_params)
     reader = open_clips(
-        SHARDS,
-        DECODED,
+        ENCODED,
+        FRAMES,
         split="train",
         input=params.input,
         tokenizer=tokenizer,
@@ -176,7 +175,7 @@ def train_model(
         save_model(weights, config | {"seed": params.seed}, folder, tokenizer)
         write_csv(CURVES if folder == MODEL else folder / CURVES.name, state.history)
         if folder == MODEL:
-            write_json(METRICS, summarize(state.history, params, rate, device))
+            write_json(TRAIN_METRICS, summarize(state.history, params, rate, device))
         checkpoints.finish()
     return checkpoints.folder
 

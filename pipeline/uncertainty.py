@@ -21,12 +21,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fvlm.compute import default_device, peak_memory_gib
-from fvlm.errors import ParamsError
-from fvlm.io import hash_json, state_folder, write_csv, write_json
-from fvlm.models.sources import Provenance
-from fvlm.params import Params, load_params
-from fvlm.seeding import unit_hash
+from fvlm.core.device import default_device, peak_memory_gib
+from fvlm.core.errors import ParamsError
+from fvlm.core.io import hash_json, state_folder, write_csv, write_json
+from fvlm.core.params import Params, load_params
+from fvlm.core.seeding import unit_hash
+from fvlm.core.stage import run
 from fvlm.shards.manifest import read_manifest
 from fvlm.shards.read import open_shards
 from fvlm.uncertainty.moments import VARIANTS
@@ -36,11 +36,16 @@ from fvlm.uncertainty.sites import match_sites
 from fvlm.uncertainty.summary import FrameName, Summary, summarize
 from fvlm.uncertainty.tower import load_tower
 from fvlm.uncertainty.validity import blur, downsample
-from pipeline.stage import run
+from fvlm.weights.sources import Provenance
+from pipeline.paths import (
+    FRAMES,
+    UNCERTAINTY,
+    UNCERTAINTY_BY_PASSES,
+    UNCERTAINTY_METRICS,
+    UNCERTAINTY_PLOT,
+    UNCERTAINTY_SHEET,
+)
 
-CLIPS, METRICS = Path("data/decode"), Path("metrics/uncertainty.json")
-FRAMES, BY_PASSES = Path("plots/uncertainty.csv"), Path("plots/uncertainty_icc.csv")
-CURVE, SHEET = Path("plots/uncertainty_icc.png"), Path("plots/uncertainty_frames.png")
 STATES = "uncertainty"  # scores of unfinished runs, below .state/
 WEEK = 7 * 24 * 3600.0
 # Rounding changed scores of tiny towers by 5% around here, and by more below.
@@ -81,10 +86,10 @@ def main() -> None:
     summary = summarize(scores, changed, names, params)
     seconds = time.monotonic() - started
     rate = {"seconds": round(seconds, 1), "peak_memory_gib": round(peak_memory_gib(device), 2)}
-    write_json(METRICS, {"model": params.model, "revision": source.revision}
+    write_json(UNCERTAINTY_METRICS, {"model": params.model, "revision": source.revision}
                | summary.metrics | rate)  # fmt: skip
-    write_csv(FRAMES, summary.frames)
-    write_csv(BY_PASSES, summary.by_passes)
+    write_csv(UNCERTAINTY, summary.frames)
+    write_csv(UNCERTAINTY_BY_PASSES, summary.by_passes)
     draw(summary, frames, names, scores)
     forget(kept.values(), state_folder() / STATES)
     for variant in VARIANTS:
@@ -103,7 +108,7 @@ def state_files(
     common = sampler.params.model_dump(include=deciding) | dataclasses.asdict(source)
     common |= {"code": CODE, "device": sampler.device.type, "samples": samples}
     common |= {"tower": sampler.tower.identity, "sites": sampler.sites}
-    common["frames"] = [shard["sha256"] for shard in read_manifest(CLIPS)["shards"]]
+    common["frames"] = [shard["sha256"] for shard in read_manifest(FRAMES)["shards"]]
     own: dict[str, Any] = {kind: {kind: change.keywords} for kind, change in changes.items()}
     folder = state_folder() / STATES
     return {
@@ -139,12 +144,12 @@ def load_frames(params: UncertaintyParams) -> tuple[NDArray[np.uint8], list[Fram
 
     Which clips are taken depends on the clips alone, so that one more video changes one clip.
     """
-    manifest = read_manifest(CLIPS)
+    manifest = read_manifest(FRAMES)
     splits = dict.fromkeys(shard["split"] for shard in manifest["shards"])
-    readers = [open_shards(CLIPS, split=split) for split in splits]
+    readers = [open_shards(FRAMES, split=split) for split in splits]
     known = [(key, reader, row) for reader in readers for row, key in enumerate(reader.keys)]
     if not known:
-        raise ParamsError(f"{CLIPS} holds no clips; every video was filtered out or quarantined")
+        raise ParamsError(f"{FRAMES} holds no clips; every video was filtered out or quarantined")
     known = sorted(known, key=lambda clip: unit_hash(clip[0], "uncertainty"))[: params.max_clips]
     stored = known[0][1].fields["frames"].shape[0]
     if params.frames_per_clip > stored:
@@ -180,11 +185,11 @@ def draw(
     count = f"{summary.metrics['frames']} frames of {summary.metrics['clips']} clips"
     trials = f"{summary.metrics['trials']} trials"
     title = f"Reliability of one trial's scores  ({count}, {trials})"
-    plot_icc(summary.by_passes, summary.t_half, CURVE, title=title)
+    plot_icc(summary.by_passes, summary.t_half, UNCERTAINTY_PLOT, title=title)
     means = scores[VARIANTS.index("post"), -1].mean(axis=0)
     title = f"Uncertainty of the normalised embedding / its median over {count}"
     labels = [f"{Path(name.video_id).stem} #{name.number}" for name in names]
-    plot_sheet(frames, means, labels, SHEET, title=title)
+    plot_sheet(frames, means, labels, UNCERTAINTY_SHEET, title=title)
 
 
 if __name__ == "__main__":

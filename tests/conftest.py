@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+pytest_plugins = ["tests.networks", "tests.projects"]  # fixtures that several folders use
+
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:

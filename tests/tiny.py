@@ -8,9 +8,9 @@ from ruamel.yaml import YAML
 from torch import nn
 from transformers import Dinov2Config, Dinov2Model, LlamaConfig, LlamaModel
 
-from fvlm.models.dino import DinoEncoder
-from fvlm.models.foveated import FoveatedModel, ModelParams
-from fvlm.models.query_attention import DeepAttention, ShallowAttention
+from fvlm.encoders.dino import DinoEncoder
+from fvlm.model.foveated import FoveatedModel, ModelParams
+from fvlm.model.query_attention import DeepAttention, ShallowAttention
 
 
 def llama(**values: Any) -> LlamaConfig:

@@ -10,8 +10,8 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from fvlm.errors import FvlmError
-from fvlm.io import read_jsonl, sha256_file, write_jsonl
+from fvlm.core.errors import FvlmError
+from fvlm.core.io import read_jsonl, sha256_file, write_jsonl
 
 CLIP_TIME_NS = 1_211_500_800 * 10**9  # May 2008, when the film of the demo corpus was released
 MARKER = "complete.jsonl"

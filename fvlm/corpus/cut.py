@@ -8,7 +8,7 @@ import av
 from av.packet import Packet
 from av.video.stream import VideoStream
 
-from fvlm.errors import SourceError
+from fvlm.core.errors import SourceError
 
 # The same packets give the same bytes, on every day and every machine.
 DETERMINISTIC = {"fflags": "+bitexact", "movflags": "+faststart"}

@@ -14,10 +14,10 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from fvlm.core.errors import SourceError
+from fvlm.core.io import atomic_write, cache_folder, hash_json
 from fvlm.corpus.built import build_once
 from fvlm.corpus.demo_clips import CLIPS
-from fvlm.errors import SourceError
-from fvlm.io import atomic_write, cache_folder, hash_json
 
 PACKAGE = "moviepy==2.2.1"
 SDIST = "moviepy-2.2.1.tar.gz"

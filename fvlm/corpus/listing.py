@@ -18,11 +18,12 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
+from fvlm.core.errors import SourceError
+from fvlm.core.io import project_root
+from fvlm.core.params import Params
+from fvlm.corpus.controls import RENDERED
 from fvlm.corpus.demo import demo_captions, demo_folder
-from fvlm.corpus.rendered import RENDERED, rendered_folder
-from fvlm.errors import SourceError
-from fvlm.io import project_root
-from fvlm.params import Params
+from fvlm.corpus.rendered import rendered_folder
 
 # fmt: off
 VIDEO_SUFFIXES = frozenset({
@@ -41,7 +42,7 @@ MAX_FAULTS = 20  # shown of a long list
 class CollectParams(Params):
     """What to list.
 
-    source: `demo`, a control corpus (see fvlm/corpus/rendered.py), a folder, or a .csv or .jsonl
+    source: `demo`, a control corpus (see fvlm/corpus/controls.py), a folder, or a .csv or .jsonl
     list; relative to the project's root. control_clips, control_seed: size and content of a control
     corpus.
     """

@@ -1,41 +1,13 @@
-"""Control corpora: videos of which it is known what a predicted query can gain on them.
-
-Each state of a clip shows sprites with grey markers on a tinted background whose brightness, the
-same all over the picture, is the effect. What decides the brightness makes the corpus:
-
-    positive_control            state t has the level of the marker that the cued sprite showed at
-                                t - 1. Reading one marker out of many takes knowing the cue (the
-                                tint) before looking: a predicted query can, a static one cannot
-    positive_control_switching  likewise, but the cue moves to another sprite with probability 0.3
-                                a state; it is that of t - 2, which a query for t - 1 can know
-    negative_control            chance: nothing can be gained, every ratio must be 1
-    negative_control_memorise   the marker of a sprite drawn anew for every state: it looks like the
-                                positive control, but no query can know which. A gain on training
-                                clips alone shows what the model learned by heart
-    noise_control               states are independent noise: who predicts them has seen them
-
-Why so. The effect fills the picture, as FiLM can only act on all of it alike. A cue that stays
-needs no sharp attention of its own. Clips with few sprites teach what a marker means. The
-brightness of the first two states is chance, as no query can help there: the first that knows the
-tint reads state 2, and its effect is state 3.
-"""
+"""The folders of rendered control corpora, made once; what they are for: `controls.py`."""
 
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal, get_args
 
+from fvlm.core.io import cache_folder, hash_json, sha256_file
 from fvlm.corpus.built import build_once
-from fvlm.io import cache_folder, hash_json, sha256_file
+from fvlm.corpus.controls import RenderedCorpus
 
-RenderedCorpus = Literal[
-    "positive_control",
-    "positive_control_switching",
-    "negative_control",
-    "negative_control_memorise",
-    "noise_control",
-]
-RENDERED: tuple[RenderedCorpus, ...] = get_args(RenderedCorpus)
 CODE = ("rendered_files.py", "rendered_scenes.py")
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import av
 
-from fvlm.corpus.rendered import RenderedCorpus
+from fvlm.core.progress import Progress
+from fvlm.corpus.controls import RenderedCorpus
 from fvlm.corpus.rendered_scenes import PIXELS, caption, pictures
-from fvlm.progress import Progress
 
 RATE = 1  # frames per second
 STATE_SECONDS = 3  # 8 states are 24 s: within the default bounds of `filter`

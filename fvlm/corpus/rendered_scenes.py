@@ -1,4 +1,4 @@
-"""What the clips of the control corpora show; `fvlm/corpus/rendered.py` says why.
+"""What the clips of the control corpora show; `fvlm/corpus/controls.py` says why.
 
 A clip has STATES pictures, one after another. In a 4 x 4 grid stand 1 to 8 square sprites of
 different hues, fixed for the clip; each has a grey *marker* in its centre, one of four levels,
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fvlm.corpus.rendered import RenderedCorpus
-from fvlm.seeding import generator
+from fvlm.core.seeding import generator
+from fvlm.corpus.controls import RenderedCorpus
 
 STATES = 8  # pictures of a clip; store as many frames
 PIXELS = 112  # height and width; a cell of the grid is 2 x 2 patches, or one at decode.size 56

@@ -11,9 +11,9 @@ import math
 import torch
 from torch import Tensor
 
-from fvlm.evaluation.controls import LoadClips
-from fvlm.models.foveated import FoveatedModel, PassOutput
-from fvlm.progress import Progress
+from fvlm.core.progress import Progress
+from fvlm.evaluation.losses import LoadClips
+from fvlm.model.foveated import FoveatedModel, PassOutput
 
 
 def over_tokens(attention: Tensor) -> Tensor:

@@ -5,8 +5,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from fvlm.evaluation.tables import arm_rows, figure, interval, ratio_rows
-from fvlm.evaluation.verdict import describe
+from fvlm.statistics.tables import arm_rows, figure, interval, ratio_rows
+from fvlm.statistics.verdict import describe
 
 
 def render_card(

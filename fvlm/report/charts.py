@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from fvlm.evaluation.ratio import DYNAMIC
-from fvlm.evaluation.tables import RatioRow
+from fvlm.statistics.ratio import DYNAMIC
+from fvlm.statistics.tables import RatioRow
 
 # Stand-ins that become variables, so that one picture serves light and dark: (light, dark).
 COLOURS = {

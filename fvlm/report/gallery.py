@@ -8,14 +8,14 @@ from pathlib import Path
 from PIL import Image
 from pydantic import Field
 
-from fvlm.evaluation.verdict import ROUNDING
-from fvlm.io import atomic_write
-from fvlm.params import Params
+from fvlm.core.io import atomic_write
+from fvlm.core.params import Params
 from fvlm.report.charts import Table
 from fvlm.report.movie import encode_movie, movie_frames
 from fvlm.report.page import PicturedClip
 from fvlm.report.pictures import fixation_sheet, prediction_sheet, printable
 from fvlm.report.view import ClipView
+from fvlm.statistics.verdict import ROUNDING
 
 QUALITY = 80  # of the WebP copies inside the page
 

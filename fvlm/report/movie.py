@@ -11,7 +11,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from fvlm.errors import FvlmError
+from fvlm.core.errors import FvlmError
 from fvlm.report.pictures import (
     ARMS,
     Captioned,

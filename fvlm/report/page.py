@@ -7,10 +7,10 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from fvlm.evaluation.ratio import estimate_in
-from fvlm.evaluation.tables import RatioRow, arm_rows, figure, interval, ratio_rows
-from fvlm.evaluation.verdict import ROUNDING, describe
 from fvlm.report.charts import Table, controls_chart, curves_chart, frames_chart, motion_chart
+from fvlm.statistics.ratio import estimate_in
+from fvlm.statistics.tables import RatioRow, arm_rows, figure, interval, ratio_rows
+from fvlm.statistics.verdict import ROUNDING, describe
 
 SECTIONS = {
     "result": "Result",

@@ -4,7 +4,7 @@ import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
-from fvlm.params import PARAMS
+from fvlm.core.params import PARAMS
 
 PACKAGES = ("torch", "transformers", "diffusers", "av", "numpy", "dvc", "webdataset", "mlflow")
 CODE = ("fvlm", "pipeline", str(PARAMS), "dvc.yaml")  # what decides a result, besides the data

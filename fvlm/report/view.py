@@ -10,12 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fvlm.clips.batch import Batch
+from fvlm.encoders.vae import VaeCodec
 from fvlm.evaluation.attention import entropy_share, peak_times_uniform, query_similarity
-from fvlm.evaluation.controls import persistence_losses
-from fvlm.models.batch import Batch
-from fvlm.models.foveated import FoveatedModel, frame_losses
-from fvlm.models.inspect import InspectedPass, inspect_clips
-from fvlm.models.vae import VaeCodec
+from fvlm.evaluation.losses import persistence_losses
+from fvlm.model.foveated import FoveatedModel, frame_losses
+from fvlm.model.inspect import InspectedPass, inspect_clips
 
 Frames = NDArray[np.uint8]
 Values = NDArray[np.float32]

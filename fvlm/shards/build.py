@@ -28,8 +28,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from fvlm.errors import ShardError
-from fvlm.io import NO_ROOM, fsync_folder, hash_json
+from fvlm.core.errors import ShardError
+from fvlm.core.io import NO_ROOM, fsync_folder, hash_json
 from fvlm.shards.manifest import write_manifest
 from fvlm.shards.plan import Member, plan_shards
 from fvlm.shards.reuse import ShardRecord, ShardStore

@@ -19,10 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from fvlm.errors import FvlmError, ShardError
-from fvlm.io import read_json, state_folder, write_json
+from fvlm.core.errors import FvlmError, ShardError
+from fvlm.core.io import read_json, state_folder, write_json
 from fvlm.shards.verify import DamagedShardError, verify_file
-from fvlm.shards.write import BLOCK
 
 NPY_HEADER = 4096  # bytes; more than the header of any plain array
 CHUNK = 1 << 20  # bytes read at once
@@ -56,7 +55,7 @@ class _Member:
 
     @property
     def end(self) -> int:
-        return self.data + -(-self.size // BLOCK) * BLOCK
+        return self.data + -(-self.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
 
 
 def index_shard(path: Path, entry: dict[str, Any]) -> ShardIndex:
@@ -134,12 +133,12 @@ def _members(descriptor: int) -> Iterator[_Member]:
     """
     offset, length = 0, os.fstat(descriptor).st_size
     while True:
-        block = os.pread(descriptor, BLOCK, offset)
-        if block == bytes(BLOCK):
+        block = os.pread(descriptor, tarfile.BLOCKSIZE, offset)
+        if block == bytes(tarfile.BLOCKSIZE):
             return
         header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
         key, _, name = header.name.partition(".")
-        member = _Member(key, name, offset, offset + BLOCK, header.size)
+        member = _Member(key, name, offset, offset + tarfile.BLOCKSIZE, header.size)
         yield member
         if not 0 <= member.size <= length - member.data:
             raise tarfile.HeaderError(f"{member.size} bytes in {header.name}")

@@ -8,8 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fvlm.errors import FvlmError, ShardError
-from fvlm.io import atomic_write, hash_json
+from fvlm.core.errors import FvlmError, ShardError
+from fvlm.core.io import atomic_write, hash_json
 
 NAME = "manifest.json"
 SEAL = "manifest_sha256"

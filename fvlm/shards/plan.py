@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 
-from fvlm.errors import ShardError
+from fvlm.core.errors import ShardError
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fvlm.errors import ShardError
-from fvlm.progress import Progress
+from fvlm.core.errors import ShardError
+from fvlm.core.progress import Progress
 from fvlm.shards.index import ShardIndex, index_shard
 from fvlm.shards.manifest import read_manifest
 from fvlm.shards.verify import DamagedShardError, is_verified

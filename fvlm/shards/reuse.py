@@ -33,8 +33,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from fvlm.errors import FvlmError
-from fvlm.io import atomic_write, naming_full_disk, read_json, state_folder, write_json
+from fvlm.core.errors import FvlmError
+from fvlm.core.io import atomic_write, naming_full_disk, read_json, state_folder, write_json
 from fvlm.shards.verify import DamagedShardError, verify_file
 from fvlm.shards.write import ShardFacts
 

@@ -15,7 +15,7 @@ from typing import IO, Any
 import fsspec
 import numpy as np
 
-from fvlm.errors import ShardError
+from fvlm.core.errors import ShardError
 from fvlm.shards.manifest import NAME, parse_manifest
 
 CHUNK = 8 << 20  # bytes fetched at once

@@ -9,8 +9,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from fvlm.errors import FvlmError, ShardError
-from fvlm.io import read_json, sha256_file, state_folder, write_json
+from fvlm.core.errors import FvlmError, ShardError
+from fvlm.core.io import read_json, sha256_file, state_folder, write_json
 
 # A file changed within one tick of the file system's clock keeps its modification time: what was
 # verified so shortly after a write is verified again.

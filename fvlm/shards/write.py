@@ -10,7 +10,6 @@ import io
 import json
 import re
 import tarfile
-import unicodedata
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -19,13 +18,10 @@ from typing import IO, Any
 
 import numpy as np
 
-from fvlm.errors import ShardError
-from fvlm.io import atomic_write
+from fvlm.core.errors import ShardError
+from fvlm.core.io import KEY, atomic_write
 
-KEY = re.compile(r"[a-z0-9_-]{1,80}")
 FIELD = re.compile(r"[a-z0-9_]{1,13}\.npy|json")  # key + field fit into the 100 bytes of USTAR
-SLUG_LENGTH, DIGEST_LENGTH = 55, 24  # characters; 96 bits of sha256 keep keys apart
-BLOCK, RECORD = 512, 10240  # bytes; the units of the tar format
 
 Fields = Mapping[str, Any]
 Sample = tuple[str, Fields]
@@ -44,18 +40,6 @@ class ShardFacts:
     md5: str
     samples: int
     sample_crc32: str
-
-
-def sample_key(video_id: str) -> str:
-    """The key of a video's sample: a readable slug and a digest of the whole id.
-
-    Matches `[a-z0-9_-]+`, at most 80 characters, distinct for distinct ids. Any `str` is an id,
-    including surrogate-escaped bytes of names that are not UTF-8.
-    """
-    plain = unicodedata.normalize("NFKD", video_id).encode("ascii", errors="ignore").decode()
-    slug = re.sub(r"[^a-z0-9_]+", "-", plain.lower())[:SLUG_LENGTH].strip("-") or "video"
-    digest = hashlib.sha256(video_id.encode(errors="surrogatepass")).hexdigest()
-    return f"{slug}-{digest[:DIGEST_LENGTH]}"
 
 
 def write_shard(path: Path, samples: Iterable[Sample]) -> ShardFacts:
@@ -81,8 +65,8 @@ def write_shard(path: Path, samples: Iterable[Sample]) -> ShardFacts:
             checksums.append(output.crc32)
         if not keys:
             raise ShardError(f"{path}: a shard needs at least one sample")
-        output.write(bytes(2 * BLOCK))
-        output.write(bytes(-output.bytes % RECORD))
+        output.write(bytes(2 * tarfile.BLOCKSIZE))
+        output.write(bytes(-output.bytes % tarfile.RECORDSIZE))
     return ShardFacts(
         bytes=output.bytes,
         sha256=output.sha256.hexdigest(),
@@ -117,7 +101,7 @@ def _write_member(output: _HashingWriter, name: str, parts: list[bytes | memoryv
     output.write(header.tobuf(format=tarfile.USTAR_FORMAT))
     for part in parts:
         output.write(part)
-    output.write(bytes(-header.size % BLOCK))
+    output.write(bytes(-header.size % tarfile.BLOCKSIZE))
 
 
 def _encode(path: Path, key: str, name: str, value: Any) -> list[bytes | memoryview]:

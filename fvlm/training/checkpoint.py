@@ -26,8 +26,8 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from fvlm.errors import CheckpointError, FvlmError, TrainingError
-from fvlm.io import (
+from fvlm.core.errors import CheckpointError, FvlmError, TrainingError
+from fvlm.core.io import (
     atomic_write,
     fsync_folder,
     hash_json,

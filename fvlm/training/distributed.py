@@ -18,9 +18,9 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from fvlm.compute import default_device
-from fvlm.errors import ParamsError, TrainingError
-from fvlm.models.foveated import FoveatedModel
+from fvlm.core.device import default_device
+from fvlm.core.errors import ParamsError, TrainingError
+from fvlm.model.foveated import FoveatedModel
 
 Parallel = Literal["ddp", "fsdp"]
 PATIENCE = timedelta(minutes=30)  # for a process that is late, for example saving a checkpoint

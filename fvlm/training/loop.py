@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from fvlm.compute import peak_memory_gib
-from fvlm.errors import TrainingError
-from fvlm.models.batch import Batch
-from fvlm.models.foveated import FoveatedModel
-from fvlm.progress import Progress
-from fvlm.seeding import torch_seed
+from fvlm.clips.batch import Batch
+from fvlm.core.device import peak_memory_gib
+from fvlm.core.errors import TrainingError
+from fvlm.core.progress import Progress
+from fvlm.core.seeding import torch_seed
+from fvlm.model.foveated import FoveatedModel
 from fvlm.training.checkpoint import Checkpoints, TrainState
 from fvlm.training.distributed import (
     distribute,

@@ -5,10 +5,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fvlm.compute import autocast
-from fvlm.models.batch import Batch
-from fvlm.models.foveated import FoveatedModel, frame_losses
-from fvlm.seeding import torch_seed
+from fvlm.clips.batch import Batch
+from fvlm.core.device import autocast
+from fvlm.core.seeding import torch_seed
+from fvlm.model.foveated import FoveatedModel, frame_losses
 from fvlm.training.optim import TrainParams
 
 

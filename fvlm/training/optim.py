@@ -9,10 +9,10 @@ from pydantic import Field, ValidationInfo, field_validator
 from torch import nn
 from transformers import get_scheduler
 
-from fvlm.compute import Dtype
-from fvlm.models.batch import Input
-from fvlm.models.dino import DinoEncoder, EncoderTail
-from fvlm.params import Params
+from fvlm.clips.batch import Input
+from fvlm.core.device import Dtype
+from fvlm.core.params import Params
+from fvlm.encoders.dino import DinoEncoder, EncoderTail
 from fvlm.training.distributed import Parallel
 
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import torch
 
-from fvlm.models.batch import Batch
+from fvlm.clips.batch import Batch
 
 
 @contextmanager

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fvlm.errors import ParamsError
-from fvlm.io import read_json
-from fvlm.models.sources import PREPROCESSOR, Resolved, unusable
+from fvlm.core.errors import ParamsError
+from fvlm.core.io import read_json
+from fvlm.weights.sources import PREPROCESSOR, Resolved, unusable
 
 _MODES = {2: "bilinear", 3: "bicubic"}  # PIL's numbers
 

@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from fvlm.io import atomic_write
+from fvlm.core.io import atomic_write
 from fvlm.uncertainty.moments import VARIANTS
 from fvlm.uncertainty.reliability import icc_curve
 

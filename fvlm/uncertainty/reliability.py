@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, stats
 
-from fvlm.seeding import generator
+from fvlm.core.seeding import generator
 
 Scores = NDArray[np.float64]
 Verdict = Literal["usable", "marginal", "failed", "undefined"]

@@ -21,12 +21,12 @@ from pydantic import Field, field_validator, model_validator
 from safetensors.numpy import load, save
 from torch import Tensor
 
-from fvlm.ahead import Ahead, one_core_each
-from fvlm.compute import Dtype, autocast
-from fvlm.errors import FvlmError
-from fvlm.io import atomic_write
-from fvlm.params import Params
-from fvlm.progress import Progress
+from fvlm.core.device import Dtype, autocast
+from fvlm.core.errors import FvlmError
+from fvlm.core.io import atomic_write
+from fvlm.core.params import Params
+from fvlm.core.prefetch import Ahead, one_core_each
+from fvlm.core.progress import Progress
 from fvlm.uncertainty.masks import Row, drop, kept_levels, row_keys
 from fvlm.uncertainty.moments import VARIANTS, Moments
 from fvlm.uncertainty.tower import State, Tower

@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
-from fvlm.errors import ParamsError
+from fvlm.core.errors import ParamsError
 
 
 def match_sites(patterns: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:

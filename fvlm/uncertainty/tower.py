@@ -25,12 +25,13 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from fvlm.errors import FvlmError, WeightsError
-from fvlm.io import read_json, sha256_file
-from fvlm.models.dino import EncoderBlock, Positions
-from fvlm.models.pretrained import load_pretrained
-from fvlm.models.sources import CONFIG, Provenance, Resolved, resolve, unusable
+from fvlm.core.errors import FvlmError, WeightsError
+from fvlm.core.io import read_json, sha256_file
+from fvlm.encoders.dino import EncoderBlock, Positions
 from fvlm.uncertainty.pixels import Preparation, read_preparation
+from fvlm.weights.loading import load_pretrained
+from fvlm.weights.resolve import resolve
+from fvlm.weights.sources import CONFIG, Provenance, Resolved, unusable
 
 Tensors = tuple[Tensor, ...]
 Drop = Callable[[str, Tensor], Tensor]  # name of a linear layer and its output -> what goes on

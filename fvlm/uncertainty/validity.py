@@ -16,7 +16,7 @@ from scipy import stats
 from torch import Tensor
 from torch.nn import functional as F
 
-from fvlm.errors import ParamsError
+from fvlm.core.errors import ParamsError
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from fvlm.errors import VideoError
-from fvlm.params import Params
-from fvlm.seeding import unit_hash
+from fvlm.core.errors import VideoError
+from fvlm.core.params import Params
+from fvlm.core.seeding import unit_hash
 from fvlm.video.facts import Facts
 
 Status = Literal["accepted", "filtered", "quarantined"]

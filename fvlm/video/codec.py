@@ -7,7 +7,7 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from fvlm.errors import VideoError
+from fvlm.core.errors import VideoError
 from fvlm.video.reasons import Reason
 
 

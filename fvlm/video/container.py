@@ -22,7 +22,7 @@ from av.packet import Packet
 from av.stream import Discard, Disposition
 from av.video.stream import VideoStream
 
-from fvlm.errors import VideoError
+from fvlm.core.errors import VideoError
 from fvlm.video.reasons import Reason
 from fvlm.video.structure import check_structure
 

@@ -17,8 +17,8 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from pydantic import Field
 
-from fvlm.errors import VideoError
-from fvlm.params import Params
+from fvlm.core.errors import VideoError
+from fvlm.core.params import Params
 from fvlm.video.codec import decode_packet, decode_packets, frame_time
 from fvlm.video.container import (
     STRICT,

@@ -13,8 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from fvlm.errors import VideoError
-from fvlm.io import hash_json, naming_full_disk, sha256_file
+from fvlm.core.errors import VideoError
+from fvlm.core.io import hash_json, naming_full_disk, sha256_file
 from fvlm.video.reasons import PASSING, Reason
 
 PROBE = "fvlm.video.probe:probe_request"

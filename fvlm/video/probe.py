@@ -6,7 +6,7 @@ from typing import Any
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
-from fvlm.errors import VideoError
+from fvlm.core.errors import VideoError
 from fvlm.video.codec import decode_packets
 from fvlm.video.container import (
     TOLERANT,

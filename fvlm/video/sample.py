@@ -8,7 +8,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from fractions import Fraction
 
-from fvlm.errors import VideoError
+from fvlm.core.errors import VideoError
 from fvlm.video.reasons import Reason
 
 

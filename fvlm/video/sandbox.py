@@ -17,7 +17,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from fvlm.errors import VideoError
+from fvlm.core.errors import VideoError
 from fvlm.video.reasons import Reason
 
 READY = b"\n"  # a worker's first byte: it has started

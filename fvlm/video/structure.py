@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterator
 from typing import IO
 
-from fvlm.errors import VideoError
+from fvlm.core.errors import VideoError
 from fvlm.video.reasons import Reason
 
 SEGMENT, CLUSTER, CRC_32 = 0x18538067, 0x1F43B675, 0xBF

@@ -34,7 +34,7 @@ from typing import IO, Any, TypeVar
 
 import numpy as np
 
-from fvlm.errors import VideoError
+from fvlm.core.errors import VideoError
 from fvlm.video.reasons import Reason
 from fvlm.video.sandbox import PREFIX, READY, encode_header
 

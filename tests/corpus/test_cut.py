@@ -6,8 +6,8 @@ import av
 import numpy as np
 import pytest
 
+from fvlm.core.errors import SourceError
 from fvlm.corpus.cut import cut_film
-from fvlm.errors import SourceError
 
 
 def decode(path: Path) -> tuple[list[float | None], list[np.ndarray]]:

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from fvlm.core.errors import SourceError
 from fvlm.corpus import demo
 from fvlm.corpus.built import CLIP_TIME_NS, MARKER
 from fvlm.corpus.demo_clips import CLIPS, DemoClip
-from fvlm.errors import SourceError
 
 
 def make_sdist(path: Path, content: bytes) -> Path:

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fvlm.core.errors import ParamsError, SourceError
+from fvlm.core.params import Params, validate_params
 from fvlm.corpus.listing import MAX_CAPTION_BYTES, CollectParams, ListedVideo, list_videos
-from fvlm.errors import ParamsError, SourceError
-from fvlm.params import Params, validate_params
 
 
 def touch(path: Path, content: bytes = b"video") -> Path:

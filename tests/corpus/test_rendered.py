@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from fvlm.corpus import built
+from fvlm.corpus.controls import RENDERED
 from fvlm.corpus.listing import CollectParams, list_videos
-from fvlm.corpus.rendered import RENDERED, clip_name, rendered_folder
+from fvlm.corpus.rendered import clip_name, rendered_folder
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fvlm.corpus.rendered import RENDERED, RenderedCorpus
+from fvlm.corpus.controls import RENDERED, RenderedCorpus
 from fvlm.corpus.rendered_files import render_clip, render_clips
 from fvlm.corpus.rendered_scenes import PIXELS, STATES, caption, make_scene, pictures
 from fvlm.video.decode import decode_video

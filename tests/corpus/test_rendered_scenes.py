@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fvlm.corpus.rendered import RENDERED, RenderedCorpus
+from fvlm.corpus.controls import RENDERED, RenderedCorpus
 from fvlm.corpus.rendered_scenes import (
     CELL,
     HUES,

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaModel
 
-from fvlm.models.foveated import FoveatedModel
-from fvlm.models.query_attention import ShallowAttention
+from fvlm.model.foveated import FoveatedModel
+from fvlm.model.query_attention import ShallowAttention
 from tests import tiny
 
 T, N, D, H, LATENT = 5, 10, 16, 24, (4, 4, 4)  # N: CLS and 3 x 3 patches

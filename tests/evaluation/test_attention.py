@@ -5,14 +5,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from fvlm.clips.batch import Batch
 from fvlm.evaluation.attention import (
     attention_figures,
     entropy_share,
     peak_times_uniform,
     query_similarity,
 )
-from fvlm.models.batch import Batch
-from fvlm.models.foveated import FoveatedModel
+from fvlm.model.foveated import FoveatedModel
 
 N = 10
 

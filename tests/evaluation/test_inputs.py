@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from transformers import Dinov2Model, LlamaModel
 
-from fvlm.evaluation.arms import ARMS
-from fvlm.evaluation.controls import ClipName, Losses, evaluate_clips
-from fvlm.models.batch import Batch
-from fvlm.models.dino import DinoEncoder
-from fvlm.models.foveated import FoveatedModel
-from fvlm.models.query_attention import DeepAttention, ShallowAttention
+from fvlm.clips.batch import Batch
+from fvlm.encoders.dino import DinoEncoder
+from fvlm.evaluation.losses import evaluate_clips
+from fvlm.model.foveated import FoveatedModel
+from fvlm.model.query_attention import DeepAttention, ShallowAttention
+from fvlm.statistics.arms import ARMS, ClipName, Losses
 from tests import tiny
 
 CLIPS, T, L, SIZE, LATENT = 5, 4, 3, 42, (4, 4, 4)

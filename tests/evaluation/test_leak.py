@@ -5,10 +5,11 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from fvlm.evaluation.controls import ClipName, Losses, evaluate_clips
-from fvlm.models.batch import Batch
-from fvlm.models.film_head import FilmHead
-from fvlm.models.foveated import FoveatedModel, frame_losses
+from fvlm.clips.batch import Batch
+from fvlm.evaluation.losses import evaluate_clips
+from fvlm.model.film_head import FilmHead
+from fvlm.model.foveated import FoveatedModel, frame_losses
+from fvlm.statistics.arms import ClipName, Losses
 
 MakeModel = Callable[..., FoveatedModel]
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from fvlm.errors import ParamsError, SourceError
-from fvlm.io import read_jsonl
-from fvlm.params import overlay_params
-from pipeline import collect
-from pipeline.check import Sections
+from fvlm.cli.check import Sections
+from fvlm.core.errors import ParamsError, SourceError
+from fvlm.core.io import read_jsonl
+from fvlm.core.params import overlay_params
+from pipeline import collect, paths
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,9 +31,9 @@ def test_lists_the_source(project: Path, capsys: pytest.CaptureFixture[str]) -> 
         os.utime(project / "videos" / name, ns=(1, 2))
     (project / "videos" / "b.txt").write_text("Seen.")
     collect.main()
-    first = collect.VIDEOS.read_bytes()
+    first = paths.VIDEOS.read_bytes()
     folder = project / "videos"
-    assert read_jsonl(collect.VIDEOS) == [
+    assert read_jsonl(paths.VIDEOS) == [
         {
             "video_id": name,
             "path": str(folder / name),
@@ -45,7 +45,7 @@ def test_lists_the_source(project: Path, capsys: pytest.CaptureFixture[str]) -> 
     ]
     assert "collect: 2 videos (0.0 MB), 1 with a caption, in videos" in capsys.readouterr().out
     collect.main()
-    assert collect.VIDEOS.read_bytes() == first
+    assert paths.VIDEOS.read_bytes() == first
 
 
 def test_an_empty_source_leaves_nothing(project: Path) -> None:

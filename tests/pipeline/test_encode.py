@@ -11,13 +11,13 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
-from fvlm.errors import FvlmError, ShardError
-from fvlm.models.encoding import EncodeParams, FrameEncoder, load_encoder
+from fvlm.core.errors import FvlmError, ShardError
+from fvlm.encoders.frames import EncodeParams, FrameEncoder, load_encoder
 from fvlm.shards import write
 from fvlm.shards.manifest import write_manifest
 from fvlm.shards.read import ShardReader, open_shards
 from fvlm.shards.write import write_shard
-from pipeline import encode
+from pipeline import encode, paths
 
 NUM_FRAMES, SIZE = 4, 32
 SHARDS = {"train-000000.tar": 5, "train-000001.tar": 2, "val-000000.tar": 3}  # name -> clips
@@ -47,16 +47,16 @@ def params(tiny_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             )
             for number in range(count)
         )
-        facts = write_shard(encode.CLIPS / name, samples)
+        facts = write_shard(paths.FRAMES / name, samples)
         entries.append({"name": name, "split": name.split("-")[0], **vars(facts)})
     frames = {"dtype": "uint8", "shape": [NUM_FRAMES, 3, SIZE, SIZE]}
     manifest = {"stage": "decode", "frames": frames, "shards": entries}
-    write_manifest(encode.CLIPS, manifest)
+    write_manifest(paths.FRAMES, manifest)
     return EncodeParams.model_validate(values)
 
 
 def made() -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(encode.SHARDS.glob("*"))}
+    return {path.name: path.read_bytes() for path in sorted(paths.ENCODED.glob("*"))}
 
 
 def plain(params: EncodeParams, folder: Path) -> dict[str, bytes]:
@@ -64,7 +64,7 @@ def plain(params: EncodeParams, folder: Path) -> dict[str, bytes]:
     encoder, _ = load_encoder(params, torch.device("cpu"))
     together = encoder.batch_clips(NUM_FRAMES)
     for split in ("train", "val"):
-        with open_shards(encode.CLIPS, split=split) as reader:
+        with open_shards(paths.FRAMES, split=split) as reader:
             first = 0
             for name in (name for name in SHARDS if name.startswith(split)):
                 samples: list[tuple[str, dict[str, Any]]] = []
@@ -94,7 +94,7 @@ def test_overlapped_work_writes_the_same_bytes(
     assert found == plain(params, tmp_path / "plain")
     assert [shard["name"] for shard in manifest["shards"]] == list(SHARDS)
     assert (
-        json.loads(encode.METRICS.read_text()).items()
+        json.loads(paths.ENCODE_METRICS.read_text()).items()
         >= {
             "inputs": 10,
             "encoded": 10,
@@ -113,7 +113,7 @@ def test_progress_and_metrics_add_up_when_shards_are_reused(
     assert "encode: 10/10 clips" in capsys.readouterr().err
     encode.main()
     assert made() == first
-    metrics = json.loads(encode.METRICS.read_text())
+    metrics = json.loads(paths.ENCODE_METRICS.read_text())
     assert metrics["inputs"] == metrics["encoded"] == metrics["reused"] == 10
     assert metrics["clips_per_second"] is None
     assert metrics["peak_memory_gib"] > 0
@@ -168,8 +168,8 @@ def test_an_error_surfaces_and_leaves_no_part(
             with pytest.raises((FvlmError, RuntimeError), match=str(error.args[-1])):
                 encode.main()
         assert not any(thread.name.startswith("ahead") for thread in threading.enumerate())
-        assert not encode.SHARDS.exists()
-        assert not encode.METRICS.exists()
+        assert not paths.ENCODED.exists()
+        assert not paths.ENCODE_METRICS.exists()
         assert not [path for path in tmp_path.rglob("*.tmp") if path.is_file()]
         for kept in Path(".state/shards/encode").glob("*.tar"):
             assert kept.read_bytes() in expected.values(), "only whole shards are kept"

@@ -15,20 +15,21 @@ import torch
 from matplotlib.image import imread
 from transformers import LlamaForCausalLM
 
-from fvlm.errors import FvlmError, ParamsError, ShardError
-from fvlm.io import read_json, write_json
-from fvlm.models.build import CONFIG, build_model, save_model
-from fvlm.models.foveated import ModelParams
+from fvlm.cli import verdict
+from fvlm.clips.reader import COARSE_ONLY
+from fvlm.core.errors import FvlmError, ParamsError, ShardError
+from fvlm.core.io import read_json, sample_key, write_json
+from fvlm.model.build import CONFIG, build_model, save_model
+from fvlm.model.foveated import ModelParams
 from fvlm.shards.manifest import read_manifest, write_manifest
-from fvlm.shards.write import sample_key, write_shard
-from pipeline import evaluate, verdict
-from pipeline.clips import COARSE_ONLY
+from fvlm.shards.write import write_shard
+from pipeline import evaluate, paths
 from tests import tiny
 
 STORED, TOKENS, LATENT = 6, (10, 16), (4, 4, 4)
-TABLES = (evaluate.CLIPS, evaluate.FRAMES, evaluate.MOTION)
-PICTURES = (evaluate.BY_FRAME, evaluate.BY_MOTION, evaluate.CONTROLS)
-ARTEFACTS = (evaluate.METRICS, *TABLES, *PICTURES)
+TABLES = (paths.BY_CLIP, paths.BY_FRAME, paths.BY_MOTION)
+PICTURES = (paths.BY_FRAME_PLOT, paths.BY_MOTION_PLOT, paths.CONTROLS_PLOT)
+ARTEFACTS = (paths.EVALUATE_METRICS, *TABLES, *PICTURES)
 
 Project = Callable[[int], None]
 
@@ -43,9 +44,9 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
         manifest = write_encode_folder(clips)
         LlamaForCausalLM(tiny.llama(initializer_range=0.2)).save_pretrained("llm")
         params = tiny.model_params("llm")
-        save_trained(params, manifest, evaluate.MODEL)
-        write_json(verdict.FILTER, {"inputs": 9, "accepted": 7, "accepted_train": 2})
-        write_json(verdict.TRAIN, {"steps": 3})
+        save_trained(params, manifest, paths.MODEL)
+        write_json(paths.FILTER_METRICS, {"inputs": 9, "accepted": 7, "accepted_train": 2})
+        write_json(paths.TRAIN_METRICS, {"steps": 3})
 
     return make
 
@@ -91,7 +92,7 @@ def write_encode_folder(clips: int) -> dict[str, Any]:
     for split, count in (("train", 2), ("val", clips)):
         if count:
             name = f"{split}-000000.tar"
-            facts = write_shard(evaluate.SHARDS / name, samples(split, count))
+            facts = write_shard(paths.ENCODED / name, samples(split, count))
             shards.append({"name": name, "split": split, "fingerprint": split, **asdict(facts)})
     manifest = {
         "stage": "encode",
@@ -102,12 +103,12 @@ def write_encode_folder(clips: int) -> dict[str, Any]:
         "shards": shards,
         "quarantined": [],
     }
-    write_manifest(evaluate.SHARDS, manifest)
+    write_manifest(paths.ENCODED, manifest)
     return manifest
 
 
 def metrics() -> dict[str, Any]:
-    return dict(json.loads(evaluate.METRICS.read_text()))
+    return dict(json.loads(paths.EVALUATE_METRICS.read_text()))
 
 
 def test_metrics_are_flat_and_finite_and_agree_with_the_tables(project: Project) -> None:
@@ -115,7 +116,7 @@ def test_metrics_are_flat_and_finite_and_agree_with_the_tables(project: Project)
     evaluate.main()
     found = metrics()
     assert found["videos"] == found["clips"] == 7
-    weights = evaluate.MODEL / "model.safetensors"
+    weights = paths.MODEL / "model.safetensors"
     assert found["weights"] == hashlib.sha256(weights.read_bytes()).hexdigest()[:12]
     for name, value in found.items():
         assert isinstance(value, str | int | float), name
@@ -135,8 +136,8 @@ def test_metrics_are_flat_and_finite_and_agree_with_the_tables(project: Project)
 
 
 def add_trained(name: str, *, seed: int) -> None:
-    params = ModelParams.model_validate(read_json(evaluate.MODEL / CONFIG)["model"])
-    save_trained(params, read_manifest(evaluate.SHARDS), evaluate.MODEL / name, seed=seed)
+    params = ModelParams.model_validate(read_json(paths.MODEL / CONFIG)["model"])
+    save_trained(params, read_manifest(paths.ENCODED), paths.MODEL / name, seed=seed)
 
 
 def test_a_model_without_fine_passes_becomes_an_arm_and_a_control(

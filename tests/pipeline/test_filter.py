@@ -10,9 +10,9 @@ import av
 import numpy as np
 import pytest
 
-from fvlm.errors import FvlmError
-from fvlm.io import read_json, read_jsonl, sha256_file
-from pipeline import collect, filter
+from fvlm.core.errors import FvlmError
+from fvlm.core.io import read_json, read_jsonl, sha256_file
+from pipeline import collect, filter, paths
 
 PARAMS = """
 collect: {source: videos, control_clips: 2, control_seed: 0}
@@ -41,7 +41,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def run() -> list[dict[str, Any]]:
     collect.main()
     filter.main()
-    return read_jsonl(filter.MANIFEST)
+    return read_jsonl(paths.MANIFEST)
 
 
 def test_every_video_has_a_row(project: Path) -> None:
@@ -82,7 +82,7 @@ def test_every_video_has_a_row(project: Path) -> None:
     assert list(rows) == sorted(rows)
     assert len({row["key"] for row in rows.values()}) == len(rows)
 
-    counts = read_json(filter.METRICS)
+    counts = read_json(paths.FILTER_METRICS)
     assert counts["inputs"] == 8
     assert counts["inputs"] == counts["accepted"] + counts["filtered"] + counts["quarantined"]
     assert counts["accepted"] == counts["accepted_train"] + counts["accepted_val"] == 3
@@ -94,10 +94,10 @@ def test_touching_and_rerunning_change_nothing(
     for name, shade in (("a.mp4", 10), ("b.mp4", 20)):
         render(project / "videos" / name, 3, shade)
     run()
-    manifest, metrics = filter.MANIFEST.read_bytes(), filter.METRICS.read_bytes()
+    manifest, metrics = paths.MANIFEST.read_bytes(), paths.FILTER_METRICS.read_bytes()
     os.utime(project / "videos" / "a.mp4")
     run()
-    assert (filter.MANIFEST.read_bytes(), filter.METRICS.read_bytes()) == (manifest, metrics)
+    assert (paths.MANIFEST.read_bytes(), paths.FILTER_METRICS.read_bytes()) == (manifest, metrics)
 
     def refuse(_function: str, items: list[object]) -> list[object]:
         assert not items
@@ -114,7 +114,7 @@ def test_a_file_that_vanished_is_quarantined(project: Path) -> None:
     collect.main()
     (project / "videos" / "1.mp4").unlink()
     filter.main()
-    assert read_jsonl(filter.MANIFEST)[1]["reason"] == "not_a_file"
+    assert read_jsonl(paths.MANIFEST)[1]["reason"] == "not_a_file"
 
 
 @pytest.mark.parametrize("accepted", [0, 1])
@@ -129,5 +129,5 @@ def test_too_few_videos_is_an_error_with_the_reasons(project: Path, accepted: in
     assert "1 reason_too_short" in message
     assert "collect.source" in message
     assert "filter.min_seconds" in message
-    rows = [json.loads(line) for line in filter.MANIFEST.read_text().splitlines()]
+    rows = [json.loads(line) for line in paths.MANIFEST.read_text().splitlines()]
     assert rows[-1]["reason"] == "too_short"

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from fvlm.models.build import load_model
-from tests.pipeline.conftest import VIDEOS, Run, render
+from fvlm.model.build import load_model
+from tests.projects import VIDEOS, Run, render
 from tests.tiny import set_params
 
 
@@ -62,7 +62,7 @@ def test_trained_model_loads_with_one_call(workspace: Path) -> None:
 
 
 def test_verdict_is_printed_with_controls_and_interval(run: Run) -> None:
-    output = run("python", "-m", "pipeline.verdict")
+    output = run("python", "-m", "fvlm.cli.verdict")
     arms = ("coarse pass", "fine pass", "random queries", "previous latent")
     for word in (*arms, "held-out videos", "interval"):
         assert word in output

@@ -20,12 +20,13 @@ import torch
 from ruamel.yaml import YAML
 from transformers import LlamaModel
 
-from fvlm.errors import TrainingError
-from fvlm.models.build import load_model
-from fvlm.params import load_params
+from fvlm.core.errors import TrainingError
+from fvlm.core.io import sample_key
+from fvlm.core.params import load_params
+from fvlm.model.build import load_model
 from fvlm.shards.manifest import write_manifest
-from fvlm.shards.write import sample_key, write_shard
-from pipeline import train
+from fvlm.shards.write import write_shard
+from pipeline import paths, train
 from tests import tiny
 from tests.tiny import set_params
 
@@ -166,7 +167,7 @@ def test_every_seed_has_a_model_and_one_without_fine_passes(
     enter_project(tmp_path, monkeypatch)
     set_params(tmp_path, {"train": {"seeds": [4]}})
     train.main()
-    alone = (train.MODEL / "model.safetensors").read_bytes()
+    alone = (paths.MODEL / "model.safetensors").read_bytes()
     assert "train: 6/6 steps" in capfd.readouterr().err
     set_params(tmp_path, {"train": {"seeds": [2, 4], "coarse_only": True}})
     train.main()
@@ -175,18 +176,18 @@ def test_every_seed_has_a_model_and_one_without_fine_passes(
         assert f"{name}: 6/6 steps" in progress
     assert "train seed-4: 6/6 steps, 0.00 steps/s" in progress  # from its finished state
     folders = ["", "coarse-only", "coarse-only/seed-4", "seed-4"]
-    assert sorted(path.parent for path in train.MODEL.rglob("config.json")) == [
-        train.MODEL / name for name in folders
+    assert sorted(path.parent for path in paths.MODEL.rglob("config.json")) == [
+        paths.MODEL / name for name in folders
     ]
-    weights = [(train.MODEL / name / "model.safetensors").read_bytes() for name in folders]
+    weights = [(paths.MODEL / name / "model.safetensors").read_bytes() for name in folders]
     assert len(set(weights)) == 4
     assert weights[-1] == alone
-    assert [load_model(train.MODEL / name).fine_iterations for name in folders] == [1, 0, 0, 1]
-    assert (train.MODEL / "seed-4/train.csv").is_file()
+    assert [load_model(paths.MODEL / name).fine_iterations for name in folders] == [1, 0, 0, 1]
+    assert (paths.MODEL / "seed-4/train.csv").is_file()
     set_params(tmp_path, {"train": {"seeds": [4], "coarse_only": False}})
     train.main()
-    assert list(train.MODEL.rglob("config.json")) == [train.MODEL / "config.json"]
-    assert (train.MODEL / "model.safetensors").read_bytes() == alone
+    assert list(paths.MODEL.rglob("config.json")) == [paths.MODEL / "config.json"]
+    assert (paths.MODEL / "model.safetensors").read_bytes() == alone
 
 
 def test_code_that_trains_another_model_starts_anew(
@@ -198,7 +199,7 @@ def test_code_that_trains_another_model_starts_anew(
         monkeypatch.setattr(train, "CODE", code)
         train.main()
         steps = re.findall(r"train: 6/6 steps, ([0-9.]+) steps/s", capfd.readouterr().err)
-        rate = json.loads(train.METRICS.read_text())["samples_per_second"]
+        rate = json.loads(paths.TRAIN_METRICS.read_text())["samples_per_second"]
         rates.append((float(steps[-1]) > 0, rate is not None))
     # The second run had nothing left to train, and so has no speed.
     assert rates == [(True, True), (False, False), (True, True)]

@@ -18,12 +18,13 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from fvlm.models.build import load_model, load_tokenizer_of
-from fvlm.models.dino import DinoEncoder, load_dino
-from fvlm.models.query_attention import DeepAttention
+from fvlm.core.io import sample_key
+from fvlm.encoders.dino import DinoEncoder, load_dino
+from fvlm.model.build import load_model, load_tokenizer_of
+from fvlm.model.query_attention import DeepAttention
 from fvlm.shards.manifest import read_manifest, write_manifest
-from fvlm.shards.write import sample_key, write_shard
-from pipeline import train
+from fvlm.shards.write import write_shard
+from pipeline import paths, train
 from tests.pipeline.test_train import CAPTIONS, CLIPS, RESULTS, STORED, write_inputs
 from tests.tiny import set_params
 
@@ -46,9 +47,9 @@ def give_frames(project: Path) -> None:
         project / "weights/dino"
     )
     _, found = load_dino("weights/dino")
-    manifest = read_manifest(train.SHARDS)
+    manifest = read_manifest(paths.ENCODED)
     manifest["dino"] |= {"source": "weights/dino", "sha256": found.sha256}
-    write_manifest(train.SHARDS, manifest)
+    write_manifest(paths.ENCODED, manifest)
     rng = np.random.default_rng(1)
     samples = [
         (
@@ -60,9 +61,9 @@ def give_frames(project: Path) -> None:
         )
         for number in range(CLIPS)
     ]
-    facts = write_shard(train.DECODED / "train-000000.tar", samples)
+    facts = write_shard(paths.FRAMES / "train-000000.tar", samples)
     shard = {"name": "train-000000.tar", "split": "train", "fingerprint": "a", **asdict(facts)}
-    write_manifest(train.DECODED, {"stage": "decode", "shards": [shard], "quarantined": []})
+    write_manifest(paths.FRAMES, {"stage": "decode", "shards": [shard], "quarantined": []})
 
 
 def give_words(project: Path) -> None:
@@ -95,7 +96,7 @@ def assert_parts_equal_one_run(project: Path) -> None:
 def learned(tail: int) -> list[bool]:
     """Of every encoder weight that frames reach: does it differ from the pretrained one?"""
     pretrained, _ = load_dino("weights/dino")
-    model = load_model(train.MODEL)
+    model = load_model(paths.MODEL)
     assert isinstance(model.encoder, DinoEncoder)
     assert isinstance(model.attention, DeepAttention)
     halves = (model.encoder, model.attention.tail)
@@ -114,7 +115,7 @@ def test_frames_train_the_encoder_and_both_halves_of_it(project: Path) -> None:
     frames = {"input": "frames", "encoder_lr": 1e-3, "recompute_encoder": True, "compile": False}
     set_params(project, {"model": {"query_layers": 1}, "train": frames})
     assert_parts_equal_one_run(project)
-    assert load_model(train.MODEL).input == "frames"
+    assert load_model(paths.MODEL).input == "frames"
     moved = learned(1)
     assert len(moved) > 30
     assert all(moved)
@@ -128,10 +129,10 @@ def test_captions_are_read_and_their_tokenizer_is_saved(project: Path, text: str
     give_words(project)
     set_params(project, {"model": {"text": text}, "train": {"dtype": "bfloat16"}})
     assert_parts_equal_one_run(project)
-    assert load_model(train.MODEL).text == text
-    tokenizer = load_tokenizer_of(train.MODEL)
+    assert load_model(paths.MODEL).text == text
+    tokenizer = load_tokenizer_of(paths.MODEL)
     assert tokenizer is not None
     ends = [0] if text == "caption" else []
     assert tokenizer([CAPTIONS[0]]).ids[0].tolist() == [1, 2, *ends]
-    found = json.loads(train.METRICS.read_text())
+    found = json.loads(paths.TRAIN_METRICS.read_text())
     assert ("loss_caption_fine" in found) == (text == "caption")

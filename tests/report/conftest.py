@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fvlm.io import read_json
+from fvlm.core.io import read_json
 from fvlm.report.gallery import Chosen, picture_clip
 from fvlm.report.page import PicturedClip, Report
 from fvlm.report.view import ClipView, PassView

@@ -4,7 +4,6 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from fvlm.evaluation.tables import RatioRow
 from fvlm.report.charts import (
     COLOURS,
     controls_chart,
@@ -13,6 +12,7 @@ from fvlm.report.charts import (
     motion_chart,
 )
 from fvlm.report.page import Report
+from fvlm.statistics.tables import RatioRow
 
 ROWS = [
     RatioRow("coarse, frames 3+", "a", 1.02, 1.01, 1.03, 6),

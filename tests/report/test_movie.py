@@ -4,7 +4,7 @@ import av
 import numpy as np
 import pytest
 
-from fvlm.errors import FvlmError
+from fvlm.core.errors import FvlmError
 from fvlm.report.movie import CONTROLS, RATE, encode_movie, movie_frames
 from fvlm.report.pictures import (
     PAPER,

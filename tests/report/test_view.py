@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from fvlm.evaluation.controls import persistence_losses
-from fvlm.models.batch import Batch
-from fvlm.models.foveated import FoveatedModel, frame_losses
-from fvlm.models.vae import VaeCodec
+from fvlm.clips.batch import Batch
+from fvlm.encoders.vae import VaeCodec
+from fvlm.evaluation.losses import persistence_losses
+from fvlm.model.foveated import FoveatedModel, frame_losses
 from fvlm.report.view import ClipView, pass_names, view_clip
 from tests import tiny
 

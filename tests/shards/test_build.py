@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fvlm.errors import ShardError
+from fvlm.core.errors import ShardError
 from fvlm.shards.build import ShardContent, ShardPlan, build_shards
 from fvlm.shards.plan import Member
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from fvlm.errors import FvlmError
+from fvlm.core.errors import FvlmError
 from fvlm.shards.reuse import ShardStore
 
 STAGE = Path(__file__).with_name("toy_stage.py")

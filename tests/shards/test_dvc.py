@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fvlm.errors import ShardError
+from fvlm.core.errors import ShardError
 from fvlm.shards.read import open_shards
 
 DVC_YAML = f"""\

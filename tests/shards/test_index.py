@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fvlm.errors import ShardError
+from fvlm.core.errors import ShardError
 from fvlm.shards.index import index_shard
 
 NO_SIZES = [-1, -512, -1024, -(2**40), 10**6, 2**62, 2**80]  # bytes; a shard has 40 KiB

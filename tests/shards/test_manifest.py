@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fvlm.errors import FvlmError, ShardError
+from fvlm.core.errors import FvlmError, ShardError
 from fvlm.shards.manifest import parse_manifest, read_manifest, write_manifest
 
 DAMAGED = r"manifest\.json is damaged"

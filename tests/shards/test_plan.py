@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fvlm.errors import ShardError
+from fvlm.core.errors import ShardError
 from fvlm.shards.plan import Member, plan_shards
 
 KEYS = st.sets(st.text("abcdefgh0123456789", min_size=1, max_size=8), max_size=80)

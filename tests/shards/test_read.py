@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fvlm.errors import FvlmError, ShardError
+from fvlm.core.errors import FvlmError, ShardError
 from fvlm.shards.build import ShardContent, ShardPlan, build_shards
 from fvlm.shards.plan import Member
 from fvlm.shards.read import ShardReader, open_shards

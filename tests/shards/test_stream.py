@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fvlm.errors import ShardError
+from fvlm.core.errors import ShardError
 from fvlm.shards.read import open_shards
 from fvlm.shards.stream import stream_shards
 

@@ -14,8 +14,9 @@ import webdataset
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fvlm.errors import ShardError
-from fvlm.shards.write import KEY, Sample, sample_key, write_shard
+from fvlm.core.errors import ShardError
+from fvlm.core.io import KEY, sample_key
+from fvlm.shards.write import Sample, write_shard
 
 # Names as a file system gives them (bytes, not always UTF-8), and any 16-bit units.
 FILE_NAMES = st.binary(max_size=40).map(lambda name: name.decode(errors="surrogateescape"))

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from fvlm.io import project_root
+from fvlm.core.io import project_root, sample_key
 from fvlm.shards.build import ShardContent, ShardPlan, build_shards
 from fvlm.shards.plan import Member, plan_shards
-from fvlm.shards.write import Sample, sample_key
+from fvlm.shards.write import Sample
 
 FRAMES = (6, 3, 8, 8)
 

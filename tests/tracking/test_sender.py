@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fvlm import mlflow_sender
+from fvlm.tracking import sender
 
 LONG = 60.0  # seconds; nothing here waits that long
 
@@ -49,9 +49,9 @@ def delivery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """With a server, and a training that has ended."""
     for event in ("starts", "answers"):
         monkeypatch.setattr(Sender, event, threading.Event())
-    monkeypatch.setattr(mlflow_sender, "_Sender", Sender)
+    monkeypatch.setattr(sender, "_Sender", Sender)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    made = mlflow_sender._Delivery(tmp_path)
+    made = sender._Delivery(tmp_path)
     made.ended.set()
     yield made
     Sender.starts.set()
@@ -73,7 +73,7 @@ def test_a_server_has_seconds_to_answer_and_then_all_the_time(
     delivery.asked, delivery.answered = Recorded(happened=True), Recorded(happened=answered)
     delivery.wait(LONG)
     assert delivery.asked.waits == [LONG]  # mlflow may take long to import
-    assert delivery.answered.waits == [mlflow_sender.ANSWER_SECONDS]
+    assert delivery.answered.waits == [sender.ANSWER_SECONDS]
     assert [round(seconds) for seconds in joined] == ([round(LONG)] if answered else [])
 
 
@@ -105,8 +105,8 @@ def test_an_mlflow_that_cannot_start_is_not_waited_for(
     def broken(spool: Path) -> None:
         raise ImportError(f"no mlflow for {spool}")
 
-    monkeypatch.setattr(mlflow_sender, "_Sender", broken)
-    monkeypatch.setattr(mlflow_sender, "LAST_ATTEMPTS", 1)
+    monkeypatch.setattr(sender, "_Sender", broken)
+    monkeypatch.setattr(sender, "LAST_ATTEMPTS", 1)
     delivery.start()
     assert delivery.asked.wait(LONG)
     assert "ImportError" in delivery.problem
@@ -119,11 +119,11 @@ def test_the_process_ends_with_the_wait(
     waits: list[float] = []
     codes: list[int] = []
     monkeypatch.setattr(delivery, "wait", waits.append)
-    monkeypatch.setattr(mlflow_sender, "_Delivery", lambda _: delivery)
+    monkeypatch.setattr(sender, "_Delivery", lambda _: delivery)
     monkeypatch.setattr(os, "nice", lambda _: 0)
     monkeypatch.setattr(os, "_exit", codes.append)
-    monkeypatch.setattr(mlflow_sender, "MLFLOW_SETTINGS", {})
+    monkeypatch.setattr(sender, "MLFLOW_SETTINGS", {})
     monkeypatch.setattr(sys, "stdin", io.StringIO("27.0\n"))
-    mlflow_sender._main(Path("spool"), follow=True)
+    sender._main(Path("spool"), follow=True)
     assert (waits, codes) == ([27.0], [0])
     assert "no answer in time" in capsys.readouterr().out

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from fvlm.tracking import Status, Tracker
+from fvlm.tracking.tracker import Status, Tracker
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_SECONDS = 90.0  # on a busy machine the sender, which gives way, is slow to start
@@ -156,7 +156,7 @@ def test_a_server_that_hangs_is_left_at_the_deadline_and_served_later(
     assert "no answer in time" in line
     assert tracker.run_id is None
 
-    command = [sys.executable, "-m", "fvlm.mlflow_sender", str(spool)]  # the training is over
+    command = [sys.executable, "-m", "fvlm.tracking.sender", str(spool)]  # the training is over
     settings = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{database.path}"}
     subprocess.run(command, cwd=ROOT, env=settings, check=True, capture_output=True)
     assert database.runs() == [("first", "FINISHED")]

@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 
 import pytest
 
-from fvlm.io import write_json
-from fvlm.tracking import Status, Tracker
+from fvlm.core.io import write_json
+from fvlm.tracking.tracker import Status, Tracker
 from pipeline import train
 from tests.pipeline.test_train import RESULTS, curves, write_inputs
 from tests.tiny import set_params

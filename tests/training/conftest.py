@@ -11,15 +11,15 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import Dinov2Config, Dinov2Model, LlamaConfig, LlamaModel
 
-from fvlm.models.batch import Batch
-from fvlm.models.dino import DinoEncoder
-from fvlm.models.foveated import FoveatedModel
-from fvlm.models.query_attention import DeepAttention, ShallowAttention
-from fvlm.models.text import CaptionTokenizer
+from fvlm.clips.batch import Batch
+from fvlm.clips.order import random_frames, rows_at
+from fvlm.clips.tokenizer import CaptionTokenizer
+from fvlm.encoders.dino import DinoEncoder
+from fvlm.model.foveated import FoveatedModel
+from fvlm.model.query_attention import DeepAttention, ShallowAttention
 from fvlm.training.checkpoint import Checkpoints, TrainState
 from fvlm.training.loop import Row, train
 from fvlm.training.optim import TrainParams, make_optimizer
-from fvlm.training.order import random_frames, rows_at
 
 CLIPS, STORED, D, LATENT = 7, 4, 6, (2, 2, 2)
 CAPTIONS = ("", "", "the dog sees a cat run", "", "", "dog", "a cat sees the dog run away")
@@ -202,7 +202,7 @@ class Trial:
 @pytest.fixture(autouse=True)
 def small_head(monkeypatch: pytest.MonkeyPatch) -> None:
     """The head's million parameters would spend the time of these tests on saving them."""
-    monkeypatch.setattr("fvlm.models.film_head.FILM_HIDDEN", 8)
+    monkeypatch.setattr("fvlm.model.film_head.FILM_HIDDEN", 8)
 
 
 @pytest.fixture

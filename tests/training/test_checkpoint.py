@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from fvlm.errors import CheckpointError, TrainingError
-from fvlm.io import hash_json, read_json, write_json
+from fvlm.core.errors import CheckpointError, TrainingError
+from fvlm.core.io import hash_json, read_json, write_json
 from fvlm.training.checkpoint import Checkpoints, TrainState, forget_finished
 
 # In the nested form that the train stage uses.

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.distributed.tensor import DTensor
 
-from fvlm.errors import ParamsError
+from fvlm.core.errors import ParamsError
 from fvlm.training import distributed
 from fvlm.training.distributed import join_processes, share_of
 from fvlm.training.loop import OutOfTimeError

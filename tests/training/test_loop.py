@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from fvlm.errors import TrainingError
-from fvlm.models.batch import Batch
-from fvlm.models.foveated import FoveatedModel
+from fvlm.clips.batch import Batch
+from fvlm.clips.order import rows_at
+from fvlm.core.errors import TrainingError
+from fvlm.model.foveated import FoveatedModel
 from fvlm.training.loop import Row
-from fvlm.training.order import rows_at
 
 MakeTrial = Callable[[str], Any]  # Trial of conftest.py, which tests cannot import
 

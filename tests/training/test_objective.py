@@ -7,10 +7,10 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaModel
 
-from fvlm.models.batch import Batch, Captions
-from fvlm.models.foveated import FoveatedModel
-from fvlm.models.query_attention import ShallowAttention
-from fvlm.models.text import Text
+from fvlm.clips.batch import Batch, Captions
+from fvlm.model.captions import Text
+from fvlm.model.foveated import FoveatedModel
+from fvlm.model.query_attention import ShallowAttention
 from fvlm.training.objective import add_noise, batch_losses
 from fvlm.training.optim import TrainParams
 

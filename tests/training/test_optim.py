@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from transformers import Dinov2Config, Dinov2Model, LlamaConfig, LlamaModel
 
-from fvlm.models.dino import DinoEncoder
-from fvlm.models.foveated import FoveatedModel
-from fvlm.models.query_attention import DeepAttention, ShallowAttention
+from fvlm.encoders.dino import DinoEncoder
+from fvlm.model.foveated import FoveatedModel
+from fvlm.model.query_attention import DeepAttention, ShallowAttention
 from fvlm.training.optim import TrainParams, make_optimizer, make_schedule, set_learning_rate
 
 

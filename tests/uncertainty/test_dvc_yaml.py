@@ -1,6 +1,5 @@
 """`uncertainty/dvc.yaml` is code and stands beside the main pipeline: neither runs the other."""
 
-import ast
 import shutil
 import subprocess
 import sys
@@ -10,8 +9,6 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline import uncertainty
-
 ROOT = Path(__file__).parents[2]
 STAGES: dict[str, Any] = yaml.safe_load((ROOT / "uncertainty/dvc.yaml").read_text())["stages"]
 MAIN: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
@@ -19,41 +16,9 @@ MAIN: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 MODULE = Path("pipeline/uncertainty.py")
 
 
-def first_party(path: Path) -> set[Path]:
-    """First-party files that a file imports anywhere."""
-    names: set[str] = set()
-    for node in ast.walk(ast.parse((ROOT / path).read_text())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    files = {Path(*name.split(".")).with_suffix(".py") for name in names}
-    return {file for file in files if (ROOT / file).is_file()}
-
-
-def test_dependencies_are_the_imports() -> None:
-    seen: set[Path] = set()
-    waiting = {MODULE}
-    while waiting:
-        file = waiting.pop()
-        seen.add(file)
-        waiting |= first_party(file) - seen
-    assert {dep for dep in STAGE["deps"] if dep.endswith(".py")} == set(map(str, seen))
-
-
-def test_parameters_command_and_folder() -> None:
+def test_folder() -> None:
     assert list(STAGES) == ["uncertainty"]
-    assert STAGE["params"] == list(uncertainty.Sections.model_fields)
-    assert STAGE["cmd"] == "python -m pipeline.uncertainty"
     assert STAGE["wdir"] == ".."  # paths, parameters and modules are those of the repository
-
-
-def test_paths_are_the_constants_of_the_stage() -> None:
-    constants = {str(value) for value in vars(uncertainty).values() if isinstance(value, Path)}
-    data = {dep for dep in STAGE["deps"] if not dep.endswith(".py")}
-    outs = [out for kind in ("outs", "metrics", "plots") for out in STAGE[kind]]
-    assert constants == data | {name for out in outs for name in out}
-    assert all(options["cache"] is False for out in outs for options in out.values())
 
 
 def test_the_main_pipeline_knows_nothing_of_it() -> None:

@@ -11,9 +11,9 @@ from PIL import Image
 from torch import Tensor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from fvlm.errors import ParamsError, WeightsError
-from fvlm.models.sources import resolve
+from fvlm.core.errors import ParamsError, WeightsError
 from fvlm.uncertainty.pixels import Preparation, read_preparation
+from fvlm.weights.resolve import resolve
 
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
 

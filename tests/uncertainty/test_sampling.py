@@ -13,8 +13,8 @@ from safetensors.numpy import load
 from torch import Tensor
 from torch.nn import functional as F
 
-from fvlm.errors import FvlmError, ParamsError
-from fvlm.params import Params, load_params
+from fvlm.core.errors import FvlmError, ParamsError
+from fvlm.core.params import Params, load_params
 from fvlm.uncertainty import sampling
 from fvlm.uncertainty.masks import LEVELS, Row, kept_levels
 from fvlm.uncertainty.sampling import Sampler, UncertaintyParams, score_frames, split_passes

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fvlm.errors import ParamsError
+from fvlm.core.errors import ParamsError
 from fvlm.uncertainty.sites import match_sites
 
 KNOWN = ("layer.0.mlp.fc1", "layer.0.mlp.fc2", "layer.1.mlp.fc1", "layer.1.mlp.fc2", "head")

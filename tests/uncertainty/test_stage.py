@@ -21,18 +21,19 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
 import fvlm
-from fvlm.errors import FvlmError, ParamsError
+from fvlm.core.errors import FvlmError, ParamsError
+from fvlm.core.io import sample_key
 from fvlm.shards.manifest import write_manifest
-from fvlm.shards.write import sample_key, write_shard
+from fvlm.shards.write import write_shard
 from fvlm.uncertainty.sampling import Sampler, UncertaintyParams
 from fvlm.uncertainty.tower import Tower, load_tower
 from fvlm.uncertainty.validity import blur, downsample
-from pipeline import uncertainty
+from pipeline import paths, uncertainty
 
 PIPELINE = Path(__file__).parents[2] / "uncertainty/dvc.yaml"
 STORED, SIZE = 6, 32
-TABLES = (uncertainty.FRAMES, uncertainty.BY_PASSES)
-PICTURES = (uncertainty.CURVE, uncertainty.SHEET)
+TABLES = (paths.UNCERTAINTY, paths.UNCERTAINTY_BY_PASSES)
+PICTURES = (paths.UNCERTAINTY_PLOT, paths.UNCERTAINTY_SHEET)
 Project = Callable[..., None]
 
 
@@ -48,9 +49,9 @@ def write_clips(counts: dict[str, int], *, seed: int = 0) -> None:
                 (sample_key(video_id), {"frames.npy": frames, "json": {"video_id": video_id}})
             )
         name = f"{split}-000000.tar"
-        facts = write_shard(uncertainty.CLIPS / name, samples)
+        facts = write_shard(paths.FRAMES / name, samples)
         shards.append({"name": name, "split": split} | vars(facts))
-    write_manifest(uncertainty.CLIPS, {"stage": "decode", "shards": shards})
+    write_manifest(paths.FRAMES, {"stage": "decode", "shards": shards})
 
 
 @pytest.fixture
@@ -86,7 +87,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 def test_what_it_writes(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
     project()
     uncertainty.main()
-    metrics = json.loads(uncertainty.METRICS.read_text())
+    metrics = json.loads(paths.UNCERTAINTY_METRICS.read_text())
     assert (metrics["frames"], metrics["clips"], metrics["trials"]) == (12, 6, 3)
     for variant in ("pre", "post"):
         assert -1 < metrics[f"{variant}_icc_low"] < metrics[f"{variant}_icc"] <= 1
@@ -107,7 +108,7 @@ def test_what_it_writes(project: Project, capsys: pytest.CaptureFixture[str]) ->
     (plot,) = yaml.safe_load(PIPELINE.read_text())["plots"]
     ((shown, options),) = plot.items()
     ((file, columns),) = options["y"].items()
-    assert (shown, file) == ("ICC by passes", f"../{uncertainty.BY_PASSES}")
+    assert (shown, file) == ("ICC by passes", f"../{paths.UNCERTAINTY_BY_PASSES}")
     assert columns == ["icc_pre", "icc_post"]
     assert {options["x"], *columns} <= set(by_passes[0])
     for path in PICTURES:
@@ -124,7 +125,7 @@ def test_scores_are_those_of_the_frames_and_their_changes(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(uncertainty, "plot_sheet", lambda *given, **_: shown.update(given=given))
         uncertainty.main()
-    row = rows_of(uncertainty.FRAMES)[1]
+    row = rows_of(paths.UNCERTAINTY)[1]
 
     stored, names = uncertainty.load_frames(params_of())
     frames, samples = torch.from_numpy(stored[1:2]), [names[1].sample]
@@ -139,7 +140,7 @@ def test_scores_are_those_of_the_frames_and_their_changes(
         np.testing.assert_allclose(written, values, rtol=1e-5)
     # The sheet ranks the frames by the normalised embedding.
     np.testing.assert_array_equal(shown["given"][0], stored)
-    expected = [float(row["post_mean"]) for row in rows_of(uncertainty.FRAMES)]
+    expected = [float(row["post_mean"]) for row in rows_of(paths.UNCERTAINTY)]
     np.testing.assert_allclose(shown["given"][1], expected)
 
 
@@ -325,13 +326,13 @@ def test_what_it_refuses(project: Project, values: dict[str, Any], problem: str)
     project(**values)
     with pytest.raises(ParamsError, match=problem):
         uncertainty.main()
-    assert not uncertainty.METRICS.exists()
+    assert not paths.UNCERTAINTY_METRICS.exists()
 
 
 def test_frames_that_are_not_there(project: Project) -> None:
     project(clips={})
     with pytest.raises(ParamsError, match="data/decode holds no clips"):
         uncertainty.main()
-    (uncertainty.CLIPS / "manifest.json").unlink()
+    (paths.FRAMES / "manifest.json").unlink()
     with pytest.raises(FvlmError, match=r"manifest\.json not found; run `dvc repro`"):
         uncertainty.main()

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fvlm.errors import FvlmError, WeightsError
+from fvlm.core.errors import FvlmError, WeightsError
 from fvlm.uncertainty.masks import Row, drop, kept_levels, row_keys
 from fvlm.uncertainty.tower import Tower, load_tower
 

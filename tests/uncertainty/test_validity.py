@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fvlm.errors import ParamsError
+from fvlm.core.errors import ParamsError
 from fvlm.uncertainty.validity import blur, compare, downsample
 
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fvlm.errors import ParamsError, VideoError
-from fvlm.params import Params, validate_params
+from fvlm.core.errors import ParamsError, VideoError
+from fvlm.core.params import Params, validate_params
 from fvlm.video.accept import (
     FilterParams,
     Verdict,

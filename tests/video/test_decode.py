@@ -12,7 +12,7 @@ import av
 import numpy as np
 import pytest
 
-from fvlm.errors import VideoError
+from fvlm.core.errors import VideoError
 from fvlm.video import decode
 from fvlm.video.decode import DecodedClip, decode_request, decode_video
 from fvlm.video.geometry import FrameConverter

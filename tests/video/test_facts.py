@@ -9,7 +9,7 @@ import av
 import numpy as np
 import pytest
 
-from fvlm.errors import VideoError
+from fvlm.core.errors import VideoError
 from fvlm.video.facts import PROBING, FactRecord, Facts, probe_all
 from fvlm.video.reasons import Reason
 

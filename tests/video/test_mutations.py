@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fvlm.errors import VideoError
-from fvlm.seeding import generator
+from fvlm.core.errors import VideoError
+from fvlm.core.seeding import generator
 from fvlm.video.reasons import Reason
 from fvlm.video.worker import Outcome, map_isolated
 

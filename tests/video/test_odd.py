@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from fvlm.errors import VideoError
+from fvlm.core.errors import VideoError
 from fvlm.video.worker import Outcome, map_isolated
 
 CORPUS = Path(os.environ.get("FVLM_TEST_CORPUS", "nowhere"))

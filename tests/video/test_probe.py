@@ -12,7 +12,7 @@ from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from fvlm.errors import VideoError
+from fvlm.core.errors import VideoError
 from fvlm.video.container import MAX_PIXELS
 from fvlm.video.probe import probe_request, probe_video
 

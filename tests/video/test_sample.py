@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fvlm.errors import VideoError
+from fvlm.core.errors import VideoError
 from fvlm.video.sample import choose_frames, target_times
 
 timelines = st.lists(st.integers(-(2**40), 2**40), min_size=1, max_size=200, unique=True).map(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fvlm.errors import VideoError
+from fvlm.core.errors import VideoError
 from fvlm.video.structure import check_structure
 
 KINDS = {".mp4": "mp4", ".mkv": "mkv", ".webm": "webm", ".avi": "avi"}

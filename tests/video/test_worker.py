@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fvlm.errors import VideoError
+from fvlm.core.errors import VideoError
 from fvlm.video.reasons import Reason
 from fvlm.video.sandbox import OPEN_FILES, STDERR_BYTES
 from fvlm.video.worker import AHEAD, Outcome, _Pool, map_isolated

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from fvlm.errors import VideoError
+from fvlm.core.errors import VideoError
 from fvlm.video.codec import decode_packets
 from fvlm.video.container import STRICT, open_stream, read_timeline
 from fvlm.video.geometry import FrameConverter

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import collect, decode, encode, filter
+from pipeline import collect, filter, paths
 from tests import tiny
 
 ROOT = Path(__file__).parents[3]
@@ -111,8 +111,8 @@ class Launcher:
             text=True,
             env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         )
-        self.out = {"decode": decode.SHARDS, "encode": encode.SHARDS}[stage]
-        self.metrics = {"decode": decode.METRICS, "encode": encode.METRICS}[stage]
+        self.out = {"decode": paths.FRAMES, "encode": paths.ENCODED}[stage]
+        self.metrics = {"decode": paths.DECODE_METRICS, "encode": paths.ENCODE_METRICS}[stage]
         self.stage = stage
         self._said = tempfile.NamedTemporaryFile("w")  # noqa: SIM115 - closed by close()
 

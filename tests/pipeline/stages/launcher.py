@@ -18,8 +18,8 @@ import resource
 import sys
 from typing import Any
 
+from fvlm.core.stage import run
 from fvlm.video import decode, sandbox, worker
-from pipeline.stage import run
 
 
 class ForkedWorker:

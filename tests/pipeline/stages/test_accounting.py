@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from fvlm.io import read_json, read_jsonl
+from fvlm.core.io import read_json, read_jsonl
 from fvlm.shards.read import open_shards
 from fvlm.video.reasons import Reason
-from pipeline import collect, decode, filter
+from pipeline import collect, decode, filter, paths
 from tests.pipeline.stages.conftest import ROOT
 from tests.tiny import set_params
 from tests.video.conftest import FPS, RECIPES
@@ -50,12 +50,12 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def ends() -> list[tuple[str, str, str]]:
     """What the stages' files say of the videos: (video_id, status, reason), once for every time."""
-    rows = [row for row in read_jsonl(filter.MANIFEST) if row["status"] != "accepted"]
+    rows = [row for row in read_jsonl(paths.MANIFEST) if row["status"] != "accepted"]
     found = [(row["video_id"], row["status"], row["reason"]) for row in rows]
-    notes = read_json(decode.SHARDS / "manifest.json")["quarantined"]
+    notes = read_json(paths.FRAMES / "manifest.json")["quarantined"]
     found += [(note["video_id"], "quarantined", note["reason"]) for note in notes]
     for split in ("train", "val"):
-        with open_shards(decode.SHARDS, split=split) as reader:
+        with open_shards(paths.FRAMES, split=split) as reader:
             ids = [reader.metadata(row)["video_id"] for row in range(len(reader))]
         found += [(video_id, "accepted", "") for video_id in ids]
     return sorted(found)
@@ -83,7 +83,7 @@ def test_every_file_is_accepted_filtered_or_quarantined() -> None:
 def check_metrics(found: list[tuple[str, str, str]]) -> None:
     """The metrics of both stages add up to what became of the files."""
     statuses = Counter(status for _, status, _ in found)
-    filtered, decoded = read_json(filter.METRICS), read_json(decode.METRICS)
+    filtered, decoded = read_json(paths.FILTER_METRICS), read_json(paths.DECODE_METRICS)
     assert filtered["inputs"] == len(found)
     assert filtered["filtered"] == statuses["filtered"]
     assert filtered["accepted"] == decoded["inputs"]

@@ -10,25 +10,25 @@ from typing import Any
 
 import pytest
 
-from fvlm.errors import FvlmError, VideoError
-from fvlm.io import read_json, read_jsonl, write_jsonl
+from fvlm.core.errors import FvlmError, VideoError
+from fvlm.core.io import read_json, read_jsonl, write_jsonl
 from fvlm.video.reasons import Reason
 from fvlm.video.worker import map_isolated
-from pipeline import decode
+from pipeline import decode, paths
 
 Manifest = dict[str, Any]
 
 
 def run() -> Manifest:
     decode.main()
-    manifest: Manifest = read_json(decode.SHARDS / "manifest.json")
+    manifest: Manifest = read_json(paths.FRAMES / "manifest.json")
     return manifest
 
 
 @pytest.mark.usefixtures("project")
 def test_accounting_adds_up(capfd: pytest.CaptureFixture[str]) -> None:
     manifest = run()
-    metrics = read_json(decode.METRICS)
+    metrics = read_json(paths.DECODE_METRICS)
     assert metrics["inputs"] == 10 == metrics["decoded"] + metrics["quarantined"]
     reasons = {name: count for name, count in metrics.items() if name.startswith("reason_")}
     assert sum(reasons.values()) == metrics["quarantined"] == 1 == len(manifest["quarantined"])
@@ -41,7 +41,7 @@ def test_accounting_adds_up(capfd: pytest.CaptureFixture[str]) -> None:
     assert " videos/s" in said
     assert "decode error 1" in said
     run()
-    again = read_json(decode.METRICS)
+    again = read_json(paths.DECODE_METRICS)
     assert (again["reused"], again["clips_per_second"]) == (10, None)
 
 
@@ -67,20 +67,20 @@ def test_failures_of_the_machine_are_tried_again(
     assert note["message"] == "the video: not now"
     assert "1 failures may be this machine's" in capfd.readouterr().out
     assert run() == expected  # nothing was edited in between
-    metrics = read_json(decode.METRICS)
+    metrics = read_json(paths.DECODE_METRICS)
     assert 0 < metrics["reused"] < 10  # the damaged video's shard is among the known ones
     assert run() == expected
-    assert read_json(decode.METRICS)["reused"] == 10
+    assert read_json(paths.DECODE_METRICS)["reused"] == 10
 
 
 def test_a_video_that_vanished_or_changed_is_back_when_it_is_back(
     project: Path, filtered: Path
 ) -> None:
-    rows = read_jsonl(decode.VIDEOS)
+    rows = read_jsonl(paths.MANIFEST)
     for row in rows:  # own copies of two videos
         if row["video_id"] in ("2.mp4", "3.mp4"):
             row["path"] = str(shutil.copy(row["path"], project / row["video_id"]))
-    write_jsonl(decode.VIDEOS, rows)
+    write_jsonl(paths.MANIFEST, rows)
     expected = run()
     shutil.rmtree(".state")
     (project / "2.mp4").unlink()
@@ -104,8 +104,8 @@ def test_too_many_failures_stop_before_anything_is_in_place() -> None:
     )
     with pytest.raises(FvlmError, match=r"1 of 10 videos cannot be decoded.*\n  4\.mp4: decode_er"):
         decode.main()
-    assert not decode.SHARDS.exists()
-    assert not decode.METRICS.exists()
+    assert not paths.FRAMES.exists()
+    assert not paths.DECODE_METRICS.exists()
 
 
 @pytest.mark.usefixtures("project")
@@ -118,11 +118,11 @@ def test_bytes_depend_on_neither_workers_nor_order_nor_place_nor_timezone_nor_um
     request.addfinalizer(time.tzset)  # in reverse: the umask, the variable, then this
     request.addfinalizer(monkeypatch.undo)
     request.addfinalizer(partial(os.umask, umask))
-    rows = read_jsonl(decode.VIDEOS)
+    rows = read_jsonl(paths.MANIFEST)
     for row in rows:
         elsewhere = tmp_path / f"elsewhere-{row['video_id']}"
         row["path"] = str(shutil.copy(row["path"], elsewhere))
-    write_jsonl(decode.VIDEOS, rows[::-1])
+    write_jsonl(paths.MANIFEST, rows[::-1])
     for workers in (1, 3):
         shutil.rmtree(".state")
         with monkeypatch.context() as patch:
@@ -136,4 +136,4 @@ def test_bytes_depend_on_neither_workers_nor_order_nor_place_nor_timezone_nor_um
 
 
 def contents() -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in decode.SHARDS.iterdir()}
+    return {path.name: path.read_bytes() for path in paths.FRAMES.iterdir()}

@@ -13,10 +13,10 @@ import pytest
 
 from fvlm.shards.reuse import ShardStore
 from fvlm.shards.verify import verify_file
-from pipeline import collect, decode, encode
+from pipeline import decode, paths
 
 ROOT = Path(__file__).parents[3]
-OUTS = {"decode": decode.SHARDS, "encode": encode.SHARDS}
+OUTS = {"decode": paths.FRAMES, "encode": paths.ENCODED}
 Launch = Callable[[str], Any]
 
 
@@ -145,7 +145,7 @@ def test_collect_names_the_file_that_does_not_fit(filtered: Path) -> None:
         "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n"
         "from pipeline import collect, stage; stage.run(collect.main)"
     )
-    collect.VIDEOS.unlink()
+    paths.VIDEOS.unlink()
     done = subprocess.run(
         [sys.executable, "-c", code],
         env=os.environ | {"PYTHONPATH": str(ROOT), "DVC_ROOT": str(filtered)},
@@ -155,8 +155,8 @@ def test_collect_names_the_file_that_does_not_fit(filtered: Path) -> None:
     )
     assert done.returncode == 1
     assert done.stderr.startswith("error: no room: ")
-    assert str(collect.VIDEOS) in done.stderr
-    assert not list(collect.VIDEOS.parent.iterdir())
+    assert str(paths.VIDEOS) in done.stderr
+    assert not list(paths.VIDEOS.parent.iterdir())
 
 
 def test_second_run_names_the_holder_and_a_killed_holder_frees_the_lock(

@@ -1,0 +1,192 @@
+"""Calibrate the instrument: the whole pipeline on corpora whose outcome is known.
+
+Reads   params.yaml, presets/calibration.yaml
+Writes  metrics/calibrate.json, plots/calibrate.png, build/calibrate/ (what the stages made there)
+
+Every corpus is rendered, filtered, decoded and encoded by the stages themselves, and every trial
+is trained once a seed, in folders of their own. A folder that is finished is not made again as long
+as its parameters and this code stay the same.
+"""
+
+import time
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fvlm.calibration.figures import plot_calibration
+from fvlm.calibration.trials import (
+    TRIALS,
+    CalibrateParams,
+    Trained,
+    Trial,
+    failures,
+    measure,
+    measure_leak,
+)
+from fvlm.cli.folders import Changes, Folders
+from fvlm.clips.batch import Batch
+from fvlm.clips.reader import ClipReader, open_clips
+from fvlm.core.errors import FvlmError
+from fvlm.core.io import atomic_write, write_json
+from fvlm.core.params import Params, load_params, read_yaml
+from fvlm.core.progress import Progress
+from fvlm.core.stage import run
+from fvlm.evaluation.losses import EvaluateParams, evaluate_clips
+from fvlm.model.build import load_model
+from fvlm.statistics.arms import ARMS, ClipName, Losses
+from pipeline.paths import (
+    CALIBRATE_METRICS,
+    CALIBRATE_PLOT,
+    CALIBRATION_PRESET,
+    CALIBRATION_WORK,
+    ENCODED,
+    FRAMES,
+    MODEL,
+)
+
+
+class Sections(Params):
+    """What this command reads of params.yaml; presets/calibration.yaml goes over all of it."""
+
+    calibrate: CalibrateParams
+    evaluate: EvaluateParams
+
+
+def main() -> None:
+    """Make what is missing, measure every trial, and write the figures.
+
+    Raises FvlmError, with the figures written, when the instrument misses a requirement.
+    """
+    started = time.monotonic()
+    torch.set_num_threads(1)  # several trainings side by side use the cores better
+    sections = load_params(Sections)
+    seeds, processes = sections.calibrate.seeds, sections.calibrate.processes
+    folders = Folders(CALIBRATION_PRESET)
+    bench = _Bench(folders, sections.evaluate)
+    trainings = [
+        (trial, seed) for trial in TRIALS for seed in (seeds if trial.replicated else seeds[:1])
+    ]
+    corpora = list(dict.fromkeys(trial.corpus for trial in TRIALS))
+    encodings = list(dict.fromkeys((trial.corpus, trial.blocks, trial.layer) for trial in TRIALS))
+    # The longest trainings first, so that none is left alone at the end.
+    trainings.sort(key=lambda training: -training[0].query_layers)
+    total = len(corpora) + len(encodings) + len(trainings)
+    with Progress("calibrate", total=total, unit="step") as progress:
+        folders.side_by_side(bench.decode, [(corpus,) for corpus in corpora], 1, progress)
+        folders.side_by_side(bench.encode, encodings, processes, progress)
+        folders.side_by_side(bench.train, trainings, processes, progress)
+    figures = bench.figures(seeds)
+    found = failures(figures, TRIALS)
+    summary = {"calibrated": not found, "failures": found}
+    write_json(
+        CALIBRATE_METRICS, summary | figures | {"seconds": round(time.monotonic() - started)}
+    )
+    plot_calibration(figures, TRIALS, CALIBRATE_PLOT)
+    if found:
+        missed = [f"{len(found)} requirements are not met, see {CALIBRATE_METRICS}:", *found]
+        raise FvlmError("\n".join(missed))
+    print("calibrate: the instrument shows a gain where there is one, and none where there is none")
+
+
+class _Bench:
+    """The folders under build/calibrate and what is done in them."""
+
+    def __init__(self, folders: Folders, params: EvaluateParams) -> None:
+        self._folders, self._params = folders, params
+        self._batch_size = read_yaml(CALIBRATION_PRESET)["train"]["batch_size"]
+
+    def decode(self, corpus: str) -> None:
+        """Render, list, filter and decode a corpus."""
+        changes = {"collect": {"source": corpus}}
+        self._folders.make(CALIBRATION_WORK / corpus, changes, {}, ["collect", "filter", "decode"])
+
+    def encode(self, corpus: str, blocks: int, layer: int) -> None:
+        """Encode a decoded corpus up to this layer of the encoder's first blocks."""
+        changes = {"encode": {"dino_blocks": blocks, "layer": layer}}
+        links = {FRAMES: CALIBRATION_WORK / corpus / FRAMES}
+        self._folders.make(_encoded(corpus, blocks, layer), changes, links, ["encode"])
+
+    def train(self, trial: Trial, seed: int) -> None:
+        """Train one trial, and keep its losses on held-out and on as many training clips."""
+        changes: Changes = {
+            "model": {
+                "query_layers": trial.query_layers,
+                "intermediate_tokens": trial.query_layers == 0,
+                "temperature": trial.temperature,
+            },
+            "train": {"seeds": [seed], "max_samples": trial.steps * self._batch_size},
+        }
+        links = {ENCODED: _encoded(trial.corpus, trial.blocks, trial.layer) / ENCODED}
+        self._folders.make(_trained(trial, seed), changes, links, ["train"], then=self._keep_losses)
+
+    def figures(self, seeds: Iterable[int]) -> dict[str, Any]:
+        """All figures of all trials."""
+        params, figures = self._params, dict[str, Any]()
+        for trial in TRIALS:
+            trained = [
+                Trained(seed, *(_read_losses(_trained(trial, seed) / name) for name in _SPLITS))
+                for seed in (seeds if trial.replicated else list(seeds)[:1])
+            ]
+            figures |= measure(trial, trained, samples=params.bootstrap_samples, seed=params.seed)
+            if trial.corpus == "noise_control":
+                mean = _mean_losses(_trained(trial, trained[0].seed) / ENCODED)
+                figures |= measure_leak(trial, trained, mean_losses=mean)
+        return figures
+
+    def _keep_losses(self, folder: Path) -> None:
+        model = load_model(folder / MODEL)
+        held_out = len(
+            open_clips(folder / ENCODED, folder / FRAMES, split="val", input=model.input)
+        )
+        for name, split in _SPLITS.items():
+            reader = open_clips(folder / ENCODED, folder / FRAMES, split=split, input=model.input)
+            losses = evaluate_clips(
+                model,
+                partial(_read_all_frames, reader),
+                [ClipName(key, key) for key in reader.keys[:held_out]],
+                batch_size=self._params.batch_size,
+                seed=self._params.seed,
+                device=torch.device("cpu"),
+            )
+            with atomic_write(folder / name) as file:
+                stacked = np.stack([losses[compared] for compared in ARMS])
+                np.save(file, stacked, allow_pickle=False)
+
+
+_SPLITS = {"held_out.npy": "val", "training.npy": "train"}
+
+
+def _encoded(corpus: str, blocks: int, layer: int) -> Path:
+    return CALIBRATION_WORK / f"{corpus}-layer-{layer}-of-{blocks}"
+
+
+def _trained(trial: Trial, seed: int) -> Path:
+    return CALIBRATION_WORK / f"{trial.name}-seed-{seed}"
+
+
+def _read_all_frames(reader: ClipReader, rows: range) -> Batch:
+    return reader.read(rows, np.arange(reader.stored))
+
+
+def _read_losses(path: Path) -> Losses:
+    return dict(zip(ARMS, np.load(path, allow_pickle=False), strict=True))
+
+
+def _mean_losses(shards: Path) -> np.ndarray:
+    """Error [clips,T] of predicting the training clips' mean latent on the held-out clips."""
+    latents = {}
+    for split in ("train", "val"):
+        reader = open_clips(shards, FRAMES, split=split, input="features")
+        batch = _read_all_frames(reader, range(len(reader)))
+        latents[split] = batch.latents.double().numpy()
+    mean = latents["train"].mean(axis=(0, 1))
+    errors: np.ndarray = ((latents["val"] - mean) ** 2).mean(axis=(2, 3, 4))
+    return errors
+
+
+if __name__ == "__main__":
+    run(main)

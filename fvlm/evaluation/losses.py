@@ -1,0 +1,196 @@
+"""Losses of every arm on the same clips: the two passes, their controls, and inference modes.
+
+The controls repeat the last fine pass and change nothing but its queries:
+
+    static_in_fine  q_static at every frame: is it the query, or just a second pass?
+    shuffled        the predicted queries of another video's clip: is it *this* clip's query?
+    random          random directions of the predicted queries' lengths: is it any query at all?
+
+Frame 1 of the last two keeps q_init, which nothing predicts. The length is kept because it sets the
+sharpness of the attention; only the direction is in question.
+
+Axes: B batch, T frames, D token width, C h w latent.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor
+
+from fvlm.clips.batch import Batch
+from fvlm.core.errors import FvlmError
+from fvlm.core.params import Params
+from fvlm.core.progress import Progress
+from fvlm.core.seeding import generator
+from fvlm.model.autoregressive import run_autoregressive
+from fvlm.model.foveated import FoveatedModel, frame_losses
+from fvlm.statistics.arms import ARMS, CAPTIONS, ClipName, Losses
+
+LoadClips = Callable[[range], Batch]
+
+
+class EvaluateParams(Params):
+    """Section `evaluate` of params.yaml."""
+
+    batch_size: int = Field(ge=1)
+    num_frames: int = Field(ge=3)  # frames 1 and 2 cannot gain from a predicted query
+    bootstrap_samples: int = Field(ge=100)
+    seed: int
+
+
+def evaluate_clips(
+    model: FoveatedModel,
+    load: LoadClips,
+    clips: Sequence[ClipName],
+    *,
+    batch_size: int,
+    seed: int,
+    device: torch.device,
+) -> Losses:
+    """Mean squared error of every arm, clip and frame: float64 [clips,T] by name of the arm.
+
+    A model that predicts captions adds their losses, [clips,1]; NaN for a clip without a caption.
+
+    `load` returns the inputs and latents of a range of `clips`.
+    The result does not depend on `batch_size` beyond float rounding. Undefined entries are NaN:
+    frame 1 of `persistence`, and `shuffled` when there is no second video. Raises FvlmError when a
+    loss is not finite.
+    """
+    batches = [
+        range(start, min(start + batch_size, len(clips)))
+        for start in range(0, len(clips), batch_size)
+    ]
+    found: list[dict[str, Tensor]] = []
+    queries: list[Tensor] = []
+    with Progress("evaluate", total=2 * len(clips), unit="clip") as progress:
+        for rows in batches:
+            losses, predicted = arm_losses(model, load(rows).to(device), seed=seed)
+            found.append(losses)
+            queries.extend(predicted.cpu())
+            progress.advance(len(rows))
+        partners = other_video([clip.video_id for clip in clips])
+        for rows, losses in zip(batches, found, strict=True):
+            if partners is not None:
+                swapped = torch.stack([queries[partners[row]] for row in rows]).to(device)
+                batch = load(rows).to(device)
+                losses["shuffled"] = losses_with_queries(model, batch, swapped)
+            else:
+                losses["shuffled"] = torch.full_like(losses["fine"], torch.nan)
+            progress.advance(len(rows))
+    joined = {
+        arm: torch.cat([losses[arm] for losses in found]).double().cpu().numpy()
+        for arm in (*ARMS, *CAPTIONS)
+        if arm in found[0]
+    }
+    _check_finite(joined, clips)
+    return joined
+
+
+@torch.inference_mode()
+def coarse_losses(
+    model: FoveatedModel, load: LoadClips, clips: int, *, batch_size: int, device: torch.device
+) -> NDArray[np.float64]:
+    """Losses [clips,T] of the coarse pass alone: the arm `coarse_only`, of a model of its own."""
+    found = []
+    for start in range(0, clips, batch_size):
+        batch = load(range(start, min(start + batch_size, clips))).to(device)
+        B, T = batch.latents.shape[:2]
+        cache = model.cache_clips(batch.inputs, batch.captions)
+        predictor = model.run_pass(cache, model.static_queries(B, T), mode="coarse").predictor
+        prediction = model.head(predictor, model.encode_previous(batch.latents))
+        found.append(frame_losses(prediction, batch.latents).double().cpu())
+    return torch.cat(found).numpy()
+
+
+@torch.inference_mode()
+def arm_losses(
+    model: FoveatedModel, batch: Batch, *, seed: int
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Losses float32 [B,T] of every arm but `shuffled`, and the predicted queries [B,T,D]."""
+    latents = batch.latents
+    B, T = latents.shape[:2]
+    cache = model.cache_clips(batch.inputs, batch.captions)
+    features = model.encode_previous(latents)
+    passes = model.run_passes(cache, B, T, captions=batch.captions)
+    predicted = passes[-1].queries
+    controls = {
+        "static_in_fine": model.static_queries(B, T),
+        "random": random_queries(predicted, keys=batch.keys, seed=seed),
+    }
+    predictors = {
+        "coarse": passes[0].predictor,
+        "fine": passes[-1].predictor,
+        "autoregressive": run_autoregressive(model, cache, B, T).predictor,
+        **{
+            arm: model.run_pass(cache, queries, mode="fine").predictor
+            for arm, queries in controls.items()
+        },
+    }
+    losses = {
+        arm: frame_losses(model.head(predictor, features), latents)
+        for arm, predictor in predictors.items()
+    }
+    losses["persistence"] = persistence_losses(latents)
+    for name, output in zip(CAPTIONS, (passes[0], passes[-1]), strict=True):
+        said = model.caption_losses(output, batch.captions)
+        if said is not None and batch.captions is not None:
+            silent = ~batch.captions.mask.any(dim=1)
+            losses[name] = said.masked_fill(silent, torch.nan)[:, None]
+    return losses, predicted
+
+
+@torch.inference_mode()
+def losses_with_queries(model: FoveatedModel, batch: Batch, queries: Tensor) -> Tensor:
+    """Losses float32 [B,T] of a fine pass with the given queries [B,T,D]."""
+    cache = model.cache_clips(batch.inputs, batch.captions)
+    predictor = model.run_pass(cache, queries, mode="fine").predictor
+    features = model.encode_previous(batch.latents)
+    return frame_losses(model.head(predictor, features), batch.latents)
+
+
+def random_queries(predicted: Tensor, *, keys: Sequence[str], seed: int) -> Tensor:
+    """Random directions with the lengths of the predicted queries [B,T,D]; frame 1 keeps q_init.
+
+    Drawn per clip from (seed, key), hence the same in any batch.
+    """
+    T, D = predicted.shape[1:]
+    drawn = np.stack(
+        [generator(seed, f"random queries {key}").standard_normal((T, D)) for key in keys]
+    )
+    directions = torch.from_numpy(drawn).to(predicted)
+    scaled = directions * (
+        predicted.norm(dim=-1, keepdim=True) / directions.norm(dim=-1, keepdim=True)
+    )
+    return torch.cat([predicted[:, :1], scaled[:, 1:]], dim=1)
+
+
+def persistence_losses(latents: Tensor) -> Tensor:
+    """mse(Y_{t-1}, Y_t), float32 [B,T]; NaN for frame 1, which has no frame before it."""
+    copied = frame_losses(latents[:, :-1], latents[:, 1:])
+    return torch.nn.functional.pad(copied, (1, 0), value=torch.nan)
+
+
+def other_video(video_ids: Sequence[str]) -> list[int] | None:
+    """For every clip the next one, cyclically, of another video; None when there is one video."""
+    if len(set(video_ids)) < 2:
+        return None
+    count = len(video_ids)
+    partners = []
+    for row, video_id in enumerate(video_ids):
+        following = ((row + step) % count for step in range(1, count))
+        partners.append(next(other for other in following if video_ids[other] != video_id))
+    return partners
+
+
+def _check_finite(losses: Losses, clips: Sequence[ClipName]) -> None:
+    """A NaN that is not there by definition means a broken model or clip, never a result."""
+    for arm in ARMS:
+        values = losses[arm]
+        defined = values[:, 1:] if arm == "persistence" else values
+        broken = np.flatnonzero(~np.isfinite(defined).all(axis=1))
+        if broken.size and not (arm == "shuffled" and np.isnan(values).all()):
+            names = ", ".join(clips[row].key for row in broken.tolist())
+            raise FvlmError(f"evaluate: the loss of `{arm}` is not finite for clips: {names}")

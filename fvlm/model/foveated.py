@@ -1,0 +1,298 @@
+"""The foveated model: one visual token per frame, brought back by a query.
+
+Sequence of one pass, causal: [m, v_1 .. v_T] with the mode token m (coarse or fine) and the visual
+token v_t of frame t. The states at m, v_1 .. v_{T-1} predict latents Y_1 .. Y_T: the state that
+predicts frame t has not seen frame t.
+
+    coarse pass   q_t = q_static for every t
+    fine pass     q_1 = q_init,  q_{t+1} = W_q h(v_t) with h from the pass before
+
+`fine_iterations` K runs coarse -> fine_1 -> .. -> fine_K; inside a pass all frames run in parallel.
+A caption may stand before m (condition), or after v_T to be predicted (caption): see `text.py`.
+
+Axes: B batch, T frames, S pixels, N tokens, D token width, H hidden width, C h w latent,
+M caption tokens.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import torch
+from pydantic import Field, ValidationInfo, field_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import LlamaModel
+
+from fvlm.clips.batch import Captions, Input
+from fvlm.core.params import Params
+from fvlm.encoders.dino import DinoEncoder, EncoderBlock
+from fvlm.model.captions import Prefix, Text, caption_losses
+from fvlm.model.film_head import CHANNELS, FilmHead
+from fvlm.model.query_attention import (
+    DeepAttention,
+    FrameCache,
+    QueryRole,
+    ShallowAttention,
+)
+
+Mode = Literal["coarse", "fine"]
+
+
+class ModelParams(Params):
+    """Section `model` of params.yaml."""
+
+    llm: str
+    llm_layers: int = Field(ge=0)
+    query_layers: int = Field(ge=0)
+    intermediate_tokens: bool
+    query_role: QueryRole
+    temperature: float = Field(gt=0)
+    fine_iterations: int = Field(ge=1)
+    head_channels: int = Field(ge=4, multiple_of=4)
+    text: Text
+    max_text_tokens: int = Field(ge=1)
+
+    @field_validator("intermediate_tokens")
+    @classmethod
+    def _only_shallow(cls, value: bool, info: ValidationInfo) -> bool:
+        k = info.data.get("query_layers", 0)
+        if value and k > 0:
+            raise ValueError(f"must be false with model.query_layers ({k}) > 0: it is for shallow")
+        return value
+
+
+@dataclass(frozen=True)
+class PassOutput:
+    """One pass over B clips of T frames.
+
+    queries [B,T,D] that read the frames; attention [B,T,N] of each query over its frame's tokens;
+    visual [B,T,H] tokens; predictor [B,T,H] states that predict Y_1 .. Y_T; next_queries [B,T,D]
+    for the following pass, already shifted: q_init, W_q h(v_1) .. W_q h(v_{T-1}); caption [B,M,H]
+    states that predict the caption's tokens, in a pass that was given one.
+    """
+
+    queries: Tensor
+    attention: Tensor
+    visual: Tensor
+    predictor: Tensor
+    next_queries: Tensor
+    caption: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class ClipCache:
+    """What all passes over the same clips share: their frames, and captions before them."""
+
+    frames: FrameCache
+    prefix: Prefix | None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Predicted latents [B,T,C,h,w] of the coarse pass and of the last fine pass.
+
+    caption_coarse, caption_fine: each clip's caption loss [B], of a model that predicts captions.
+    """
+
+    coarse: Tensor
+    fine: Tensor
+    caption_coarse: Tensor | None = None
+    caption_fine: Tensor | None = None
+
+
+class FoveatedModel(nn.Module):
+    """Language model, query attention and prediction head.
+
+    `latent_shape` is (C,h,w). The query attention comes with its own blocks of the patch encoder.
+    Tokens enter as the encode stage stored them, before these blocks; with an `encoder`, which
+    computes just these tokens, frames enter instead. The whole patch encoder is frozen until
+    `train_encoder` is called. `output` [V,H] predicts captions; None: tied to the embeddings.
+    Without `fine_iterations` there is a coarse pass only, and it stands for the fine one, too.
+    """
+
+    def __init__(
+        self,
+        *,
+        language: LlamaModel,
+        attention: ShallowAttention | DeepAttention,
+        latent_shape: tuple[int, int, int],
+        fine_iterations: int,
+        encoder: DinoEncoder | None = None,
+        head_channels: int = CHANNELS,
+        text: Text = "none",
+        output: nn.Linear | None = None,
+    ) -> None:
+        super().__init__()
+        hidden, width = int(language.config.hidden_size), attention.width
+        self.language, self.attention = language, attention
+        self.encoder = encoder.requires_grad_(False) if encoder else None
+        self.fine_iterations, self.text, self.output = fine_iterations, text, output
+        # Standard deviation 1, not 0.02: a small query attends uniformly, and coarse equals fine.
+        self.q_static = nn.Parameter(torch.randn(width))
+        self.q_init = nn.Parameter(torch.randn(width))
+        # No bias: it would drown the query and make all queries act alike.
+        self.to_query = nn.Linear(hidden, width, bias=False)
+        self.to_visual = nn.Linear(width, hidden)
+        # Normalised per token: statistics of a batch would leak future frames and other clips.
+        self.visual_norm = nn.RMSNorm(hidden, eps=1e-6)
+        self.mode_tokens = nn.ParameterDict(
+            {mode: nn.Parameter(torch.randn(hidden) * 0.02) for mode in ("coarse", "fine")}
+        )
+        self.y_init = nn.Parameter(torch.zeros(latent_shape))
+        self.head = FilmHead(hidden, latent_shape[0], channels=head_channels)
+        if fine_iterations == 0:
+            # Under several processes a weight that no loss reaches is an error.
+            for unused in (self.q_init, self.mode_tokens["fine"], *self.to_query.parameters()):
+                unused.requires_grad_(False)
+
+    @property
+    def input(self) -> Input:
+        """What `forward` takes: `features` (stored tokens) or `frames`."""
+        return "frames" if self.encoder else "features"
+
+    def train_encoder(self, *, recompute: bool) -> None:
+        """Let the patch encoder learn with the rest; only for a model that takes frames.
+
+        With `recompute` its blocks run again in the backward pass, which saves most of its memory.
+        """
+        assert self.encoder is not None
+        for name, part in self.named_children():
+            if name in ("encoder", "attention"):
+                for parameter_name, parameter in part.named_parameters():
+                    # No frame is masked: under several processes an unused weight is an error.
+                    parameter.requires_grad_("mask_token" not in parameter_name)
+                for module in part.modules():
+                    if isinstance(module, EncoderBlock):
+                        module.recompute = recompute
+
+    def forward(
+        self, inputs: Tensor, latents: Tensor, captions: Captions | None = None
+    ) -> Prediction:
+        """Predictions of the coarse and of the last fine pass.
+
+        inputs: tokens float [B,T,N,D], or frames uint8 [B,T,3,S,S] when there is an encoder;
+        latents [B,T,C,h,w], any float type; captions when `text` is not none.
+        """
+        cache = self.cache_clips(inputs, captions)
+        passes = self.run_passes(cache, *inputs.shape[:2], captions=captions)
+        features = self.encode_previous(latents)
+        predicted = [self.head(end.predictor, features) for end in _ends(passes)]
+        said = [self.caption_losses(end, captions) for end in _ends(passes)]
+        return Prediction(
+            coarse=predicted[0],
+            fine=predicted[-1],
+            caption_coarse=said[0],
+            caption_fine=said[-1],
+        )
+
+    def cache_clips(self, inputs: Tensor, captions: Captions | None = None) -> ClipCache:
+        """Keys and values of all B*T frames, and of captions before them; serves every pass.
+
+        Arguments as of `forward`. Raises TypeError when tokens are given to a model that takes
+        frames, or frames to one that takes tokens, or captions to one without text, or none to one
+        with text.
+        """
+        if (inputs.dtype == torch.uint8) != (self.input == "frames"):
+            raise TypeError(f"this model takes {self.input}, got {inputs.dtype} as inputs")
+        if (captions is None) != (self.text == "none"):
+            raise TypeError(f"model.text is {self.text}, got captions {captions}")
+        frames = inputs.flatten(0, 1)
+        tokens = (
+            self.encoder(frames, layer=len(self.encoder.layers))
+            if self.encoder
+            else frames.to(self.q_static.dtype)
+        )
+        before = captions is not None and self.text == "condition"
+        return ClipCache(
+            frames=self.attention.cache_frames(tokens),
+            prefix=Prefix.read(self.language, captions) if captions and before else None,
+        )
+
+    def run_passes(
+        self, cache: ClipCache, B: int, T: int, *, captions: Captions | None = None
+    ) -> list[PassOutput]:
+        """The coarse pass and then the fine passes, each fed with the queries of the one before.
+
+        A caption to be predicted stands in the first and the last pass, whose losses count.
+        """
+        K = self.fine_iterations
+        predicted = captions if self.text == "caption" else None
+        queries = self.static_queries(B, T)
+        passes = [self.run_pass(cache, queries, mode="coarse", predicted=predicted)]
+        for k in range(1, K + 1):
+            queries, last = passes[-1].next_queries, predicted if k == K else None
+            passes.append(self.run_pass(cache, queries, mode="fine", predicted=last))
+        return passes
+
+    def static_queries(self, B: int, T: int) -> Tensor:
+        """q_static for every frame [B,T,D]."""
+        return self.q_static.expand(B, T, -1)
+
+    def run_pass(
+        self,
+        cache: ClipCache,
+        queries: Tensor,
+        *,
+        mode: Mode,
+        predicted: Captions | None = None,
+    ) -> PassOutput:
+        """Read every frame with its query [B,T,D] and run the language model over the result."""
+        B, T, _ = queries.shape
+        visual, attention = self.read_frames(cache.frames, queries)
+        sequence = [self.mode_tokens[mode].expand(B, 1, -1), visual]
+        if predicted:  # its last token is only a target
+            sequence.append(self.language.get_input_embeddings()(predicted.ids[:, :-1]))
+        states = self.run_language(torch.cat(sequence, dim=1), cache.prefix)
+        q_init = self.q_init.expand(B, 1, -1)
+        return PassOutput(
+            queries=queries,
+            attention=attention,
+            visual=visual,
+            predictor=states[:, :T],
+            next_queries=torch.cat([q_init, self.to_query(states[:, 1:T]).to(q_init.dtype)], dim=1),
+            caption=states[:, T:] if predicted else None,
+        )
+
+    def run_language(self, sequence: Tensor, prefix: Prefix | None) -> Tensor:
+        """States [B,S,H] of a sequence [B,S,H] after the captions of the prefix, causal."""
+        options: dict[str, Any] = {"use_cache": False}
+        if prefix:
+            past = prefix.memory(self.language)
+            options = {"past_key_values": past, "use_cache": True}
+            options |= prefix.places(0, sequence.shape[1])
+        states: Tensor = self.language(inputs_embeds=sequence, **options).last_hidden_state
+        return states
+
+    def caption_losses(self, output: PassOutput, captions: Captions | None) -> Tensor | None:
+        """Each clip's caption loss [B] in a pass that was given captions to predict."""
+        if output.caption is None or captions is None:
+            return None
+        tied = cast(nn.Embedding, self.language.get_input_embeddings())
+        weight = self.output.weight if self.output else tied.weight
+        return caption_losses(output.caption, weight, captions)
+
+    def read_frames(self, cache: FrameCache, queries: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries [B,T,D] -> visual tokens [B,T,H] and attention [B,T,N]."""
+        B, T, _ = queries.shape
+        found, attention = self.attention(queries.flatten(0, 1), cache)
+        # In float32: under autocast the projection is bfloat16, the norm's weight is not.
+        visual = self.visual_norm(self.to_visual(found).float())
+        return visual.unflatten(0, (B, T)), attention.unflatten(0, (B, T))
+
+    def encode_previous(self, latents: Tensor) -> Tensor:
+        """The head's features of [y_init, Y_1 .. Y_{T-1}]; shared by the passes."""
+        B = latents.shape[0]
+        y_init = self.y_init.expand(B, 1, -1, -1, -1)
+        previous = torch.cat([y_init, latents[:, :-1].to(y_init.dtype)], dim=1)
+        return self.head.encode_previous(previous)
+
+
+def _ends(passes: list[PassOutput]) -> list[PassOutput]:
+    """The passes whose losses count: the first and the last."""
+    return [passes[0], *passes[1:][-1:]]
+
+
+def frame_losses(prediction: Tensor, latents: Tensor) -> Tensor:
+    """Mean squared error of each frame, float32 [B,T]; latents [B,T,C,h,w]."""
+    squared = F.mse_loss(prediction.float(), latents.float(), reduction="none")
+    return squared.mean(dim=(2, 3, 4))

@@ -1,0 +1,107 @@
+"""The language model: Llama blocks and the final norm; its output head and tokenizer apart."""
+
+import re
+from typing import Any
+
+from torch import nn
+from transformers import (
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaModel,
+    PreTrainedTokenizerBase,
+)
+
+from fvlm.core.errors import ParamsError
+from fvlm.core.io import read_json
+from fvlm.weights.loading import LOAD_ERRORS, load_pretrained, quiet
+from fvlm.weights.resolve import resolve
+from fvlm.weights.sources import CONFIG, Provenance, unusable
+
+_UNTRAINED = re.compile(r"untrained:(?P<width>\d+)x(?P<blocks>\d+)")
+_HEAD = 32  # width of an attention head of an untrained trunk
+
+
+def load_language(source: str, *, layers: int = 0) -> tuple[LlamaModel, Provenance]:
+    """The first `layers` blocks (0 = all) of a Llama model, float32, in evaluation mode.
+
+    `model(inputs_embeds=[B,S,H], attention_mask=..., use_cache=False).last_hidden_state` is [B,S,H]
+    after the final norm; H is `model.config.hidden_size`. Blocks that are left out are not read.
+    `untrained:WIDTHxBLOCKS` is a trunk with random weights from torch's generator, small enough for
+    control corpora. Raises WeightsError when the source cannot be loaded, ParamsError when it has
+    fewer blocks.
+    """
+    if match := _UNTRAINED.fullmatch(source):
+        width, blocks = int(match["width"]), _count_layers(layers, int(match["blocks"]), source)
+        return _make_untrained(width, blocks), Provenance(source, revision="", sha256="")
+    resolved = resolve(source, kind="language")
+    document = read_json(resolved.folder / CONFIG)
+    if document.get("model_type") != "llama":
+        found = document.get("model_type")
+        raise unusable(source, "language", f"model type {found!r} is not supported, only 'llama'")
+    if rate := document.get("attention_dropout"):
+        # Drawn for whole batches, it would differ with the number of processes.
+        raise unusable(source, "language", f"attention_dropout is {rate} in {CONFIG}, must be 0")
+    config = LlamaConfig.from_pretrained(resolved.folder, local_files_only=True)
+    config.num_hidden_layers = _count_layers(layers, config.num_hidden_layers, source)
+    trunk: LlamaModel = load_pretrained(LlamaModel, resolved, kind="language", config=config)
+    return trunk, resolved.provenance
+
+
+def load_output(source: str) -> nn.Linear | None:
+    """The output head [V,H] of a Llama model, float32; None when it is tied to the embeddings."""
+    resolved = resolve(source, kind="language")
+    config = LlamaConfig.from_pretrained(resolved.folder, local_files_only=True)
+    if config.tie_word_embeddings:
+        return None
+    config.num_hidden_layers = 0  # no block is read
+    whole = load_pretrained(LlamaForCausalLM, resolved, kind="language", config=config)
+    head: nn.Linear = whole.lm_head
+    return head
+
+
+def _make_untrained(width: int, blocks: int) -> LlamaModel:
+    if width % _HEAD or not width or not blocks:
+        raise ParamsError(
+            f"model.llm: untrained:{width}x{blocks}: the width must be a multiple of {_HEAD}, "
+            "and there must be at least one block"
+        )
+    heads = width // _HEAD
+    config = LlamaConfig(
+        vocab_size=1,  # it reads visual tokens, no text
+        bos_token_id=None,
+        eos_token_id=None,
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=blocks,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+    )
+    model: LlamaModel = LlamaModel(config).eval()
+    return model
+
+
+def _count_layers(wanted: int, available: int, source: str) -> int:
+    if not 0 <= wanted <= available:
+        raise ParamsError(
+            f"model.llm_layers: must be 0 (all) to {available}, the number of blocks of {source}, "
+            f"got {wanted}"
+        )
+    return wanted or available
+
+
+def language_from_config(config: dict[str, Any]) -> LlamaModel:
+    """The architecture of a trunk with random weights, from its `config.to_diff_dict()`."""
+    model: LlamaModel = LlamaModel(LlamaConfig.from_dict(config)).eval()
+    return model
+
+
+def load_tokenizer(source: str) -> tuple[PreTrainedTokenizerBase, Provenance]:
+    """The tokenizer that lies beside the language model's weights."""
+    resolved = resolve(source, kind="language")
+    try:
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(resolved.folder, local_files_only=True)
+    except LOAD_ERRORS as error:
+        raise unusable(source, "language", f"no tokenizer: {error}") from None
+    return tokenizer, resolved.provenance

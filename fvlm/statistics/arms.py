@@ -1,0 +1,51 @@
+"""The arms that an evaluation compares, in the order of every table.
+
+An arm is one way to predict the same latents; all arms see the same clips and frames.
+"""
+
+from collections.abc import Container
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Losses = dict[str, NDArray[np.float64]]  # [clips,T] by name of the arm
+
+ARMS = {
+    "coarse": "coarse pass: the static query",
+    "fine": "fine pass: queries predicted by the language model",
+    "autoregressive": "fine pass frame by frame, without a coarse pass",
+    "static_in_fine": "fine pass with the static query",
+    "shuffled": "fine pass with another video's queries",
+    "random": "fine pass with random queries",
+    "persistence": "copy of the previous latent",
+}
+
+# Of a model of its own, where there is one (train.coarse_only): did the fine pass, trained along,
+# spoil the coarse pass that it is compared with?
+OPTIONAL_ARMS = {"coarse_only": "coarse pass of a model trained without fine passes"}
+MEANINGS = ARMS | OPTIONAL_ARMS
+
+# What must be worse than the fine pass before a ratio above 1 can be put down to the queries.
+CONTROLS = ("static_in_fine", "shuffled", "random")
+
+# Caption losses of the two passes, of a model that predicts captions: one value a clip.
+CAPTIONS = ("caption_coarse", "caption_fine")
+
+
+def measured_arms(names: Container[str]) -> dict[str, str]:
+    """Arms and their meanings in the order of every table; optional ones where `names` has them."""
+    return ARMS | {arm: text for arm, text in OPTIONAL_ARMS.items() if arm in names}
+
+
+def measured_controls(names: Container[str]) -> list[str]:
+    """The controls, and optional arms where `names` has them: each of them must lose."""
+    return [*CONTROLS, *(arm for arm in OPTIONAL_ARMS if arm in names)]
+
+
+@dataclass(frozen=True)
+class ClipName:
+    """Sample key of a clip and the video it was taken from."""
+
+    key: str
+    video_id: str

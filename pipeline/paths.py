@@ -1,0 +1,47 @@
+"""Every artefact's path, once; relative to the repository's root."""
+
+from pathlib import Path
+
+# collect
+VIDEOS = Path("data/collect/videos.jsonl")
+
+# filter
+MANIFEST = Path("data/filter/manifest.jsonl")
+FILTER_METRICS = Path("metrics/filter.json")
+
+# decode: shards of frames
+FRAMES = Path("data/decode")
+DECODE_METRICS = Path("metrics/decode.json")
+
+# encode: shards of patch tokens and latents
+ENCODED = Path("data/encode")
+ENCODE_METRICS = Path("metrics/encode.json")
+
+# train: the first seed's model; below it seed-N/ and coarse-only/
+MODEL = Path("models/foveated")
+TRAIN_METRICS = Path("metrics/train.json")
+CURVES = Path("plots/train.csv")
+
+# evaluate
+EVALUATE_METRICS = Path("metrics/evaluate.json")
+BY_CLIP = Path("plots/evaluate.csv")
+BY_FRAME, BY_FRAME_PLOT = Path("plots/evaluate_frames.csv"), Path("plots/ratio_by_frame.png")
+BY_MOTION, BY_MOTION_PLOT = Path("plots/evaluate_motion.csv"), Path("plots/ratio_by_motion.png")
+CONTROLS_PLOT = Path("plots/controls.png")
+
+# report
+PAGE = Path("reports/index.html")
+PICTURES = Path("reports/pictures")
+
+# uncertainty
+UNCERTAINTY_METRICS = Path("metrics/uncertainty.json")
+UNCERTAINTY = Path("plots/uncertainty.csv")
+UNCERTAINTY_BY_PASSES = Path("plots/uncertainty_icc.csv")
+UNCERTAINTY_PLOT = Path("plots/uncertainty_icc.png")
+UNCERTAINTY_SHEET = Path("plots/uncertainty_frames.png")
+
+# calibrate
+CALIBRATION_PRESET = Path("presets/calibration.yaml")
+CALIBRATION_WORK = Path("build/calibrate")
+CALIBRATE_METRICS = Path("metrics/calibrate.json")
+CALIBRATE_PLOT = Path("plots/calibrate.png")

@@ -1,0 +1,102 @@
+"""One video through a trained model: tiny real encoders, a tiny saved model, real files."""
+
+import json
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from fvlm.cli import predict
+from fvlm.core.device import default_device
+from fvlm.core.errors import FvlmError, WeightsError
+from fvlm.core.io import read_json, write_json
+from fvlm.encoders.dino import load_dino
+from fvlm.encoders.vae import load_vae
+from fvlm.model.build import CONFIG, build_model, save_model
+from tests import tiny
+
+SIZE, FRAMES = 32, 5
+
+
+@pytest.fixture
+def project(video_folder: Path, tiny_models: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with encoders, a model for their tokens, and a video."""
+    monkeypatch.chdir(video_folder)
+    (dino, dino_source), (vae, vae_source) = (
+        load_dino(f"{tiny_models}/dino"),
+        load_vae(f"{tiny_models}/vae"),
+    )
+    sources = {"dino": dino_source, "vae": vae_source}
+    found = {
+        name: {"source": source.source, "revision": "", "sha256": source.sha256}
+        for name, source in sources.items()
+    }
+    manifest = {
+        "tokens": {"shape": [8, dino.num_tokens(SIZE), 16]},
+        "latents": {"shape": [8, *vae.latent_shape(SIZE)]},
+        "dino": found["dino"] | {"blocks": dino.blocks, "layer": dino.blocks - 1},
+        "vae": found["vae"],
+    }
+    params = tiny.model_params(f"{tiny_models}/llm", query_layers=1, head_channels=8)
+    model, config = build_model(params, manifest)
+    save_model(model.state_dict(), config, video_folder / "models/foveated")
+    return video_folder
+
+
+def test_one_video_becomes_film_sheets_and_latents(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    predict.main(["street ä.mp4", "--frames", str(FRAMES), "--out", "found"])
+    out = project / "found"
+    assert sorted(path.name for path in out.iterdir()) == [
+        "attention.png",
+        "fixations.mp4",
+        "predictions.json",
+        "predictions.npz",
+        "predictions.png",
+    ]
+    assert "found" in capsys.readouterr().out
+    with av.open(str(out / "fixations.mp4")) as container:
+        assert len(list(container.decode(video=0))) == FRAMES
+    facts = json.loads((out / "predictions.json").read_text())
+    arrays = np.load(out / "predictions.npz", allow_pickle=False)
+    assert arrays["fine"].shape == (FRAMES, 4, SIZE // 8, SIZE // 8)
+    for name in ("coarse", "fine"):
+        errors = ((arrays[name] - arrays["actual"]) ** 2).mean((1, 2, 3))
+        np.testing.assert_allclose(facts["losses"][name], errors, rtol=1e-3)
+    assert facts["losses"]["persistence"][0] is None
+    assert facts["pts_seconds"] == sorted(facts["pts_seconds"])
+    assert len(facts["fixations"]["fine"]) == FRAMES
+
+
+def test_a_bad_file_is_a_clear_error(project: Path) -> None:
+    (project / "page.mp4").write_text("<html>not a video</html>" * 100)
+    with pytest.raises(FvlmError, match=r"page.mp4 cannot be used: \w+: "):
+        predict.main(["page.mp4"])
+    with pytest.raises(FvlmError, match=r"nothing.mp4 is not a file"):
+        predict.main(["nothing.mp4"])
+    with pytest.raises(FvlmError, match="models is not a file"):
+        predict.main(["models"])
+    assert not (project / "predictions").exists()
+
+
+def test_other_encoder_weights_are_refused(project: Path) -> None:
+    path = project / "models/foveated" / CONFIG
+    config = read_json(path)
+    config["provenance"]["vae"]["sha256"] = "0" * 64
+    write_json(path, config)
+    with pytest.raises(WeightsError, match=r"trained with other weights of .*vae"):
+        predict.load_encoders(config, default_device())
+
+
+def test_the_command_line_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        predict.main(["--help"])
+    assert stopped.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for word in ("any video file", "--out", "models/foveated", "default: 16"):
+        assert word in text
+    with pytest.raises(SystemExit):
+        predict.main(["a.mp4", "--frames", "2"])
+    assert "at least 3" in capsys.readouterr().err

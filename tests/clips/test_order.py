@@ -1,0 +1,69 @@
+import numpy as np
+import pytest
+
+from fvlm.clips.order import even_frames, random_frames, rows_at
+
+
+def stream(batch: int, *, count: int, clips: int = 7, seed: int = 0) -> list[int]:
+    rows = [
+        rows_at(range(start, start + batch), clips=clips, seed=seed).tolist()
+        for start in range(0, count, batch)
+    ]
+    return [row for part in rows for row in part]
+
+
+def test_every_clip_once_an_epoch_in_a_new_order() -> None:
+    rows = np.array(stream(1, count=70)).reshape(10, 7)
+    assert (np.sort(rows, axis=1) == np.arange(7)).all()
+    assert len({tuple(epoch) for epoch in rows.tolist()}) > 5
+
+
+@pytest.mark.parametrize("batch", [2, 5, 10, 70])
+def test_the_order_does_not_depend_on_the_batch_size(batch: int) -> None:
+    assert stream(batch, count=70) == stream(1, count=70)
+
+
+def test_a_batch_larger_than_the_corpus_spans_epochs() -> None:
+    rows = rows_at(range(3, 3 + 64), clips=3, seed=0)
+    assert rows.shape == (64,)
+    assert set(np.bincount(rows).tolist()) <= {21, 22}
+
+
+def test_the_order_depends_on_the_seed() -> None:
+    assert stream(7, count=70, seed=0) != stream(7, count=70, seed=1)
+
+
+def test_frames_are_ordered_subsets_that_depend_on_the_position_only() -> None:
+    frames = random_frames(range(0, 40), stored=24, count=16, seed=0)
+    assert frames.shape == (40, 16)
+    assert (np.diff(frames, axis=1) > 0).all()
+    assert frames.min() == 0
+    assert frames.max() == 23
+    assert len({tuple(row) for row in frames.tolist()}) == 40
+    np.testing.assert_array_equal(
+        random_frames(range(17, 19), stored=24, count=16, seed=0), frames[17:19]
+    )
+
+
+def test_every_frame_is_equally_likely() -> None:
+    counts = np.bincount(random_frames(range(3000), stored=8, count=2, seed=1).ravel())
+    assert abs(counts / 750 - 1).max() < 0.15
+
+
+def test_all_frames_when_as_many_are_wanted_as_are_stored() -> None:
+    np.testing.assert_array_equal(
+        random_frames(range(2), stored=5, count=5, seed=0), [np.arange(5)] * 2
+    )
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 16, 24])
+def test_even_frames_are_distinct_centred_and_even(count: int) -> None:
+    frames = even_frames(stored=24, count=count)
+    steps = np.diff(frames)
+    assert len(frames) == count
+    assert count == 1 or steps.max() - steps.min() <= 1
+    assert abs(frames[0] - (23 - frames[-1])) <= 1
+
+
+def test_even_frames_of_all_are_all() -> None:
+    assert even_frames(stored=6, count=6).tolist() == list(range(6))

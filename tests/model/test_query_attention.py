@@ -1,0 +1,200 @@
+"""Query attention against the stock encoders with one more token and an explicit mask."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import Dinov2Config, Dinov2Model, DINOv3ViTConfig, DINOv3ViTModel
+
+from fvlm.encoders.dino import DinoEncoder, EncoderBlock
+from fvlm.model.query_attention import (
+    DeepAttention,
+    FrameCache,
+    QueryRole,
+    ShallowAttention,
+)
+
+L, D, SIZE = 4, 32, 56
+Stock = Dinov2Model | DINOv3ViTModel
+
+
+def make_stock(family: str) -> Stock:
+    """A tiny stock encoder in which every weight matters (no trivial LayerScale or bias)."""
+    sizes: dict[str, Any] = {
+        "hidden_size": D,
+        "num_hidden_layers": L,
+        "num_attention_heads": 4,
+        "patch_size": 14,
+    }
+    model: Stock
+    if family == "dinov2":
+        model = Dinov2Model(Dinov2Config(**sizes, mlp_ratio=2, image_size=SIZE))
+    else:
+        gated = family == "dinov3_gated"
+        model = DINOv3ViTModel(
+            DINOv3ViTConfig(
+                **sizes, intermediate_size=48, num_register_tokens=3, use_gated_mlp=gated
+            )
+        )
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.25)
+    model.eval()
+    return model
+
+
+FAMILIES = ["dinov2", "dinov3", "dinov3_gated"]
+
+
+@pytest.fixture(params=FAMILIES)
+def stock(request: pytest.FixtureRequest) -> Stock:
+    return make_stock(request.param)
+
+
+def frames(count: int = 3) -> Tensor:
+    return torch.randint(0, 256, (count, 3, SIZE, SIZE), dtype=torch.uint8)
+
+
+def masked_encoder(
+    model: Stock, pixels: Tensor, query: Tensor, k: int, *, role: QueryRole
+) -> Tensor:
+    """The final token of a query that joins the tokens entering the last k blocks.
+
+    In the explicit mask only the query's row may see the query's column, and not even that as a
+    question, which the first of these blocks does not add to its answer either. For DINOv3 the
+    query stands among the tokens without position: in front.
+    """
+
+    def without_query(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        args[0][:, 0] -= query  # in place: what goes on is the answer alone
+
+    if isinstance(model, Dinov2Model):
+        layers, norm, extra = model.encoder.layer, model.layernorm, {}
+    else:
+        layers, norm = model.model.layer, model.norm
+        extra = {"position_embeddings": model.rope_embeddings(pixels)}
+    tokens = model.embeddings(pixels)
+    for layer in layers[: L - k]:
+        tokens = layer(tokens, **extra)
+    tokens = torch.cat([query[:, None], tokens], dim=1)
+    mask = torch.zeros(1, 1, tokens.shape[1], tokens.shape[1])
+    mask[..., int(role == "token") :, 0] = -math.inf
+    if role == "question":
+        layers[L - k].get_submodule("norm2").register_forward_pre_hook(without_query)
+    for layer in layers[L - k :]:
+        tokens = layer(tokens, attention_mask=mask, **extra)
+    final: Tensor = norm(tokens)[:, 0]
+    return final
+
+
+@pytest.mark.parametrize("role", ["token", "question"])
+@pytest.mark.parametrize("k", range(1, L + 1))
+@torch.no_grad()
+def test_the_cached_query_equals_the_masked_full_encoder(
+    stock: Stock, k: int, role: QueryRole
+) -> None:
+    encoder, pixels = DinoEncoder(stock), frames()
+    query = torch.randn(3, D)
+    attention = DeepAttention(encoder.tail(k), role=role)
+    found, weights = attention(query, attention.cache_frames(encoder(pixels, layer=L - k)))
+    normalised = encoder._normalise(pixels)
+    expected = masked_encoder(stock, normalised, query, k, role=role)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert weights.shape == (3, encoder.num_tokens(SIZE))
+    assert torch.allclose(weights.sum(dim=-1), torch.ones(3)) == (role == "question")
+
+
+@pytest.mark.parametrize("k", range(1, L + 1))
+@torch.no_grad()
+def test_the_frames_own_tokens_are_those_of_the_stock_encoder(stock: Stock, k: int) -> None:
+    """Stored layer and then the tail equals from pixels: the query changes nothing for tokens."""
+    encoder, pixels = DinoEncoder(stock), frames()
+    stored = encoder(pixels, layer=L - k)
+    expected = stock(encoder._normalise(pixels)).last_hidden_state
+    torch.testing.assert_close(encoder.tail(k).forward_tokens(stored), expected)
+    torch.testing.assert_close(encoder(pixels, layer=L), expected)
+
+
+@torch.no_grad()
+def test_the_stored_layer_equals_from_pixels_also_for_the_query(stock: Stock) -> None:
+    """The last block's keys do not depend on the layer at which the tokens were stored."""
+    encoder, pixels = DinoEncoder(stock), frames()
+    deep = encoder.tail(L).cache_frames(encoder(pixels, layer=0))
+    for k in range(1, L):
+        cache = encoder.tail(k).cache_frames(encoder(pixels, layer=L - k))
+        for found, expected in zip(cache, deep[L - k :], strict=True):
+            torch.testing.assert_close(found[0], expected[0])
+            torch.testing.assert_close(found[1], expected[1])
+
+
+@torch.no_grad()
+def test_weights_and_the_querys_own_weight_sum_to_one(stock: Stock) -> None:
+    encoder = DinoEncoder(stock)
+    attention = DeepAttention(encoder.tail(1))
+    cache = attention.cache_frames(encoder(frames(), layer=L - 1))
+    query = torch.randn(3, D)
+    _, weights = attention(query, cache)
+    block = encoder.tail(1).blocks[0]
+    assert isinstance(block, EncoderBlock)
+    normed = block.norm1(query)
+    q, own = (p(normed).unflatten(-1, (4, -1)) for p in (block.q, block.k))
+    keys = torch.cat([cache.blocks[0][0], own[:, :, None]], dim=2)
+    full = torch.softmax((keys @ q[..., None])[..., 0] / math.sqrt(D / 4), dim=-1)
+    torch.testing.assert_close(weights, full[..., :-1].mean(1))
+    torch.testing.assert_close(weights.sum(-1) + full[..., -1].mean(1), torch.ones(3))
+    assert (weights.sum(-1) < 1).all()
+
+
+def test_gradients_reach_the_query_and_nothing_of_the_encoder(stock: Stock) -> None:
+    encoder = DinoEncoder(stock)
+    attention = DeepAttention(encoder.tail(2))
+    tokens = encoder(frames(), layer=L - 2).detach()
+    query = torch.randn(3, D, requires_grad=True)
+    attention(query, attention.cache_frames(tokens))[0].square().sum().backward()
+    assert query.grad is not None
+    assert query.grad.abs().min() > 0
+    assert not any(value.requires_grad for value in attention.parameters())
+    assert all(value.grad is None for value in attention.parameters())
+
+
+@pytest.mark.parametrize("temperature", [0.5, 3.0])
+@torch.no_grad()
+def test_the_temperature_divides_the_querys_logits_alone(stock: Stock, temperature: float) -> None:
+    encoder, query = DinoEncoder(stock), torch.randn(3, D)
+    tokens, block = encoder(frames(), layer=L - 1), encoder.tail(1).blocks[0]
+    attention = DeepAttention(encoder.tail(1), role="question", temperature=temperature)
+    cache = attention.cache_frames(tokens)
+    assert isinstance(block, EncoderBlock)
+    logits = cache.blocks[0][0] @ block.q(block.norm1(query)).unflatten(-1, (4, -1))[..., None]
+    expected = torch.softmax(logits[..., 0] / (math.sqrt(D / 4) * temperature), dim=-1)
+    torch.testing.assert_close(attention(query, cache)[1], expected.mean(dim=1))
+    torch.testing.assert_close(cache.blocks[0], encoder.tail(1).cache_frames(tokens)[0])
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+def test_shallow_attention_is_the_softmax_of_the_definition(temperature: float) -> None:
+    tokens, query = torch.randn(3, 7, D), torch.randn(3, D)
+    attention = ShallowAttention(D, temperature=temperature)
+    found, weights = attention(query, attention.cache_frames(tokens))
+    logits = torch.einsum("fd,fnd->fn", query, tokens) / (math.sqrt(D) * temperature)
+    torch.testing.assert_close(weights, logits.softmax(-1))
+    torch.testing.assert_close(found, torch.einsum("fn,fnd->fd", logits.softmax(-1), tokens))
+    torch.testing.assert_close(weights.sum(-1), torch.ones(3))
+
+
+def test_frames_do_not_mix() -> None:
+    attention, query = ShallowAttention(D, temperature=1.0), torch.randn(3, D)
+    tokens = torch.randn(3, 7, D)
+    found, _ = attention(query, attention.cache_frames(tokens))
+    changed = torch.cat([tokens[:1], torch.randn(2, 7, D)])
+    assert torch.equal(attention(query, attention.cache_frames(changed))[0][0], found[0])
+
+
+def test_a_cache_can_be_reordered() -> None:
+    attention, query = ShallowAttention(D, temperature=1.0), torch.randn(3, D)
+    tokens, order = torch.randn(3, 7, D), torch.tensor([2, 0, 1])
+    cache = attention.cache_frames(tokens)
+    assert isinstance(cache.take(order), FrameCache)
+    found, _ = attention(query[order], cache.take(order))
+    torch.testing.assert_close(found, attention(query, cache)[0][order])
