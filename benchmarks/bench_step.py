@@ -158,8 +158,8 @@ class Reference:
 
     def step(self) -> dict[str, float]:
         inputs, latents = self.batch.inputs, self.batch.latents
-        norm = self.params.clip_norm
-        return reference_step(self.model, self.optimizer, inputs, latents, clip_norm=norm)
+        norm = self.params.max_grad_norm
+        return reference_step(self.model, self.optimizer, inputs, latents, max_grad_norm=norm)
 
 
 def warm_up_and_compare(side: Side, reference: Reference) -> None:

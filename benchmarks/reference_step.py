@@ -88,12 +88,12 @@ def reference_step(
     inputs: Tensor,
     latents: Tensor,
     *,
-    clip_norm: float,
+    max_grad_norm: float,
 ) -> dict[str, float]:
     """One optimizer step; the losses before it."""
     optimizer.zero_grad()
     losses = model(inputs, latents)
     losses["loss"].backward()
-    nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+    nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
     optimizer.step()
     return {name: value.item() for name, value in losses.items()}

@@ -38,7 +38,7 @@ def main() -> None:
     params = load_params(Sections).decode
     started = time.monotonic()
     rows = {row["key"]: row for row in read_jsonl(MANIFEST) if row["status"] == "accepted"}
-    shape = [params.num_frames, 3, params.size, params.size]
+    shape = [params.num_frames, 3, params.frame_size, params.frame_size]
     with Progress("decode", total=len(rows), unit="video") as progress:
         decoder = _Decoder(rows, params, progress)
         manifest = build_shards(
@@ -80,7 +80,8 @@ def _plan(rows: dict[str, Row], params: DecodeParams) -> list[ShardPlan]:
         content = hash_json([row["sha256"], row["video_id"], row["caption"]])
         members[row["split"]].append(Member(row["key"], content))
     # What a frame looks like does not depend on how clips are grouped or how many may fail.
-    recipe = {"stage": "decode", "code": CODE} | params.model_dump(include={"num_frames", "size"})
+    recipe = {"stage": "decode", "code": CODE}
+    recipe |= params.model_dump(include={"num_frames", "frame_size"})
     return plan_splits(members, recipe, clips_per_shard=params.clips_per_shard)
 
 
@@ -103,7 +104,7 @@ class _Decoder:
         """Decode ahead across shards, deliver each shard's clips in order."""
         requests = [
             {name: self._rows[member.key][name] for name in ("path", "sha256")}
-            | self._params.model_dump(include={"num_frames", "size"})
+            | {"num_frames": self._params.num_frames, "size": self._params.frame_size}
             for plan in plans
             for member in plan.members
         ]

@@ -47,7 +47,13 @@ from fvlm.training.optim import TrainParams
 from pipeline.paths import CURVES, ENCODED, FRAMES, MODEL, TRAIN_METRICS
 
 # How a training is run, not what it computes: these may change between its parts.
-NOT_IDENTITY = {"coarse_only", "max_hours", "checkpoint_samples", "parallel", "recompute_encoder"}
+NOT_IDENTITY = {
+    "coarse_only",
+    "max_hours",
+    "checkpoint_samples",
+    "parallel",
+    "gradient_checkpointing",
+}
 CODE = 1  # raise when the same parameters train another model: kept states are then not continued
 TAIL = 0.1  # share of the steps, at the end, over which the reported losses are means
 
@@ -131,7 +137,7 @@ def train_model(
         model_params, manifest, input=params.input, coarse_only=training.coarse_only
     )
     if params.encoder_lr > 0:
-        model.train_encoder(recompute=params.recompute_encoder)
+        model.train_encoder(recompute=params.gradient_checkpointing)
     identity = {
         "code": CODE,
         "model": model_params.model_dump(),

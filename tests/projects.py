@@ -32,11 +32,11 @@ VIDEOS = [
 TINY: dict[str, dict[str, Any]] = {
     "collect": {"source": "videos"},
     "filter": {"min_seconds": 3.0, "max_seconds": 10.0},
-    "decode": {"num_frames": 6, "size": 32, "clips_per_shard": 2, "max_failed_fraction": 0.2},
+    "decode": {"num_frames": 6, "frame_size": 32, "clips_per_shard": 2, "max_failed_fraction": 0.2},
     "encode": {
         "dino": "weights/dino",
         "vae": "weights/vae",
-        "dino_blocks": 0,
+        "dino_layers": 0,
         "layer": 2,
         "batch_frames": 12,
     },

@@ -32,7 +32,7 @@ class CalibrateParams(Params):
 class Trial:
     """A control corpus (`collect.source`) and a query attention, trained for `steps`.
 
-    `name` is the prefix of its figures; `blocks` and `layer` are `encode.dino_blocks` and
+    `name` is the prefix of its figures; `blocks` and `layer` are `encode.dino_layers` and
     `encode.layer`. replicated: trained with every seed, not only the first.
     """
 

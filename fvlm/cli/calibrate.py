@@ -106,7 +106,7 @@ class _Bench:
 
     def encode(self, corpus: str, blocks: int, layer: int) -> None:
         """Encode a decoded corpus up to this layer of the encoder's first blocks."""
-        changes = {"encode": {"dino_blocks": blocks, "layer": layer}}
+        changes = {"encode": {"dino_layers": blocks, "layer": layer}}
         links = {FRAMES: CALIBRATION_WORK / corpus / FRAMES}
         self._folders.make(_encoded(corpus, blocks, layer), changes, links, ["encode"])
 

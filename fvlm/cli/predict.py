@@ -93,7 +93,7 @@ def load_encoders(config: dict[str, Any], device: torch.device) -> FrameEncoder:
     params = EncodeParams(
         dino=dino_source.source,
         vae=vae_source.source,
-        dino_blocks=found["dino"]["blocks"],
+        dino_layers=found["dino"]["blocks"],
         layer=found["dino"]["layer"],
         batch_frames=BATCH_FRAMES,
         dtype="float32",

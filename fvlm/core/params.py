@@ -23,6 +23,13 @@ from fvlm.core.errors import ParamsError
 from fvlm.core.io import atomic_write, sha256_file
 
 PARAMS = Path("params.yaml")
+RENAMED = {  # keys of earlier versions, and what they are called now
+    "decode.size": "frame_size",
+    "encode.dino_blocks": "dino_layers",
+    "train.accumulation_steps": "gradient_accumulation_steps",
+    "train.clip_norm": "max_grad_norm",
+    "train.recompute_encoder": "gradient_checkpointing",
+}
 
 
 class Params(BaseModel):
@@ -99,6 +106,8 @@ def _describe(fault: ErrorDetails, sections: type[Params]) -> str:
     """One line: dotted key, what was expected, what was got."""
     key, got = ".".join(map(str, fault["loc"])), fault["input"]
     match fault["type"]:
+        case "extra_forbidden" if key in RENAMED:
+            return f"{key}: this key is called `{RENAMED[key]}` now"
         case "extra_forbidden":
             valid = _siblings(sections, fault)
             hints = difflib.get_close_matches(str(fault["loc"][-1]), valid, n=1, cutoff=0.5)

@@ -17,7 +17,9 @@ from fvlm.core.seeding import generator
 from fvlm.corpus.controls import RenderedCorpus
 
 STATES = 8  # pictures of a clip; store as many frames
-PIXELS = 112  # height and width; a cell of the grid is 2 x 2 patches, or one at decode.size 56
+PIXELS = (
+    112  # height and width; a cell of the grid is 2 x 2 patches, or one at decode.frame_size 56
+)
 GRID = 4  # cells on a side
 CELL = PIXELS // GRID
 SPRITE = 22  # pixels; leaves a border of 3, of which the jitter takes at most 2

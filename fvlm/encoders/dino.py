@@ -203,8 +203,8 @@ class DinoEncoder(nn.Module):
         """
         if size < self.patch_size:
             raise ParamsError(
-                f"decode.size: must be at least {self.patch_size}, one patch of the encoder of "
-                f"encode.dino, got {size}"
+                f"decode.frame_size: must be at least {self.patch_size}, one patch of the encoder "
+                f"of encode.dino, got {size}"
             )
         return 1 + self.registers + (size // self.patch_size) ** 2
 
@@ -279,7 +279,7 @@ def load_dino(source: str, *, blocks: int = 0) -> tuple[DinoEncoder, Provenance]
     encoder = DinoEncoder(load_pretrained(_MODELS[found], resolved, kind="dino"))
     if blocks > encoder.blocks:
         raise ParamsError(
-            f"encode.dino_blocks: must be 0 (all) to {encoder.blocks}, the number of blocks of "
+            f"encode.dino_layers: must be 0 (all) to {encoder.blocks}, the number of blocks of "
             f"{source}, got {blocks}"
         )
     if blocks:

@@ -30,7 +30,7 @@ class EncodeParams(Params):
     """Section `encode` of params.yaml."""
 
     dino: str
-    dino_blocks: int = Field(ge=0)
+    dino_layers: int = Field(ge=0)
     vae: str
     layer: int = Field(ge=0)
     batch_frames: int = Field(ge=1)
@@ -100,7 +100,7 @@ def load_encoder(params: EncodeParams, device: torch.device) -> tuple[FrameEncod
 
     Raises WeightsError when a source cannot be loaded, ParamsError when it has no such layer.
     """
-    dino, dino_source = load_dino(params.dino, blocks=params.dino_blocks)
+    dino, dino_source = load_dino(params.dino, blocks=params.dino_layers)
     vae, vae_source = load_vae(params.vae)
     return FrameEncoder(dino, vae, params, device), {
         "dino": _described(dino_source, blocks=dino.blocks, layer=params.layer),

@@ -32,8 +32,8 @@ class VaeCodec(nn.Module):
         """(C,h,w) for frames of `size` pixels; ParamsError when it is not a whole number."""
         if size < self.down_factor or size % self.down_factor:
             raise ParamsError(
-                f"decode.size: must be a multiple of {self.down_factor}, by which the autoencoder "
-                f"of encode.vae reduces frames, got {size}"
+                f"decode.frame_size: must be a multiple of {self.down_factor}, by which the "
+                f"autoencoder of encode.vae reduces frames, got {size}"
             )
         return self.latent_channels, size // self.down_factor, size // self.down_factor
 

@@ -128,7 +128,7 @@ def train_step(
     step: int,
     asked: Callable[[], bool] = lambda: False,
 ) -> tuple[Row, bool]:
-    """One optimizer step over `accumulation_steps` batches.
+    """One optimizer step over `gradient_accumulation_steps` batches.
 
     Returns its row of the loss curves, and whether any process was `asked` to stop by the end of
     the last backward pass.
@@ -137,18 +137,18 @@ def train_step(
     optimizer.zero_grad(set_to_none=True)
     sums: dict[str, Tensor] = {}
     keys: list[str] = []
-    last = params.accumulation_steps - 1
-    for number in range(params.accumulation_steps):
-        positions = _positions(params, step * params.accumulation_steps + number)
+    last = params.gradient_accumulation_steps - 1
+    for number in range(params.gradient_accumulation_steps):
+        positions = _positions(params, step * params.gradient_accumulation_steps + number)
         batch = add_noise(next(batches), positions, params)
         keys += batch.keys
         with nullcontext() if number == last else without_exchange(losses):
             values = losses(batch)
-            (values["loss"] / params.accumulation_steps).backward()
+            (values["loss"] / params.gradient_accumulation_steps).backward()
         for name, value in values.items():
-            part = value.detach() / params.accumulation_steps
+            part = value.detach() / params.gradient_accumulation_steps
             sums[name] = sums[name] + part if name in sums else part
-    norm = _clip_gradients(optimizer, params.clip_norm)
+    norm = _clip_gradients(optimizer, params.max_grad_norm)
     # The one moment of a step at which processes wait for each other, and this one for its GPU.
     vote = torch.tensor(float(asked()), device=norm.device)
     *means, votes = mean_over_processes(torch.stack([*sums.values(), norm, vote])).tolist()
@@ -190,7 +190,7 @@ def _notes(row: Row, rate: float, device: torch.device, *, fine: bool) -> dict[s
 
 def _micro_batches(params: TrainParams, first_step: int) -> Iterator[range]:
     """Positions of every forward of this process, from `first_step` to the end."""
-    forwards = params.accumulation_steps
+    forwards = params.gradient_accumulation_steps
     return (_positions(params, n) for n in range(first_step * forwards, params.steps * forwards))
 
 

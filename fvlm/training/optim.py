@@ -22,16 +22,16 @@ class TrainParams(Params):
     input: Input
     num_frames: int = Field(ge=1)
     batch_size: int = Field(ge=1)
-    accumulation_steps: int = Field(ge=1)
+    gradient_accumulation_steps: int = Field(ge=1)
     max_samples: int = Field(ge=1)
     max_hours: float = Field(gt=0)
     lr: float = Field(gt=0)
     encoder_lr: float = Field(ge=0)
     query_lr_factor: float = Field(gt=0)
-    recompute_encoder: bool
+    gradient_checkpointing: bool
     warmup_samples: int = Field(ge=0)
     weight_decay: float = Field(ge=0)
-    clip_norm: float = Field(gt=0)
+    max_grad_norm: float = Field(gt=0)
     token_noise: float = Field(ge=0)
     lambda_coarse: float = Field(ge=0)
     lambda_recon: float = Field(ge=0)
@@ -82,7 +82,7 @@ class TrainParams(Params):
     @property
     def samples_per_step(self) -> int:
         """Clips in one optimizer step: the effective batch."""
-        return self.batch_size * self.accumulation_steps
+        return self.batch_size * self.gradient_accumulation_steps
 
     @property
     def steps(self) -> int:

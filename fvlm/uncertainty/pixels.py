@@ -37,7 +37,7 @@ class Preparation:
         stored = frames.shape[-1]
         if self.size is None and stored < self.patch:
             raise ParamsError(
-                f"decode.size: must be at least {self.patch}, one patch of the tower of "
+                f"decode.frame_size: must be at least {self.patch}, one patch of the tower of "
                 f"uncertainty.model, got {stored}"
             )
         pixels = frames.float()

@@ -64,7 +64,7 @@ def downsample(frames: Tensor, factor: int) -> Tensor:
     size = frames.shape[-1]
     if size // factor < 1:
         raise ParamsError(
-            f"uncertainty.downsample: must be at most decode.size ({size}), got {factor}"
+            f"uncertainty.downsample: must be at most decode.frame_size ({size}), got {factor}"
         )
     small = F.interpolate(frames.float(), size=(size // factor,) * 2, mode="area")
     return _to_pixels(F.interpolate(small, size=(size, size), mode="bilinear"))

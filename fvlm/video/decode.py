@@ -42,7 +42,7 @@ class DecodeParams(Params):
     """Section `decode` of params.yaml."""
 
     num_frames: int = Field(ge=1)  # frames stored per clip
-    size: int = Field(ge=1)  # pixels; height and width of a stored frame
+    frame_size: int = Field(ge=1)  # pixels; height and width of a stored frame
     clips_per_shard: int = Field(ge=1)  # mean
     max_failed_fraction: float = Field(ge=0, le=1)
 

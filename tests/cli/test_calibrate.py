@@ -24,11 +24,11 @@ def project(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     preset: dict[str, dict[str, Any]] = {
         "collect": {"control_clips": 6},
         "filter": {"min_seconds": 20.0, "max_seconds": 60.0, "val_fraction": 0.5},
-        "decode": {"num_frames": 8, "size": 16},
+        "decode": {"num_frames": 8, "frame_size": 16},
         "encode": {
             "dino": str(workspace / "weights/dino"),
             "vae": str(workspace / "weights/vae"),
-            "dino_blocks": 0,
+            "dino_layers": 0,
             "layer": 3,
         },
         "model": {"llm": "untrained:32x1", "head_channels": 4},

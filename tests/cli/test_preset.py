@@ -33,7 +33,7 @@ def test_the_published_features_set_up(params: Path) -> None:
     overlay_params(check.Sections, ROOT / "presets/features-rtx4090.yaml", params)
     found = load_params(check.Sections, params)
     assert (found.train.batch_size, found.train.num_frames, found.train.lr) == (64, 16, 1e-4)
-    assert (found.decode.num_frames, found.decode.size) == (24, 256)
+    assert (found.decode.num_frames, found.decode.frame_size) == (24, 256)
     assert found.model.fine_iterations == 2
     assert found.train.steps == 50_000
 
@@ -43,8 +43,12 @@ def test_the_published_first_phase_on_frames(params: Path) -> None:
     found = load_params(check.Sections, params)
     train = found.train
     assert (train.input, train.num_frames, found.decode.num_frames) == ("frames", 8, 8)
-    assert (found.decode.size, train.dtype, train.clip_norm) == (256, "bfloat16", 1.0)
-    assert (train.batch_size, train.accumulation_steps, train.samples_per_step) == (10, 2, 20)
+    assert (found.decode.frame_size, train.dtype, train.max_grad_norm) == (256, "bfloat16", 1.0)
+    assert (train.batch_size, train.gradient_accumulation_steps, train.samples_per_step) == (
+        10,
+        2,
+        20,
+    )
     assert (train.lr, train.encoder_lr, train.lambda_coarse) == (1e-4, 1e-4, 1.0)
     assert (train.steps, train.warmup_steps) == (50_000, 1_000)
     # The stored layer fits too, so that the same shards serve training on features.

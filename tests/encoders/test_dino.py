@@ -76,7 +76,7 @@ def test_the_first_blocks_alone_are_an_encoder(
     tail.load_state_dict(encoder.tail(1).state_dict())
     stored = encoder(frames, layer=1)
     assert torch.equal(tail.eval().forward_tokens(stored), encoder(frames, layer=2))
-    with pytest.raises(ParamsError, match=r"encode\.dino_blocks: must be 0 \(all\) to \d+, .* 99$"):
+    with pytest.raises(ParamsError, match=r"encode\.dino_layers: must be 0 \(all\) to \d+, .* 99$"):
         load_dino(str(tmp_path), blocks=99)
 
 

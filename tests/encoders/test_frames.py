@@ -32,7 +32,7 @@ def load(tmp_path: Path, vae_folder: Path) -> Load:
         values = {
             "dino": str(tmp_path / "dino"),
             "vae": str(vae_folder),
-            "dino_blocks": 0,
+            "dino_layers": 0,
             "layer": 2,
             "batch_frames": 12,
             "dtype": "float32",

@@ -30,7 +30,7 @@ def params(tiny_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     values = {
         "dino": str(tiny_models / "dino"),
         "vae": str(tiny_models / "vae"),
-        "dino_blocks": 0,
+        "dino_layers": 0,
         "layer": 2,
         "batch_frames": 8,
         "dtype": "float32",

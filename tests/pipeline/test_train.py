@@ -39,7 +39,7 @@ PARAMS: dict[str, dict[str, Any]] = {
     "train": {
         "num_frames": 4,
         "batch_size": 4,
-        "accumulation_steps": 2,
+        "gradient_accumulation_steps": 2,
         "max_samples": 48,
         "warmup_samples": 8,
         "checkpoint_samples": 16,

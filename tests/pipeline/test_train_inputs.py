@@ -112,7 +112,12 @@ def learned(tail: int) -> list[bool]:
 
 def test_frames_train_the_encoder_and_both_halves_of_it(project: Path) -> None:
     give_frames(project)
-    frames = {"input": "frames", "encoder_lr": 1e-3, "recompute_encoder": True, "compile": False}
+    frames = {
+        "input": "frames",
+        "encoder_lr": 1e-3,
+        "gradient_checkpointing": True,
+        "compile": False,
+    }
     set_params(project, {"model": {"query_layers": 1}, "train": frames})
     assert_parts_equal_one_run(project)
     assert load_model(paths.MODEL).input == "frames"

@@ -33,16 +33,16 @@ class Trial:
         input="features",
         encoder_lr=0.0,
         query_lr_factor=1.0,
-        recompute_encoder=False,
+        gradient_checkpointing=False,
         num_frames=3,
         batch_size=3,
-        accumulation_steps=2,
+        gradient_accumulation_steps=2,
         max_samples=36,
         max_hours=1.0,
         lr=1e-2,
         warmup_samples=12,
         weight_decay=0.01,
-        clip_norm=1.0,
+        max_grad_norm=1.0,
         token_noise=0.0,
         lambda_coarse=1.0,
         lambda_recon=0.1,
@@ -122,7 +122,7 @@ class Trial:
         Its last block reads the queries, and all of it is trained, recomputed in the backward pass.
         """
         make_model, load_batch = self.make_model, self.load_batch
-        self.change(input="frames", encoder_lr=1e-3, recompute_encoder=True)
+        self.change(input="frames", encoder_lr=1e-3, gradient_checkpointing=True)
 
         def make() -> FoveatedModel:
             plain = make_model()

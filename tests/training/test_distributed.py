@@ -91,8 +91,8 @@ def test_token_noise_is_the_same_however_the_clips_are_divided(
     alone, shared = make_trial("alone"), make_trial("shared")
     for trial in (alone, shared):
         trial.change(token_noise=0.5, max_samples=72)
-    alone.change(batch_size=4, accumulation_steps=3).run()
-    shared.change(batch_size=6, accumulation_steps=2, parallel=parallel)
+    alone.change(batch_size=4, gradient_accumulation_steps=3).run()
+    shared.change(batch_size=6, gradient_accumulation_steps=2, parallel=parallel)
     assert run_in_processes(shared, 2) == [0, 0]
     assert_same_training(alone, shared)
 
@@ -170,7 +170,7 @@ def test_with_captions_it_goes_on_with_other_counts(
     alone, shared = make_trial("alone"), make_trial("shared")
     for trial in (alone, shared):
         trial.give_captions(text)
-        trial.change(batch_size=6, accumulation_steps=1, parallel=parallel)
+        trial.change(batch_size=6, gradient_accumulation_steps=1, parallel=parallel)
     alone.run()
     for processes in counts[:-1]:
         shared.change(max_hours=1e-9)
@@ -193,7 +193,7 @@ def test_resumed_with_other_counts_it_goes_on_with_the_same_clips(
     """Stopped after steps 1 and 2; checkpoints of any number of processes are alike."""
     alone, shared = make_trial("alone"), make_trial("shared")
     for trial in (alone, shared):
-        trial.change(batch_size=6, accumulation_steps=1, parallel=parallel)
+        trial.change(batch_size=6, gradient_accumulation_steps=1, parallel=parallel)
     alone.run()
     order = []
     for number, processes in enumerate(counts, start=1):

@@ -32,7 +32,7 @@ def stop_at(trial: Any, forward: int) -> None:
 
 def stop_and_resume(trial: Any, forward: int) -> dict[str, bytes]:
     """Stop at that forward, go on to the end; the last checkpoint."""
-    step = forward // trial.params.accumulation_steps + 1
+    step = forward // trial.params.gradient_accumulation_steps + 1
     steps = trial.params.steps
     stop_at(trial, forward)
     if step < steps:

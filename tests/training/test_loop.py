@@ -115,7 +115,7 @@ def test_training_learns_and_records_every_step(trial: Any) -> None:
 
 
 def test_every_clip_once_an_epoch_also_for_a_batch_larger_than_the_corpus(trial: Any) -> None:
-    trial.change(batch_size=28, accumulation_steps=1, max_samples=56)
+    trial.change(batch_size=28, gradient_accumulation_steps=1, max_samples=56)
     trial.run()
     assert set(Counter(trial.seen).values()) == {8}
     for epoch in range(8):
@@ -127,8 +127,8 @@ def test_accumulation_equals_a_larger_batch(
     make_trial: MakeTrial, batch: int, accumulation: int
 ) -> None:
     one, other = make_trial("one"), make_trial("other")
-    first = one.change(batch_size=6, accumulation_steps=2).run()
-    second = other.change(batch_size=batch, accumulation_steps=accumulation).run()
+    first = one.change(batch_size=6, gradient_accumulation_steps=2).run()
+    second = other.change(batch_size=batch, gradient_accumulation_steps=accumulation).run()
     assert one.seen == other.seen
     for row, same in zip(first.history, second.history, strict=True):
         # AdamW and clipping hide a wrong scale of the gradient from the weights.
@@ -140,8 +140,8 @@ def test_accumulation_equals_a_larger_batch(
 
 def test_the_gradient_is_clipped(make_trial: MakeTrial) -> None:
     free, clipped = make_trial("free"), make_trial("clipped")
-    free.change(clip_norm=1e9, max_samples=6, warmup_samples=0).run()
-    clipped.change(clip_norm=1e-12, max_samples=6, warmup_samples=0).run()
+    free.change(max_grad_norm=1e9, max_samples=6, warmup_samples=0).run()
+    clipped.change(max_grad_norm=1e-12, max_samples=6, warmup_samples=0).run()
     # Far below AdamW's epsilon a gradient moves nothing.
     start = clipped.make_model().state_dict()
     moved = [(value - start[name]).abs().max() for name, value in free.model.state_dict().items()]

@@ -18,16 +18,16 @@ def make_params(**changes: object) -> TrainParams:
         "input": "features",
         "num_frames": 3,
         "batch_size": 4,
-        "accumulation_steps": 1,
+        "gradient_accumulation_steps": 1,
         "max_samples": 100,
         "max_hours": 1.0,
         "lr": 1e-3,
         "encoder_lr": 0.0,
         "query_lr_factor": 1.0,
-        "recompute_encoder": False,
+        "gradient_checkpointing": False,
         "warmup_samples": 20,
         "weight_decay": 0.1,
-        "clip_norm": 1.0,
+        "max_grad_norm": 1.0,
         "token_noise": 0.0,
         "lambda_coarse": 1.0,
         "lambda_recon": 0.1,
@@ -176,7 +176,9 @@ def test_an_encoder_that_is_not_there_has_no_rate() -> None:
 
 
 def test_steps_follow_from_clips() -> None:
-    params = make_params(batch_size=4, accumulation_steps=2, max_samples=100, warmup_samples=16)
+    params = make_params(
+        batch_size=4, gradient_accumulation_steps=2, max_samples=100, warmup_samples=16
+    )
     assert params.samples_per_step == 8
     assert params.steps == math.ceil(100 / 8)
     assert params.warmup_steps == 2
