@@ -200,7 +200,7 @@ def test_shapes_and_limits_are_named(stock: Any, make_frames: MakeFrames) -> Non
     registers = getattr(stock.config, "num_register_tokens", 0)
     assert (encoder.blocks, encoder.width, encoder.registers) == (3, 32, registers)
     assert encoder.heads == stock.config.num_attention_heads
-    with pytest.raises(ParamsError, match=r"decode\.size: must be at least"):
+    with pytest.raises(ParamsError, match=r"decode\.frame_size: must be at least"):
         encoder(make_frames(1, encoder.patch_size - 1), layer=1)
     with pytest.raises(ParamsError, match=r"encode\.layer: must be 0 to 3"):
         encoder(make_frames(1, 48), layer=4)

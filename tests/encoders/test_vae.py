@@ -46,7 +46,7 @@ def test_decode_inverts_the_scaling(vae_folder: Path, make_frames: MakeFrames) -
 def test_sizes_must_fit_the_reduction(vae_folder: Path, make_frames: MakeFrames) -> None:
     codec, _ = load_vae(str(vae_folder))
     assert codec.down_factor == 4
-    with pytest.raises(ParamsError, match=r"decode\.size: must be a multiple of 4.*got 18"):
+    with pytest.raises(ParamsError, match=r"decode\.frame_size: must be a multiple of 4.*got 18"):
         codec.encode(make_frames(1, 18))
 
 
