@@ -42,7 +42,7 @@ def test_towers_of_any_size_get_the_pixels_as_they_are(frames: Tensor) -> None:
 
 
 def test_frames_smaller_than_a_patch(frames: Tensor) -> None:
-    with pytest.raises(ParamsError, match=r"decode\.size: must be at least 33, .* got 32"):
+    with pytest.raises(ParamsError, match=r"decode\.frame_size: must be at least 33, .* got 32"):
         Preparation(MEAN, STD, None, 33, "bicubic")(frames)
 
 

@@ -319,7 +319,7 @@ def test_clips_are_chosen_by_their_keys(
         ({"frames_per_clip": 7}, r"frames_per_clip \(7\) must be <= decode\.num_frames \(6\)"),
         ({"sites": ["encoder.layer.9.mlp.fc2"]}, r"nearest: encoder\.layer\.\d\.mlp\.fc2"),
         ({"clips": {"train": 1}, "frames_per_clip": 1}, "at least 2 frames are needed, got 1"),
-        ({"downsample": 64}, r"uncertainty\.downsample: must be at most decode\.size"),
+        ({"downsample": 64}, r"uncertainty\.downsample: must be at most decode\.frame_size"),
     ],
 )
 def test_what_it_refuses(project: Project, values: dict[str, Any], problem: str) -> None:

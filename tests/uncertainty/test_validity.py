@@ -32,7 +32,7 @@ def test_a_plain_frame_stays_and_detail_goes(change: object, frames: Tensor) -> 
 
 
 def test_a_factor_beyond_the_frame(frames: Tensor) -> None:
-    with pytest.raises(ParamsError, match=r"must be at most decode\.size \(32\), got 33"):
+    with pytest.raises(ParamsError, match=r"must be at most decode\.frame_size \(32\), got 33"):
         downsample(frames, 33)
 
 
