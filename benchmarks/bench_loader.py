@@ -35,7 +35,7 @@ import torch
 import webdataset
 from torch.utils.data import DataLoader, Dataset
 
-from fvlm.shards.manifest import write_manifest
+from fvlm.shards.manifest import Manifest, ShardEntry, write_manifest
 from fvlm.shards.read import open_shards
 from fvlm.shards.write import write_shard
 
@@ -63,9 +63,10 @@ def with_shards(folder: Path, count: int) -> tuple[Way, Way]:
         path = folder / f"train-{shard:06d}.tar"
         numbers = range(start, min(start + SAMPLES_PER_SHARD, count))
         rows = ((f"{n:06d}", {"tokens.npy": sample(n), "json": {"number": n}}) for n in numbers)
-        facts = write_shard(path, rows)
-        entries.append({"name": path.name, "split": "train", **vars(facts)})
-    write_manifest(folder, {"shards": entries})
+        facts = write_shard(path, rows).model_dump(exclude={"md5"})
+        entries.append(ShardEntry(name=path.name, split="train", fingerprint="", **facts))
+    manifest = Manifest(stage="encode", made_by="", recipe={}, shards=entries)
+    write_manifest(folder, manifest)
     reader = open_shards(folder, split="train")
     buffer = np.empty((BATCH, KEPT, *SHAPE[1:]), np.float16)
     plain = buffer.reshape(-1).view(np.uint8).data

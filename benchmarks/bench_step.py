@@ -46,7 +46,7 @@ from fvlm.core.params import PARAMS, read_yaml
 from fvlm.encoders.dino import DinoEncoder
 from fvlm.model.foveated import FoveatedModel
 from fvlm.model.query_attention import ShallowAttention
-from fvlm.shards.manifest import write_manifest
+from fvlm.shards.manifest import Manifest, ShardEntry, write_manifest
 from fvlm.shards.read import ShardReader, open_shards
 from fvlm.shards.write import write_shard
 from fvlm.training.loop import Losses, compile_parts, train_step
@@ -209,7 +209,9 @@ def write_clips(folder: Path) -> ShardReader:
 
     name = "train-000000.tar"
     facts = write_shard(folder / name, ((f"{n:06d}", fields(n)) for n in range(CLIPS)))
-    write_manifest(folder, {"shards": [{"name": name, "split": "train", **vars(facts)}]})
+    known = facts.model_dump(exclude={"md5"})
+    entry = ShardEntry(name=name, split="train", fingerprint="", **known)
+    write_manifest(folder, Manifest(stage="encode", made_by="", recipe={}, shards=[entry]))
     return open_shards(folder, split="train")
 
 

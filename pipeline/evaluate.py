@@ -13,7 +13,7 @@ import torch
 
 from fvlm.clips.batch import Batch
 from fvlm.clips.order import even_frames
-from fvlm.clips.reader import COARSE_ONLY, open_clips
+from fvlm.clips.reader import open_clips
 from fvlm.core.device import default_device, keep_freed_memory
 from fvlm.core.io import read_json, write_csv, write_json
 from fvlm.core.params import Params, load_params
@@ -21,8 +21,8 @@ from fvlm.core.stage import run
 from fvlm.evaluation.attention import attention_figures
 from fvlm.evaluation.figures import plot_arms, plot_ratio_by_frame, plot_ratio_by_motion
 from fvlm.evaluation.losses import EvaluateParams, LoadClips, coarse_losses, evaluate_clips
-from fvlm.model.build import CONFIG, load_model, load_tokenizer_of
 from fvlm.model.foveated import FoveatedModel
+from fvlm.model.saved import CONFIG, load_model, load_tokenizer_of
 from fvlm.statistics.arms import ClipName, Losses
 from fvlm.statistics.summary import summarize, training_figures
 from pipeline.paths import (
@@ -31,6 +31,7 @@ from pipeline.paths import (
     BY_FRAME_PLOT,
     BY_MOTION,
     BY_MOTION_PLOT,
+    COARSE_ONLY,
     CONTROLS_PLOT,
     ENCODED,
     EVALUATE_METRICS,
@@ -96,7 +97,7 @@ def measure(
     """Losses of one trained model, and of its twin without fine passes where that was trained."""
     model, size = load_model(folder).to(device), params.batch_size
     losses = evaluate_clips(model, load, clips, batch_size=size, seed=params.seed, device=device)
-    twin = MODEL / COARSE_ONLY / folder.relative_to(MODEL)
+    twin = COARSE_ONLY / folder.relative_to(MODEL)
     if twin.exists():
         alone, count = load_model(twin).to(device), len(clips)
         losses["coarse_only"] = coarse_losses(alone, load, count, batch_size=size, device=device)

@@ -10,12 +10,13 @@ from dataclasses import asdict
 from typing import Any
 
 from fvlm.core.errors import FvlmError, VideoError
-from fvlm.core.io import read_jsonl, sample_key, state_folder, write_json, write_jsonl
+from fvlm.core.io import read_jsonl, sample_key, write_json, write_jsonl
+from fvlm.core.kept import remade
 from fvlm.core.params import Params, load_params
 from fvlm.core.progress import Progress
 from fvlm.core.stage import run
 from fvlm.video.accept import FilterParams, Split, Verdict, assign_splits, classify_all, count_rows
-from fvlm.video.facts import FACTS, FactRecord, Facts, probe_all, probe_version
+from fvlm.video.facts import FACTS, FactRecord, Facts, probe_all, probe_folder, probe_version
 from pipeline.paths import FILTER_METRICS, MANIFEST, VIDEOS
 
 
@@ -37,6 +38,7 @@ def main() -> None:
     counts = count_rows(rows)
     write_jsonl(MANIFEST, rows)
     write_json(FILTER_METRICS, counts)
+    remade("filter")
     summary = ", ".join(f"{count} {name}" for name, count in counts.items())
     print(f"filter: {summary}")
     if not splits:
@@ -50,7 +52,7 @@ def main() -> None:
 def _probe(videos: Sequence[Mapping[str, Any]]) -> dict[str, Facts | VideoError]:
     """Outcomes by video_id; untouched files are not opened again."""
     video_ids = {video["path"]: video["video_id"] for video in videos}
-    record = FactRecord(state_folder() / "probe" / f"{probe_version()}.jsonl")
+    record = FactRecord(probe_folder() / f"{probe_version()}.jsonl")
     outcomes: dict[str, Facts | VideoError] = {}
     failed: Counter[str] = Counter()
     with Progress("filter", total=len(videos), unit="video") as progress:

@@ -17,8 +17,9 @@ DECODE_METRICS = Path("metrics/decode.json")
 ENCODED = Path("data/encode")
 ENCODE_METRICS = Path("metrics/encode.json")
 
-# train: the first seed's model; below it seed-N/ and coarse-only/
+# train: the first seed's model, seed-N/ below it; and those without fine passes likewise
 MODEL = Path("models/foveated")
+COARSE_ONLY = MODEL / "coarse-only"
 TRAIN_METRICS = Path("metrics/train.json")
 CURVES = Path("plots/train.csv")
 

@@ -19,7 +19,7 @@ from fvlm.core.params import Params, load_params
 from fvlm.core.progress import Progress
 from fvlm.core.stage import run
 from fvlm.encoders.vae import load_vae
-from fvlm.model.build import CONFIG, load_model, load_tokenizer_of
+from fvlm.model.saved import CONFIG, load_model, load_tokenizer_of
 from fvlm.report.gallery import (
     Chosen,
     ReportParams,
@@ -30,7 +30,7 @@ from fvlm.report.gallery import (
 from fvlm.report.page import PicturedClip, Report, render_page
 from fvlm.report.provenance import git_commit, package_versions
 from fvlm.report.view import view_clip
-from fvlm.shards.manifest import read_manifest
+from fvlm.shards.manifest import EncodedManifest, Manifest, read_manifest
 from fvlm.shards.read import open_shards
 from pipeline.paths import (
     BY_CLIP,
@@ -95,10 +95,10 @@ def main() -> None:
 
 def picture_clips(chosen: list[Chosen], *, frames: int) -> list[PicturedClip]:
     """Run the model over the chosen clips, with as many frames as were evaluated."""
-    device, manifest = default_device(), read_manifest(ENCODED)
+    device, manifest = default_device(), read_manifest(ENCODED, EncodedManifest)
     model = load_model(MODEL).to(device)
-    vae, source = load_vae(manifest["vae"]["source"])
-    if source.sha256 != manifest["vae"]["sha256"]:
+    vae, source = load_vae(manifest.vae.source)
+    if source.sha256 != manifest.vae.sha256:
         raise ShardError(
             f"{ENCODED} was made with other weights of {source.source} than those at hand; "
             "run `dvc repro encode`"
@@ -130,8 +130,9 @@ def unused_videos() -> list[dict[str, Any]]:
     """Videos that were filtered out or quarantined by any stage, with the reason."""
     unused = [row for row in read_jsonl(MANIFEST) if row["status"] != "accepted"]
     for folder in (FRAMES, ENCODED):
-        notes = read_manifest(folder)["quarantined"]
-        unused += [note | {"status": f"quarantined while making {folder}"} for note in notes]
+        for note in read_manifest(folder, Manifest).quarantined:
+            told = note.model_dump(include={"video_id", "reason", "message"})
+            unused.append(told | {"status": f"quarantined while making {folder}"})
     return unused
 
 
@@ -139,7 +140,9 @@ def provenance(config: dict[str, Any]) -> dict[str, str]:
     """The commit, and hashes of data and weights; the same for the same checkout."""
     found = {
         "git commit": git_commit(Path()),
-        "encoded data (hash of its manifest)": hash_json(read_manifest(ENCODED)),
+        "encoded data (hash of its manifest)": hash_json(
+            read_manifest(ENCODED, EncodedManifest).model_dump()
+        ),
         "trained weights (sha256)": config["weights_sha256"],
     }
     for name, source in config["provenance"].items():

@@ -23,11 +23,12 @@ from torch import Tensor
 
 from fvlm.core.device import default_device, peak_memory_gib
 from fvlm.core.errors import ParamsError
+from fvlm.core.identity import made_by
 from fvlm.core.io import hash_json, state_folder, write_csv, write_json
 from fvlm.core.params import Params, load_params
 from fvlm.core.seeding import unit_hash
 from fvlm.core.stage import run
-from fvlm.shards.manifest import read_manifest
+from fvlm.shards.manifest import FrameManifest, read_manifest
 from fvlm.shards.read import open_shards
 from fvlm.uncertainty.moments import VARIANTS
 from fvlm.uncertainty.plots import plot_icc, plot_sheet
@@ -50,7 +51,6 @@ STATES = "uncertainty"  # scores of unfinished runs, below .state/
 WEEK = 7 * 24 * 3600.0
 # Rounding changed scores of tiny towers by 5% around here, and by more below.
 WEAK = 4 * torch.finfo(torch.bfloat16).eps ** 2
-CODE = 1  # raise when the same parameters give other scores: kept ones are then made anew
 
 
 class Sections(Params):
@@ -106,9 +106,9 @@ def state_files(
     """
     deciding = {"p", "seed", "passes", "snapshots", "trials", "dtype"}
     common = sampler.params.model_dump(include=deciding) | dataclasses.asdict(source)
-    common |= {"code": CODE, "device": sampler.device.type, "samples": samples}
+    common |= {"made_by": made_by(score_frames), "device": sampler.device.type, "samples": samples}
     common |= {"tower": sampler.tower.identity, "sites": sampler.sites}
-    common["frames"] = [shard["sha256"] for shard in read_manifest(FRAMES)["shards"]]
+    common["frames"] = [shard.sha256 for shard in read_manifest(FRAMES, FrameManifest).shards]
     own: dict[str, Any] = {kind: {kind: change.keywords} for kind, change in changes.items()}
     folder = state_folder() / STATES
     return {
@@ -144,8 +144,8 @@ def load_frames(params: UncertaintyParams) -> tuple[NDArray[np.uint8], list[Fram
 
     Which clips are taken depends on the clips alone, so that one more video changes one clip.
     """
-    manifest = read_manifest(FRAMES)
-    splits = dict.fromkeys(shard["split"] for shard in manifest["shards"])
+    manifest = read_manifest(FRAMES, FrameManifest)
+    splits = dict.fromkeys(shard.split for shard in manifest.shards)
     readers = [open_shards(FRAMES, split=split) for split in splits]
     known = [(key, reader, row) for reader in readers for row, key in enumerate(reader.keys)]
     if not known:

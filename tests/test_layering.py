@@ -12,8 +12,8 @@ from tests.imports import MODULES, ROOT, imports, parsed, reachable
 # From the bottom up; a folder imports from the layers below it, and nothing of its neighbours.
 LAYERS = (
     {"core"},
-    {"corpus", "shards", "statistics", "tracking", "video", "weights"},
-    {"clips", "encoders"},
+    {"corpus", "shards", "statistics", "tracking", "weights"},
+    {"clips", "encoders", "video"},
     {"model"},
     {"evaluation", "training", "uncertainty"},
     {"calibration", "report"},

@@ -1,5 +1,8 @@
-"""The smallest models of the real classes; every value of their configurations can be set."""
+"""The smallest models of the real classes, every value of whose configurations can be set, and
+shards for them.
+"""
 
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +11,23 @@ from ruamel.yaml import YAML
 from torch import nn
 from transformers import Dinov2Config, Dinov2Model, LlamaConfig, LlamaModel
 
+from fvlm.clips.tokenizer import CaptionTokenizer
 from fvlm.encoders.dino import DinoEncoder
+from fvlm.model import saved
+from fvlm.model.build import Architecture
 from fvlm.model.foveated import FoveatedModel, ModelParams
 from fvlm.model.query_attention import DeepAttention, ShallowAttention
+from fvlm.shards.manifest import (
+    Array,
+    DinoPart,
+    EncodedManifest,
+    FrameManifest,
+    M,
+    ShardEntry,
+    VaePart,
+    write_manifest,
+)
+from fvlm.shards.write import Sample, write_shard
 
 
 def llama(**values: Any) -> LlamaConfig:
@@ -82,6 +99,63 @@ def model_params(llm: str, **changes: Any) -> ModelParams:
         "max_text_tokens": 8,
     }
     return ModelParams.model_validate(values | changes)
+
+
+def save_model(
+    model: FoveatedModel,
+    architecture: Architecture,
+    folder: Path,
+    *,
+    seed: int = 0,
+    tokenizer: CaptionTokenizer | None = None,
+) -> None:
+    """As a training leaves it."""
+    saved.save_model(
+        model.state_dict(),
+        architecture,
+        folder,
+        seed=seed,
+        training="tiny",
+        trained_by="tiny",
+        tokenizer=tokenizer,
+    )
+
+
+def frame_manifest(*shape: int) -> FrameManifest:
+    """Of clips of this shape: T,3,S,S."""
+    frames = Array(dtype="uint8", shape=list(shape))
+    return FrameManifest(stage="decode", made_by="tiny", recipe={}, frames=frames)
+
+
+def encoded_manifest(
+    tokens: Sequence[int],
+    latents: Sequence[int],
+    *,
+    dino: dict[str, Any] | None = None,
+    vae: dict[str, Any] | None = None,
+) -> EncodedManifest:
+    """Of clips of these shapes, [T,N,D] and [T,C,h,w]; of an encoder of two blocks."""
+    source: dict[str, Any] = {"source": "assets/tiny", "revision": "", "sha256": "0" * 64}
+    return EncodedManifest(
+        stage="encode",
+        made_by="tiny",
+        recipe={},
+        tokens=Array(dtype="float16", shape=list(tokens)),
+        latents=Array(dtype="float16", shape=list(latents)),
+        dino=DinoPart(**source | {"blocks": 2, "layer": 2} | (dino or {})),
+        vae=VaePart(**source | {"scaling_factor": 0.5} | (vae or {})),
+    )
+
+
+def write_shards(folder: Path, shards: Mapping[str, Iterable[Sample]], manifest: M) -> M:
+    """Shards, by names such as `train-000000.tar`, and the manifest, which is returned."""
+    entries = []
+    for name, samples in shards.items():
+        facts = write_shard(folder / name, samples).model_dump(exclude={"md5"})
+        entries.append(ShardEntry(name=name, split=name.split("-")[0], fingerprint=name, **facts))
+    manifest = manifest.model_copy(update={"shards": entries})
+    write_manifest(folder, manifest)
+    return manifest
 
 
 def set_params(folder: Path, values: dict[str, dict[str, Any]]) -> None:

@@ -36,7 +36,7 @@ from fvlm.core.params import Params, load_params, read_yaml
 from fvlm.core.progress import Progress
 from fvlm.core.stage import run
 from fvlm.evaluation.losses import EvaluateParams, evaluate_clips
-from fvlm.model.build import load_model
+from fvlm.model.saved import load_model
 from fvlm.statistics.arms import ARMS, ClipName, Losses
 from pipeline.paths import (
     CALIBRATE_METRICS,

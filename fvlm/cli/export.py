@@ -11,7 +11,7 @@ from pathlib import Path
 from fvlm.core.errors import FvlmError, ParamsError
 from fvlm.core.io import atomic_write, read_json
 from fvlm.core.stage import command_line, run
-from fvlm.model.build import CONFIG, TOKENIZER, WEIGHTS, load_model, load_tokenizer_of
+from fvlm.model.saved import CONFIG, TOKENIZER, WEIGHTS, load_model, load_tokenizer_of
 from fvlm.report.card import render_card
 from fvlm.report.provenance import git_commit, package_versions
 from pipeline.paths import EVALUATE_METRICS, MODEL, TRAIN_METRICS
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             shutil.copyfileobj(source, target)
     with atomic_write(folder / CARD) as file:
         file.write(card.encode())
-    print(f"{folder} is ready: the model loads with fvlm.model.build.load_model({str(folder)!r})")
+    print(f"{folder} is ready: the model loads with fvlm.model.saved.load_model({str(folder)!r})")
 
 
 if __name__ == "__main__":

@@ -25,8 +25,8 @@ from fvlm.core.stage import run
 from fvlm.encoders.dino import load_dino
 from fvlm.encoders.frames import EncodeParams, FrameEncoder
 from fvlm.encoders.vae import load_vae
-from fvlm.model.build import CONFIG, load_model, load_tokenizer_of
 from fvlm.model.foveated import FoveatedModel
+from fvlm.model.saved import CONFIG, load_model, load_tokenizer_of
 from fvlm.report.movie import encode_movie, movie_frames
 from fvlm.report.pictures import fixation_sheet, prediction_sheet, printable
 from fvlm.report.view import ClipView, view_clip

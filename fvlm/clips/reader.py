@@ -16,8 +16,6 @@ from fvlm.shards.read import ShardReader, open_shards
 
 Indices = NDArray[np.int64]
 
-COARSE_ONLY = "coarse-only"  # folder, below models/foveated/, of the model without fine passes
-
 
 class ClipReader:
     """Clips by row, in the order of the encode shards.

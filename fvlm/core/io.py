@@ -87,6 +87,12 @@ def write_json(path: Path, value: Any) -> None:
         file.write(json.dumps(value, indent=2, allow_nan=False).encode() + b"\n")
 
 
+def write_timings(stage: str, **figures: float | None) -> None:
+    """How fast a stage ran, for people: under .state, since results do not depend on it."""
+    rounded = {name: None if value is None else round(value, 3) for name, value in figures.items()}
+    write_json(state_folder() / "timings" / f"{stage}.json", rounded)
+
+
 def read_json(path: Path) -> Any:
     """Read one JSON document; an unreadable one raises FvlmError with the file's name."""
     try:

@@ -1,14 +1,14 @@
 """The folders of rendered control corpora, made once; what they are for: `controls.py`."""
 
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
-from fvlm.core.io import cache_folder, hash_json, sha256_file
+from fvlm.core.identity import made_by
+from fvlm.core.io import cache_folder, hash_json
 from fvlm.corpus.built import build_once
 from fvlm.corpus.controls import RenderedCorpus
 
-CODE = ("rendered_files.py", "rendered_scenes.py")
+RENDERER = "fvlm.corpus.rendered_files:render_clip"
 
 
 def rendered_folder(corpus: RenderedCorpus, *, clips: int, seed: int) -> Path:
@@ -35,5 +35,4 @@ def _build(corpus: RenderedCorpus, folder: Path, *, clips: int, seed: int) -> No
 
 def _version(clips: int, seed: int) -> str:
     """Another renderer, another x264 (it comes with PyAV) or size lives in another folder."""
-    code = [sha256_file(Path(__file__).with_name(name)) for name in CODE]
-    return hash_json([code, version("av"), clips, seed])[:12]
+    return hash_json([made_by(RENDERER), clips, seed])[:12]

@@ -48,6 +48,11 @@ def load_language(source: str, *, layers: int = 0) -> tuple[LlamaModel, Provenan
     return trunk, resolved.provenance
 
 
+def is_untrained(source: str) -> bool:
+    """Whether the source is a trunk with random weights."""
+    return _UNTRAINED.fullmatch(source) is not None
+
+
 def load_output(source: str) -> nn.Linear | None:
     """The output head [V,H] of a Llama model, float32; None when it is tied to the embeddings."""
     resolved = resolve(source, kind="language")

@@ -1,36 +1,35 @@
 """A stage that makes shards: incremental, safe against crashes, cached by DVC.
 
-    def produce(missing):                      # called once, with the plans that are not known yet
+    def produce(missing):                      # called with plans that are not known yet
         for plan in missing:                   # any order; look-ahead and parallelism are its own
             notes = []                         # may be filled while the samples are consumed
             yield plan, ShardContent(samples=decode_all(plan.members, notes), notes=notes)
 
-    recipe = {"stage": "decode", "code": 1, "params": params.model_dump()}
     plans = plan_splits({"train": members, "val": members}, recipe, clips_per_shard=8)
     manifest = build_shards(
-        stage="decode", plans=plans, produce=produce, out=Path("data/decode"),
-        manifest={"stage": "decode", "params": ..., "frames": ...},
+        plans=plans, produce=produce, out=Path("data/decode"),
+        manifest=FrameManifest(stage="decode", made_by=..., recipe=..., frames=...),
     )
 
 The unit of work is the shard. Each finished one is kept under `.state/shards/` (see `reuse.py`)
 until the output folder is put together, in one rename, from all of them. A run killed at any moment
 loses the shard that it was writing and what `produce` held ahead of it in memory, and nothing else;
-what is known by its fingerprint is linked, not computed.
+what is known by its fingerprint is linked, not computed. Several runs of a stage, of experiments
+side by side, share the work: a shard that another one makes is waited for.
 """
 
-import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
-from fvlm.core.errors import ShardError
+from fvlm.core.errors import FvlmError, ShardError
 from fvlm.core.io import NO_ROOM, fsync_folder, hash_json
-from fvlm.shards.manifest import write_manifest
+from fvlm.core.kept import Claims, remade
+from fvlm.shards.manifest import M, Note, ShardEntry, ShardNote, write_manifest
 from fvlm.shards.plan import Member, plan_shards
 from fvlm.shards.reuse import ShardRecord, ShardStore
 from fvlm.shards.write import Sample, write_shard
@@ -46,7 +45,7 @@ class ShardPlan:
 
     @classmethod
     def of(cls, split: str, members: Sequence[Member], recipe: object) -> "ShardPlan":
-        """`recipe` is the JSON value of stage, code version, parameters, encoder revisions."""
+        """`recipe` is the JSON value of code, parameters and weights."""
         ordered = [[member.key, member.content] for member in members]
         return cls(split, hash_json([recipe, ordered]), members)
 
@@ -56,14 +55,13 @@ class ShardContent:
     """What a plan turns into.
 
     samples: (key, fields) as `write_shard` takes them, consumed once.
-    notes: rows about members without a sample, with a `video_id`; read after the samples. They
-        are remembered with the shard and stand in the manifest whenever the shard is reused. One
-        with a true `retry` is about the machine, not the member: its shard is not remembered, so
-        the next run makes it anew.
+    notes: about members without a sample; read after the samples. They are remembered with the
+        shard and stand in the manifest whenever the shard is reused. One with `retry` is about the
+        machine, not the member: its shard is not remembered, so the next run makes it anew.
     """
 
     samples: Iterable[Sample]
-    notes: list[dict[str, Any]]
+    notes: list[Note]
 
 
 Produce = Callable[[Sequence[ShardPlan]], Iterable[tuple[ShardPlan, ShardContent]]]
@@ -72,35 +70,47 @@ OnShard = Callable[[ShardPlan, ShardRecord, bool], None]
 
 def build_shards(
     *,
-    stage: str,
     plans: Sequence[ShardPlan],
     produce: Produce,
     out: Path,
-    manifest: dict[str, Any],
-    on_shard: OnShard | None = None,
-) -> dict[str, Any]:
+    manifest: M,
+    on_shard: OnShard = lambda *_: None,
+) -> M:
     """Make the folder `out`: `{split}-{number:06d}.tar` in the order of `plans`, `manifest.json`.
 
     produce: see the top of this file; its exceptions end the run, finished shards stay.
-    manifest: fields that stand before `shards` and `quarantined`.
-    on_shard: told of each finished shard: plan, record, whether it was reused.
+    manifest: all but its `shards` and `quarantined`.
+    on_shard: told of each finished shard: plan, record, whether it was made before.
     Returns the manifest. A plan without a single sample gives no file, only its notes. Raises
-    FvlmError when another run of the stage is at work, ShardError when the disk is full.
+    FvlmError when another run makes the same folder, ShardError when the disk is full.
     """
-    store = ShardStore(stage)
+    stage = manifest.stage
+    store = ShardStore(stage, out)
     _check_plans(plans)
     done: dict[str, ShardRecord] = {}
+
+    def finished(plan: ShardPlan, record: ShardRecord, known: bool) -> None:
+        done[plan.fingerprint] = record
+        on_shard(plan, record, known)
+
     try:
-        with store.locked():
-            with ThreadPoolExecutor() as pool:  # verifying reads files
-                known = pool.map(store.recall, [plan.fingerprint for plan in plans])
-                for plan, record in zip(plans, known, strict=True):
-                    if record is not None:
-                        done[plan.fingerprint] = record
-                        if on_shard:
-                            on_shard(plan, record, True)
-            _compute(store, plans, produce, done, on_shard)
-            return _assemble(store, plans, done, out, manifest)
+        with Claims(store.folder) as claims:
+            if not claims.take(hash_json(str(out.resolve()))):
+                raise FvlmError(f"{out} is being made by another run of {stage}; wait for it")
+            with claims.alone() as alone:
+                if alone:
+                    store.delete_leftovers()
+            missing = _recall(store, plans, finished)
+            known = len(done)
+            while missing:
+                _compute(store, claims, missing, produce, finished)
+                missing = [plan for plan in missing if plan.fingerprint not in done]
+            made = _assemble(store, plans, done, out, manifest)
+            with claims.alone() as alone:
+                if alone:
+                    store.forget_files(
+                        {entry.fingerprint: out / entry.name for entry in made.shards}
+                    )
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
@@ -108,68 +118,100 @@ def build_shards(
             f"no room for stage {stage}: {error}; {len(done)} of {len(plans)} shards are "
             "finished and kept: make room and run again"
         ) from error
+    remade(stage)
+    if known:
+        print(
+            f"{stage}: {known} of {len(plans)} shards handed back: made before with the same "
+            "code, data and parameters"
+        )
+    return made
+
+
+def _recall(store: ShardStore, plans: Sequence[ShardPlan], finished: OnShard) -> list[ShardPlan]:
+    """Finish what was made before; returns the others."""
+    with ThreadPoolExecutor() as pool:  # verifying reads files
+        records = list(pool.map(store.recall, [plan.fingerprint for plan in plans]))
+    missing = []
+    for plan, record in zip(plans, records, strict=True):
+        if record is None:
+            missing.append(plan)
+        else:
+            finished(plan, record, True)
+    return missing
 
 
 def _compute(
     store: ShardStore,
-    plans: Sequence[ShardPlan],
+    claims: Claims,
+    missing: Sequence[ShardPlan],
     produce: Produce,
-    done: dict[str, ShardRecord],
-    on_shard: OnShard | None,
+    finished: OnShard,
 ) -> None:
-    missing = {plan.fingerprint: plan for plan in plans if plan.fingerprint not in done}
-    for plan, content in produce(list(missing.values())) if missing else ():
-        del missing[plan.fingerprint]
-        samples = iter(content.samples)
-        first = next(samples, None)
-        facts = None
-        if first is not None:
-            facts = write_shard(store.path(plan.fingerprint), chain([first], samples))
-        record = ShardRecord(facts, content.notes)
-        if not any(note.get("retry") for note in content.notes):
-            store.remember(plan.fingerprint, record)
-        done[plan.fingerprint] = record
-        if on_shard:
-            on_shard(plan, record, False)
-    if missing:
-        raise ShardError(f"{len(missing)} planned shards were not produced: {list(missing)[:3]}")
+    """Make those of the missing shards that no other run makes; else wait for one of theirs."""
+    mine = [plan for plan in missing if claims.take(plan.fingerprint)]
+    if not mine:
+        mine = list(missing[:1])
+        claims.wait(mine[0].fingerprint, f"{len(missing)} shards that are wanted here, too")
+    try:
+        todo = _recall(store, mine, finished)  # another run may have made it before the claim
+        waiting = {plan.fingerprint for plan in todo}
+        for plan, content in produce(todo) if todo else ():
+            waiting.remove(plan.fingerprint)
+            finished(plan, _write(store, plan, content), False)
+            claims.release(plan.fingerprint)
+    finally:
+        for plan in mine:
+            claims.release(plan.fingerprint)
+    if waiting:
+        raise ShardError(f"{len(waiting)} planned shards were not produced: {sorted(waiting)[:3]}")
+
+
+def _write(store: ShardStore, plan: ShardPlan, content: ShardContent) -> ShardRecord:
+    samples = iter(content.samples)
+    first, facts = next(samples, None), None
+    if first is not None:
+        facts = write_shard(store.path(plan.fingerprint), chain([first], samples))
+    record = ShardRecord(facts=facts, notes=content.notes)
+    if not any(note.retry for note in content.notes):
+        store.remember(plan.fingerprint, record)
+    return record
 
 
 def _assemble(
     store: ShardStore,
     plans: Sequence[ShardPlan],
-    done: dict[str, ShardRecord],
+    done: Mapping[str, ShardRecord],
     out: Path,
-    manifest: dict[str, Any],
-) -> dict[str, Any]:
+    manifest: M,
+) -> M:
     """Link all shards into a sibling of `out`, which then takes its place."""
     building, old = (out.with_name(f".{out.name}.{word}.tmp") for word in ("new", "old"))
     for leftover in (building, old):
         shutil.rmtree(leftover, ignore_errors=True)
     building.mkdir(parents=True)
-    shards, notes, placed = [], [], {}
+    shards, notes = list[ShardEntry](), list[ShardNote]()
     numbers: Counter[str] = Counter()
     for plan in plans:
         record = done[plan.fingerprint]
-        notes += record.notes
+        notes += [ShardNote(**note.model_dump(), shard=plan.fingerprint) for note in record.notes]
         if record.facts is None:
             continue
         name = f"{plan.split}-{numbers[plan.split]:06d}.tar"
         numbers[plan.split] += 1
-        store.place(plan.fingerprint, building / name)
-        placed[plan.fingerprint] = out / name
-        facts = {key: value for key, value in asdict(record.facts).items() if key != "md5"}
-        shards.append({"name": name, "split": plan.split, "fingerprint": plan.fingerprint, **facts})
-    document = {**manifest, "shards": shards, "quarantined": sorted(notes, key=_note_order)}
-    write_manifest(building, document)
+        store.place(plan.fingerprint, record, building / name)
+        facts = record.facts.model_dump(exclude={"md5"})
+        entry = {"name": name, "split": plan.split, "fingerprint": plan.fingerprint, **facts}
+        shards.append(ShardEntry(**entry))
+    notes.sort(key=lambda note: (note.video_id, note.reason, note.message))
+    made = manifest.model_copy(update={"shards": shards, "quarantined": notes})
+    write_manifest(building, made)
     fsync_folder(building)
     if out.exists():  # DVC deletes it before a run; without DVC the old output is still here
         out.rename(old)
     building.rename(out)
     fsync_folder(out.parent)
     shutil.rmtree(old, ignore_errors=True)
-    store.forget_files(placed)
-    return document
+    return made
 
 
 def plan_splits(
@@ -181,10 +223,6 @@ def plan_splits(
         for split, clips in members.items()
         for shard in plan_shards(clips, clips_per_shard)
     ]
-
-
-def _note_order(note: dict[str, Any]) -> tuple[str, str]:
-    return str(note.get("video_id")), json.dumps(note, sort_keys=True)
 
 
 def _check_plans(plans: Sequence[ShardPlan]) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fvlm.shards.build import ShardPlan
-from fvlm.shards.manifest import read_manifest
+from fvlm.shards.manifest import Manifest, read_manifest
 from fvlm.shards.plan import Member
 from fvlm.shards.read import ShardReader, open_shards
 
@@ -31,15 +31,15 @@ def derive_shards(folder: Path, recipe: object) -> Iterator[list[DerivedShard]]:
     recipe: as for `ShardPlan.of`. A change of it or of the source's bytes makes a shard anew.
     The readers are open inside the block. Raises ShardError for shards missing or damaged.
     """
-    entries = read_manifest(folder)["shards"]
+    entries = read_manifest(folder, Manifest).shards
     derived = []
     with ExitStack() as stack:
-        for split in dict.fromkeys(entry["split"] for entry in entries):
+        for split in dict.fromkeys(entry.split for entry in entries):
             reader, first = stack.enter_context(open_shards(folder, split=split)), 0
             for entry in entries:
-                if entry["split"] == split:
-                    rows = range(first, first + entry["samples"])
-                    members = [Member(reader.keys[row], entry["sha256"]) for row in rows]
+                if entry.split == split:
+                    rows = range(first, first + entry.samples)
+                    members = [Member(reader.keys[row], entry.sha256) for row in rows]
                     plan = ShardPlan.of(split, members, recipe)
                     derived.append(DerivedShard(plan, reader, rows))
                     first = rows.stop

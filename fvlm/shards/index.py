@@ -21,6 +21,7 @@ import numpy as np
 
 from fvlm.core.errors import FvlmError, ShardError
 from fvlm.core.io import read_json, state_folder, write_json
+from fvlm.shards.manifest import ShardEntry
 from fvlm.shards.verify import DamagedShardError, verify_file
 
 NPY_HEADER = 4096  # bytes; more than the header of any plain array
@@ -58,22 +59,22 @@ class _Member:
         return self.data + -(-self.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
 
 
-def index_shard(path: Path, entry: dict[str, Any]) -> ShardIndex:
+def index_shard(path: Path, entry: ShardEntry) -> ShardIndex:
     """Verify a shard against its manifest entry and say where its samples lie.
 
     Raises ShardError that names the shard and, as far as it can be told, the sample.
     """
     try:
-        verify_file(path, size=entry["bytes"], sha256=entry["sha256"])
+        verify_file(path, size=entry.bytes, sha256=entry.sha256)
     except DamagedShardError as damage:
-        place = locate_damage(path, entry["sample_crc32"])
+        place = locate_damage(path, entry.sample_crc32)
         raise DamagedShardError(path, f"{damage.detail}, {place}") from None
-    record = state_folder() / "shards" / "offsets" / f"{entry['sha256']}.json"
+    record = state_folder() / "shards" / "offsets" / f"{entry.sha256}.json"
     with suppress(FvlmError, OSError, TypeError, ValueError, KeyError):
         return _parse(read_json(record))
     index = _index(path)
-    if len(index.keys) != entry["samples"]:
-        raise ShardError(f"{path}: expected {entry['samples']} samples, got {len(index.keys)}")
+    if len(index.keys) != entry.samples:
+        raise ShardError(f"{path}: expected {entry.samples} samples, got {len(index.keys)}")
     with suppress(OSError):  # a read-only project still works, it only walks again
         write_json(record, asdict(index))
     return index

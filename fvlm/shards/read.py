@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 from fvlm.core.errors import ShardError
 from fvlm.core.progress import Progress
 from fvlm.shards.index import ShardIndex, index_shard
-from fvlm.shards.manifest import read_manifest
+from fvlm.shards.manifest import Manifest, ShardEntry, read_manifest
 from fvlm.shards.verify import DamagedShardError, is_verified
 
 
@@ -34,13 +34,13 @@ def open_shards(folder: Path, *, split: str, threads: int | None = None) -> "Sha
     threads: readers of a batch; default: the available cores, 2 to 16.
     Raises ShardError naming the shard (and sample) that is missing, damaged or unlike the others.
     """
-    manifest = read_manifest(folder)
-    entries = [entry for entry in manifest["shards"] if entry["split"] == split]
+    manifest = read_manifest(folder, Manifest)
+    entries = [entry for entry in manifest.shards if entry.split == split]
     if not entries:
-        splits = sorted({entry["split"] for entry in manifest["shards"]})
+        splits = sorted({entry.split for entry in manifest.shards})
         raise ShardError(f"{folder} has no {split} shards, only {splits}; run `dvc repro`")
     threads = threads or min(max(len(os.sched_getaffinity(0)), 2), 16)
-    paths = [folder / entry["name"] for entry in entries]
+    paths = [folder / entry.name for entry in entries]
     pool = ThreadPoolExecutor(threads, thread_name_prefix="shards")
     try:
         indexes = _index_all(pool, paths, entries)
@@ -59,7 +59,7 @@ class ShardReader:
     def __init__(
         self,
         *,
-        manifest: dict[str, Any],
+        manifest: Manifest,
         paths: list[Path],
         indexes: list[ShardIndex],
         pool: ThreadPoolExecutor,
@@ -208,10 +208,10 @@ def _runs(rows: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
 
 
 def _index_all(
-    pool: ThreadPoolExecutor, paths: list[Path], entries: list[dict[str, Any]]
+    pool: ThreadPoolExecutor, paths: list[Path], entries: list[ShardEntry]
 ) -> list[ShardIndex]:
     """Verify and index shards side by side; all must hold the same fields."""
-    news = [not is_verified(path, e["sha256"]) for path, e in zip(paths, entries, strict=True)]
+    news = [not is_verified(path, e.sha256) for path, e in zip(paths, entries, strict=True)]
     progress = Progress("verify", total=sum(news), unit="shard") if any(news) else None
     indexes: list[ShardIndex] = []
     with progress or nullcontext():

@@ -16,7 +16,7 @@ import fsspec
 import numpy as np
 
 from fvlm.core.errors import ShardError
-from fvlm.shards.manifest import NAME, parse_manifest
+from fvlm.shards.manifest import NAME, Manifest, ShardEntry, parse_manifest
 
 CHUNK = 8 << 20  # bytes fetched at once
 
@@ -36,10 +36,10 @@ def stream_shards(location: str, *, split: str) -> Any:
     location = location.rstrip("/")
     try:
         with fsspec.open(f"{location}/{NAME}", "rb") as file:
-            manifest = parse_manifest(file.read(), f"{location}/{NAME}")
+            manifest = parse_manifest(file.read(), f"{location}/{NAME}", Manifest)
     except OSError as error:
         raise ShardError(f"{location}/{NAME} cannot be read: {error!r}") from None
-    entries = {f"{location}/{e['name']}": e for e in manifest["shards"] if e["split"] == split}
+    entries = {f"{location}/{e.name}": e for e in manifest.shards if e.split == split}
     if not entries:
         raise ShardError(f"{location} has no {split} shards")
 
@@ -59,7 +59,7 @@ def stream_shards(location: str, *, split: str) -> Any:
     )
 
 
-def fetch(url: str, entry: dict[str, Any]) -> IO[bytes]:
+def fetch(url: str, entry: ShardEntry) -> IO[bytes]:
     """A temporary file with the verified content of a shard, at its start."""
     digest, size = hashlib.sha256(), 0
     copy = tempfile.TemporaryFile()  # noqa: SIM115  closed by the caller
@@ -72,10 +72,10 @@ def fetch(url: str, entry: dict[str, Any]) -> IO[bytes]:
     except OSError as error:
         copy.close()
         raise ShardError(f"{url} cannot be read: {error!r}") from error
-    if size != entry["bytes"] or digest.hexdigest() != entry["sha256"]:
+    if size != entry.bytes or digest.hexdigest() != entry.sha256:
         copy.close()
         raise ShardError(
-            f"{url} is damaged: expected {entry['bytes']} bytes with sha256 {entry['sha256']}, "
+            f"{url} is damaged: expected {entry.bytes} bytes with sha256 {entry.sha256}, "
             f"got {size} with {digest.hexdigest()}; upload it again"
         )
     copy.seek(0)

@@ -12,12 +12,12 @@ import re
 import tarfile
 import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
+from fvlm.core.documents import Document
 from fvlm.core.errors import ShardError
 from fvlm.core.io import KEY, atomic_write
 
@@ -27,8 +27,7 @@ Fields = Mapping[str, Any]
 Sample = tuple[str, Fields]
 
 
-@dataclass(frozen=True)
-class ShardFacts:
+class ShardFacts(Document):
     """What a written shard is: size, digests (hex), number of samples, one CRC-32 a sample.
 
     `sample_crc32` joins 8 hex digits a sample, over all tar bytes of that sample in shard order. It

@@ -11,13 +11,10 @@ functions of (seed, position). Of several processes only the main one reads and 
 is the same for any number of them, also when each holds a part of the weights only.
 """
 
-import fcntl
 import json
 import os
 import shutil
 import sys
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +23,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from fvlm.core.errors import CheckpointError, FvlmError, TrainingError
+from fvlm.core.errors import CheckpointError, FvlmError
 from fvlm.core.io import (
     atomic_write,
     fsync_folder,
@@ -52,28 +49,12 @@ class TrainState:
 
 
 class Checkpoints:
-    """Checkpoints of one configuration: `identity` is every parameter and input that matters."""
+    """Checkpoints of the training `name`: `identity` is every parameter and input that matters."""
 
-    def __init__(self, root: Path, identity: dict[str, Any]) -> None:
+    def __init__(self, root: Path, identity: dict[str, Any], name: str) -> None:
         # As JSON gives it back: a tuple would differ from the list that was saved.
         self._identity = json.loads(json.dumps(identity))
-        self.folder = root / hash_json(identity)[:20]
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep out another run of the same training; the lock is gone when its process is."""
-        if not is_main():
-            yield
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "lock").open("wb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise TrainingError(
-                    f"{self.folder} is in use: the same training already runs; stop it or wait"
-                ) from None
-            yield
+        self.folder = root / name
 
     def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainState) -> None:
         """Write a checkpoint under its final name only when all of it is on disk."""
@@ -125,9 +106,8 @@ class Checkpoints:
         return state
 
     def finish(self) -> None:
-        """This training is complete: keep its last state only, for a stage that is run again."""
-        (self.folder / _FINISHED).touch()
-        for old in self._saved()[:-1]:
+        """This training is complete, and its model saved."""
+        for old in self._saved():
             shutil.rmtree(old, ignore_errors=True)
 
     def _saved(self) -> list[Path]:
@@ -156,16 +136,6 @@ class Checkpoints:
             raise CheckpointError(f"{folder}: other weights than this model's: {sorted(different)}")
         state = TrainState(step=saved["step"], history=saved["history"])
         return weights, load_file(folder / OPTIMIZER), state
-
-
-def forget_finished(root: Path, *, keep: Collection[Path]) -> None:
-    """Delete the states of complete trainings but those to keep; of unfinished ones they stay."""
-    for marker in root.glob(f"*/{_FINISHED}"):
-        if marker.parent not in keep:
-            shutil.rmtree(marker.parent, ignore_errors=True)
-
-
-_FINISHED = "finished"
 
 
 class _DamagedError(Exception):

@@ -7,7 +7,7 @@ to the last, with identical results.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,6 +130,12 @@ def decode_request(request: dict[str, Any]) -> tuple[dict[str, Any], dict[str, n
         path, num_frames=request["num_frames"], size=request["size"], hears_decoder=True
     )
     return {"pts_seconds": clip.pts_seconds}, {"frames": clip.frames}
+
+
+def clip_metadata(row: Mapping[str, Any], pts_seconds: list[float]) -> dict[str, Any]:
+    """What a clip's sample tells besides its frames; `row` is the filter's."""
+    told = {name: row[name] for name in ("video_id", "caption", "sha256")}
+    return told | {"pts_seconds": pts_seconds}
 
 
 def decode_fast(

@@ -9,17 +9,16 @@ import os
 import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from fvlm.core.errors import VideoError
-from fvlm.core.io import hash_json, naming_full_disk, sha256_file
+from fvlm.core.identity import made_by
+from fvlm.core.io import naming_full_disk, state_folder
+from fvlm.core.kept import counts
 from fvlm.video.reasons import PASSING, Reason
 
 PROBE = "fvlm.video.probe:probe_request"
-# The modules of this folder that PROBE runs.
-PROBING = ("codec", "container", "facts", "geometry", "probe", "reasons", "structure")
 
 
 @dataclass(frozen=True)
@@ -52,11 +51,14 @@ class Facts(VideoFacts):
 FACTS = tuple(Facts.__dataclass_fields__)
 
 
+def probe_folder() -> Path:
+    """Where records of facts lie, one file for each version of the code."""
+    return state_folder() / "probe"
+
+
 def probe_version() -> str:
     """Changes with the code that probes and with PyAV: facts of another version do not count."""
-    folder = Path(__file__).parent
-    code = [sha256_file(folder / f"{module}.py") for module in PROBING]
-    return hash_json([version("av"), code])[:12]
+    return made_by(PROBE)
 
 
 class FactRecord:
@@ -66,7 +68,7 @@ class FactRecord:
         self._path = path
         self._entries: dict[str, dict[str, Any]] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
-        content = path.read_bytes() if path.exists() else b""
+        content = path.read_bytes() if counts("filter", path) else b""
         for line in content.split(b"\n"):
             try:
                 entry = json.loads(line)
@@ -109,7 +111,7 @@ def probe_all(paths: Iterable[str], record: FactRecord) -> Iterator[tuple[str, F
 
     keys: dict[str, list[int]] = {}
     for path in paths:
-        key = _stat_key(path)
+        key = stat_key(path)
         outcome = record.get(path, key) if isinstance(key, list) else key
         if outcome is not None:
             yield path, outcome
@@ -118,13 +120,13 @@ def probe_all(paths: Iterable[str], record: FactRecord) -> Iterator[tuple[str, F
     for item, result in map_isolated(PROBE, [{"path": path} for path in keys]):
         path = item["path"]
         outcome = result if isinstance(result, VideoError) else Facts(**result.values)
-        if _stat_key(path) != keys[path]:
+        if stat_key(path) != keys[path]:
             outcome = VideoError(Reason.NOT_A_FILE, "the file changed while it was read")
         record.put(path, keys[path], outcome)
         yield path, outcome
 
 
-def _stat_key(path: str) -> list[int] | VideoError:
+def stat_key(path: str) -> list[int] | VideoError:
     """What changes when a file's content does."""
     try:
         status = os.stat(path)  # noqa: PTH116 - once for every video

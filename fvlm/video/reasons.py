@@ -1,7 +1,5 @@
 """Why a video cannot be used: the one list of typed reasons that manifests and metrics carry."""
 
-from collections import Counter
-from collections.abc import Iterable, Mapping
 from enum import StrEnum
 
 
@@ -41,8 +39,3 @@ PASSING = frozenset(
         Reason.OUT_OF_MEMORY,
     }
 )
-
-
-def count_reasons(rows: Iterable[Mapping[str, object]]) -> dict[str, int]:
-    """How often each `reason` stands in the rows, by name."""
-    return dict(sorted(Counter(str(row["reason"]) for row in rows).items()))

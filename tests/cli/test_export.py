@@ -12,7 +12,8 @@ from transformers import LlamaForCausalLM
 from fvlm.cli import export
 from fvlm.core.errors import CheckpointError, FvlmError, ParamsError
 from fvlm.core.io import write_json
-from fvlm.model.build import build_model, load_model, save_model
+from fvlm.model.build import build_model
+from fvlm.model.saved import load_model
 from fvlm.statistics.arms import ARMS, CONTROLS
 from fvlm.statistics.verdict import describe
 from pipeline import paths
@@ -28,15 +29,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.chdir(tmp_path)
     LlamaForCausalLM(tiny.llama(hidden_size=8)).save_pretrained("llm")
     params = tiny.model_params("llm", head_channels=4)
-    source = {"source": "parts/x", "revision": "abc", "sha256": "0" * 64}
-    manifest = {
-        "tokens": {"shape": [4, 10, 6]},
-        "latents": {"shape": [4, 4, 2, 2]},
-        "dino": source | {"blocks": 2, "layer": 2},
-        "vae": source,
-    }
-    model, config = build_model(params, manifest)
-    save_model(model.state_dict(), config, paths.MODEL)
+    model, architecture = build_model(params, tiny.encoded_manifest((4, 10, 6), (4, 4, 2, 2)))
+    tiny.save_model(model, architecture, paths.MODEL)
     write_json(paths.TRAIN_METRICS, {"steps": 7, "samples": 56})
     found = json.loads((ROOT / "tests/report/evaluate.json").read_text())
     evaluation = {name: 1.25 if value is None else value for name, value in found.items()}

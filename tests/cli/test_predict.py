@@ -1,6 +1,7 @@
 """One video through a trained model: tiny real encoders, a tiny saved model, real files."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import av
@@ -13,7 +14,8 @@ from fvlm.core.errors import FvlmError, WeightsError
 from fvlm.core.io import read_json, write_json
 from fvlm.encoders.dino import load_dino
 from fvlm.encoders.vae import load_vae
-from fvlm.model.build import CONFIG, build_model, save_model
+from fvlm.model.build import build_model
+from fvlm.model.saved import CONFIG
 from tests import tiny
 
 SIZE, FRAMES = 32, 5
@@ -27,20 +29,15 @@ def project(video_folder: Path, tiny_models: Path, monkeypatch: pytest.MonkeyPat
         load_dino(f"{tiny_models}/dino"),
         load_vae(f"{tiny_models}/vae"),
     )
-    sources = {"dino": dino_source, "vae": vae_source}
-    found = {
-        name: {"source": source.source, "revision": "", "sha256": source.sha256}
-        for name, source in sources.items()
-    }
-    manifest = {
-        "tokens": {"shape": [8, dino.num_tokens(SIZE), 16]},
-        "latents": {"shape": [8, *vae.latent_shape(SIZE)]},
-        "dino": found["dino"] | {"blocks": dino.blocks, "layer": dino.blocks - 1},
-        "vae": found["vae"],
-    }
+    manifest = tiny.encoded_manifest(
+        (8, dino.num_tokens(SIZE), 16),
+        (8, *vae.latent_shape(SIZE)),
+        dino=asdict(dino_source) | {"blocks": dino.blocks, "layer": dino.blocks - 1},
+        vae=asdict(vae_source),
+    )
     params = tiny.model_params(f"{tiny_models}/llm", query_layers=1, head_channels=8)
-    model, config = build_model(params, manifest)
-    save_model(model.state_dict(), config, video_folder / "models/foveated")
+    model, architecture = build_model(params, manifest)
+    tiny.save_model(model, architecture, video_folder / "models/foveated")
     return video_folder
 
 

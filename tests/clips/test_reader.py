@@ -1,7 +1,6 @@
 """Tokens, frames and latents of the same clips, whatever the order of their shards."""
 
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,8 @@ import torch
 from fvlm.clips.batch import Input
 from fvlm.clips.reader import BatchMemory, ClipReader, open_clips
 from fvlm.core.errors import ParamsError, ShardError
-from fvlm.shards.manifest import write_manifest
-from fvlm.shards.write import write_shard
+from fvlm.shards.manifest import Manifest
+from tests import tiny
 
 STORED = 4
 Open = Callable[[Input], ClipReader]
@@ -35,9 +34,8 @@ def write_folder(folder: Path, fields: dict[str, Any], *, stored: int = STORED) 
         }
 
     samples = [(key, arrays(number)) for key, number in fields.items()]
-    facts = asdict(write_shard(folder / "val-000000.tar", samples))
-    shard = {"name": "val-000000.tar", "split": "val", "fingerprint": "", **facts}
-    write_manifest(folder, {"stage": folder.name, "shards": [shard]})
+    manifest = Manifest(stage=folder.name, made_by="tiny", recipe={})
+    tiny.write_shards(folder, {"val-000000.tar": samples}, manifest)
 
 
 @pytest.fixture

@@ -1,3 +1,4 @@
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +17,13 @@ from transformers import (
 )
 
 from fvlm.clips.batch import Input
-from fvlm.core.errors import CheckpointError, FvlmError, ParamsError, ShardError
-from fvlm.core.io import read_json, write_json
+from fvlm.core.errors import CheckpointError, ParamsError, ShardError
 from fvlm.encoders.dino import load_dino
-from fvlm.model.build import (
-    build_model,
-    build_tokenizer,
-    check_layer,
-    load_model,
-    load_tokenizer_of,
-    save_model,
-)
+from fvlm.model.build import Architecture, build_model, build_tokenizer, check_layer
 from fvlm.model.foveated import FoveatedModel, ModelParams, Prediction
 from fvlm.model.query_attention import ShallowAttention
+from fvlm.model.saved import load_model, load_tokenizer_of, read_config
+from fvlm.shards.manifest import EncodedManifest
 from tests import tiny
 
 D, H, L, SIZE = 16, 24, 3, 42
@@ -63,16 +58,10 @@ def make_params(folder: Path, **changes: Any) -> ModelParams:
     return tiny.model_params(**({"llm": str(folder / "llama")} | changes))
 
 
-def make_manifest(folder: Path, family: str, *, layer: int) -> dict[str, Any]:
-    source = str(folder / family)
-    encoder, found = load_dino(source)
-    return {
-        "stage": "encode",
-        "tokens": {"dtype": "float16", "shape": [4, encoder.num_tokens(SIZE), D]},
-        "latents": {"dtype": "float16", "shape": [4, 4, 5, 5]},
-        "dino": {"source": source, "sha256": found.sha256, "blocks": L, "layer": layer},
-        "vae": {"source": "assets/vae"},
-    }
+def make_manifest(folder: Path, family: str, *, layer: int, **dino: str) -> EncodedManifest:
+    encoder, found = load_dino(str(folder / family))
+    part = asdict(found) | {"blocks": L, "layer": layer} | dino
+    return tiny.encoded_manifest((4, encoder.num_tokens(SIZE), D), (4, 4, 5, 5), dino=part)
 
 
 def build(
@@ -82,7 +71,7 @@ def build(
     k: int = 0,
     input: Input = "features",
     **changes: object,
-) -> tuple[FoveatedModel, dict[str, Any]]:
+) -> tuple[FoveatedModel, Architecture]:
     manifest = make_manifest(folder, family, layer=L - k)
     return build_model(make_params(folder, query_layers=k, **changes), manifest, input=input)
 
@@ -110,8 +99,8 @@ def test_a_saved_model_comes_back_bit_for_bit_without_its_parts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     changes: dict[str, Any] = {"temperature": 0.5, "fine_iterations": 2}
-    model, config = build(folder, family=family, k=k, input=input, **changes)
-    save_model(model.state_dict(), config, tmp_path / "saved")
+    model, architecture = build(folder, family=family, k=k, input=input, **changes)
+    tiny.save_model(model, architecture, tmp_path / "saved")
     monkeypatch.setattr("fvlm.model.build.load_language", None)
     monkeypatch.setattr("fvlm.model.build.load_dino", None)
     loaded = load_model(tmp_path / "saved")
@@ -120,17 +109,17 @@ def test_a_saved_model_comes_back_bit_for_bit_without_its_parts(
     weights = model.state_dict()
     assert loaded.state_dict().keys() == weights.keys()
     assert all(torch.equal(value, weights[name]) for name, value in loaded.state_dict().items())
-    count = config["token_shape"][0]
+    count = architecture.token_shape[0]
     assert torch.equal(predict(model.eval(), tokens=count), predict(loaded, tokens=count))
-    again, other = tmp_path / "again", tmp_path / "saved"
-    save_model(loaded.state_dict(), read_json(other / "config.json"), again)
+    saved = dict(read_config(tmp_path / "saved"))
+    described = Architecture(**{name: saved[name] for name in Architecture.model_fields})
+    tiny.save_model(loaded, described, tmp_path / "again")
     for name in ("config.json", "model.safetensors"):
-        assert (again / name).read_bytes() == (other / name).read_bytes()
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "saved" / name).read_bytes()
 
 
 def test_the_embedding_table_is_not_saved(folder: Path, tmp_path: Path) -> None:
-    model, config = build(folder)
-    save_model(model.state_dict(), config, tmp_path)
+    tiny.save_model(*build(folder), tmp_path)
     assert not [name for name in load_file(tmp_path / "model.safetensors") if "embed" in name]
 
 
@@ -155,10 +144,12 @@ def test_llm_layers_change_the_computation(folder: Path) -> None:
 def test_a_model_with_text_comes_back_with_its_tokenizer(
     folder: Path, tmp_path: Path, text: str, tied: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, config = build(folder, text=text, llm=str(folder / ("llama" if tied else "untied")))
+    model, architecture = build(
+        folder, text=text, llm=str(folder / ("llama" if tied else "untied"))
+    )
     assert (model.output is None) == (tied or text == "condition")
     tokenizer = build_tokenizer(make_params(folder, text=text))
-    save_model(model.state_dict(), config, tmp_path, tokenizer)
+    tiny.save_model(model, architecture, tmp_path, tokenizer=tokenizer)
     for name in ("load_language", "load_output", "load_tokenizer"):
         monkeypatch.setattr(f"fvlm.model.build.{name}", None)
     loaded, words = load_model(tmp_path), load_tokenizer_of(tmp_path)
@@ -309,11 +300,11 @@ def test_shallow_attention_reads_intermediate_tokens_only_when_told(folder: Path
     with pytest.raises(ShardError, match=r"or model\.intermediate_tokens: true$"):
         build_model(make_params(folder), manifest)
     params = make_params(folder, intermediate_tokens=True)
-    model, config = build_model(params, manifest)
+    model, architecture = build_model(params, manifest)
     final, _ = build_model(params, make_manifest(folder, "dinov2", layer=L))
     final.load_state_dict(model.state_dict())
     assert torch.equal(predict(model, tokens=10), predict(final, tokens=10))  # tokens are tokens
-    save_model(model.state_dict(), config, folder / "model")
+    tiny.save_model(model, architecture, folder / "model")
     assert isinstance(load_model(folder / "model").attention, ShallowAttention)
     with pytest.raises(ParamsError, match=r"intermediate_tokens: must be false with .* frames"):
         build_model(params, manifest, input="frames")
@@ -324,65 +315,14 @@ def test_shallow_attention_reads_intermediate_tokens_only_when_told(folder: Path
 def test_more_query_layers_than_blocks_are_not_offered_a_negative_layer(folder: Path) -> None:
     with pytest.raises(ShardError) as error:
         check_layer(
-            make_params(folder, query_layers=L + 2), {"dino": {"blocks": L, "layer": L - 1}}
+            make_params(folder, query_layers=L + 2), make_manifest(folder, "dinov2", layer=L - 1)
         )
     assert str(error.value).endswith("set model.query_layers: 1")
 
 
 def test_other_encoder_weights_than_those_of_the_shards_are_refused(folder: Path) -> None:
-    manifest = make_manifest(folder, "dinov2", layer=L - 1)
-    manifest["dino"]["sha256"] = "0" * 64
+    manifest = make_manifest(folder, "dinov2", layer=L - 1, sha256="0" * 64)
     with pytest.raises(ShardError, match="other weights"):
         build_model(make_params(folder, query_layers=1), manifest)
     with pytest.raises(ShardError, match="other weights"):
         build_model(make_params(folder), manifest, input="frames")
-
-
-def test_damaged_weights_are_refused(folder: Path, tmp_path: Path) -> None:
-    model, config = build(folder)
-    save_model(model.state_dict(), config, tmp_path)
-    path = tmp_path / "model.safetensors"
-    sound = path.read_bytes()
-    flipped = bytearray(sound)
-    flipped[len(sound) // 2] ^= 1
-    for damaged in (sound[:-1], sound[: len(sound) // 2], b"", bytes(flipped)):
-        path.write_bytes(damaged)
-        with pytest.raises(CheckpointError, match=r"model\.safetensors"):
-            load_model(tmp_path)
-    path.unlink()
-    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
-        load_model(tmp_path)
-    path.write_bytes(sound)
-    load_model(tmp_path)
-
-
-def test_weights_of_another_model_are_refused(folder: Path, tmp_path: Path) -> None:
-    for name, layers in (("one", 1), ("two", 2)):
-        model, config = build(folder, llm_layers=layers)
-        save_model(model.state_dict(), config, tmp_path / name)
-    (tmp_path / "one" / "model.safetensors").write_bytes(
-        (tmp_path / "two" / "model.safetensors").read_bytes()
-    )
-    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
-        load_model(tmp_path / "one")
-
-
-def test_another_format_and_a_missing_folder_are_refused(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(FvlmError, match=r"config\.json not found"):
-        load_model(tmp_path / "nowhere")
-    model, config = build(folder, k=1)
-    save_model(model.state_dict(), {**config, "format": 99}, tmp_path)
-    with pytest.raises(CheckpointError, match="format 99, expected 3"):
-        load_model(tmp_path)
-    saved = read_json(tmp_path / "config.json") | {"format": 3}
-    for missing in saved.keys() - {"format", "provenance"}:
-        write_json(tmp_path / "config.json", {k: v for k, v in saved.items() if k != missing})
-        with pytest.raises(CheckpointError, match=rf"(?s)config\.json.*{missing}.* missing"):
-            load_model(tmp_path)
-    write_json(tmp_path / "config.json", saved | {"model": {"llm": "x", "lm_layers": 1}})
-    message = r"(?s)config\.json.*model.llm_layers: missing.*model.lm_layers: unknown"
-    with pytest.raises(CheckpointError, match=message):
-        load_model(tmp_path)
-    write_json(tmp_path / "config.json", {})
-    with pytest.raises(CheckpointError, match="format None"):
-        load_model(tmp_path)

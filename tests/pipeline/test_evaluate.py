@@ -5,7 +5,6 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,12 @@ from matplotlib.image import imread
 from transformers import LlamaForCausalLM
 
 from fvlm.cli import verdict
-from fvlm.clips.reader import COARSE_ONLY
 from fvlm.core.errors import FvlmError, ParamsError, ShardError
 from fvlm.core.io import read_json, sample_key, write_json
-from fvlm.model.build import CONFIG, build_model, save_model
+from fvlm.model.build import build_model
 from fvlm.model.foveated import ModelParams
-from fvlm.shards.manifest import read_manifest, write_manifest
-from fvlm.shards.write import write_shard
+from fvlm.model.saved import CONFIG
+from fvlm.shards.manifest import EncodedManifest, read_manifest
 from pipeline import evaluate, paths
 from tests import tiny
 
@@ -52,13 +50,13 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
 
 
 def save_trained(
-    params: ModelParams, manifest: dict[str, Any], folder: Path, *, seed: int = 0
+    params: ModelParams, manifest: EncodedManifest, folder: Path, *, seed: int = 0
 ) -> None:
     """A model as `pipeline.train` leaves it, with weights of its own."""
-    coarse_only = COARSE_ONLY in folder.parts
     torch.manual_seed(seed)
-    model, config = build_model(params, manifest, coarse_only=coarse_only)
-    save_model(model.state_dict(), config | {"seed": seed}, folder)
+    coarse_only = folder.is_relative_to(paths.COARSE_ONLY)
+    model, architecture = build_model(params, manifest, coarse_only=coarse_only)
+    tiny.save_model(model, architecture, folder, seed=seed)
 
 
 def write_params(*, batch_size: int = 2, num_frames: int = 4) -> None:
@@ -71,7 +69,7 @@ def write_params(*, batch_size: int = 2, num_frames: int = 4) -> None:
     Path("params.yaml").write_text(json.dumps({"evaluate": section}))
 
 
-def write_encode_folder(clips: int) -> dict[str, Any]:
+def write_encode_folder(clips: int) -> EncodedManifest:
     rng = np.random.default_rng(0)
 
     def samples(split: str, count: int) -> list[tuple[str, dict[str, Any]]]:
@@ -88,23 +86,10 @@ def write_encode_folder(clips: int) -> dict[str, Any]:
             for video_id in video_ids
         ]
 
-    shards = []
-    for split, count in (("train", 2), ("val", clips)):
-        if count:
-            name = f"{split}-000000.tar"
-            facts = write_shard(paths.ENCODED / name, samples(split, count))
-            shards.append({"name": name, "split": split, "fingerprint": split, **asdict(facts)})
-    manifest = {
-        "stage": "encode",
-        "tokens": {"dtype": "float16", "shape": [STORED, *TOKENS]},
-        "latents": {"dtype": "float16", "shape": [STORED, *LATENT]},
-        "dino": {"blocks": 2, "layer": 2},
-        "vae": {},
-        "shards": shards,
-        "quarantined": [],
-    }
-    write_manifest(paths.ENCODED, manifest)
-    return manifest
+    counts = {"train": 2, "val": clips}
+    shards = {f"{name}-000000.tar": samples(name, n) for name, n in counts.items() if n}
+    manifest = tiny.encoded_manifest((STORED, *TOKENS), (STORED, *LATENT))
+    return tiny.write_shards(paths.ENCODED, shards, manifest)
 
 
 def metrics() -> dict[str, Any]:
@@ -135,9 +120,9 @@ def test_metrics_are_flat_and_finite_and_agree_with_the_tables(project: Project)
     assert sum(int(row["clips"]) for row in motion) == 7
 
 
-def add_trained(name: str, *, seed: int) -> None:
+def add_trained(folder: Path, *, seed: int) -> None:
     params = ModelParams.model_validate(read_json(paths.MODEL / CONFIG)["model"])
-    save_trained(params, read_manifest(paths.ENCODED), paths.MODEL / name, seed=seed)
+    save_trained(params, read_manifest(paths.ENCODED, EncodedManifest), folder, seed=seed)
 
 
 def test_a_model_without_fine_passes_becomes_an_arm_and_a_control(
@@ -146,7 +131,7 @@ def test_a_model_without_fine_passes_becomes_an_arm_and_a_control(
     project(7)
     evaluate.main()
     before = metrics()
-    add_trained(COARSE_ONLY, seed=5)
+    add_trained(paths.COARSE_ONLY, seed=5)
     evaluate.main()
     found = metrics()
     assert {name: found[name] for name in before} == before
@@ -165,7 +150,7 @@ def test_a_model_without_fine_passes_becomes_an_arm_and_a_control(
 
 def test_a_twin_with_the_same_weights_has_the_same_coarse_loss(project: Project) -> None:
     project(3)
-    add_trained(COARSE_ONLY, seed=0)
+    add_trained(paths.COARSE_ONLY, seed=0)
     evaluate.main()
     found = metrics()
     assert found["loss_coarse_only"] == pytest.approx(found["loss_coarse"], rel=1e-6)
@@ -178,7 +163,7 @@ def test_seeds_are_replicates(project: Project, capsys: pytest.CaptureFixture[st
     evaluate.main()
     single[0] = metrics()
     for seed in (3, 11):
-        add_trained(f"seed-{seed}", seed=seed)
+        add_trained(paths.MODEL / f"seed-{seed}", seed=seed)
     evaluate.main()
     found = metrics()
     assert found["seeds"] == 3

@@ -20,11 +20,11 @@ from transformers import (
 
 from fvlm.core.io import sample_key
 from fvlm.encoders.dino import DinoEncoder, load_dino
-from fvlm.model.build import load_model, load_tokenizer_of
 from fvlm.model.query_attention import DeepAttention
-from fvlm.shards.manifest import read_manifest, write_manifest
-from fvlm.shards.write import write_shard
+from fvlm.model.saved import load_model, load_tokenizer_of
+from fvlm.shards.manifest import EncodedManifest, read_manifest, write_manifest
 from pipeline import paths, train
+from tests import tiny
 from tests.pipeline.test_train import CAPTIONS, CLIPS, RESULTS, STORED, write_inputs
 from tests.tiny import set_params
 
@@ -47,9 +47,9 @@ def give_frames(project: Path) -> None:
         project / "weights/dino"
     )
     _, found = load_dino("weights/dino")
-    manifest = read_manifest(paths.ENCODED)
-    manifest["dino"] |= {"source": "weights/dino", "sha256": found.sha256}
-    write_manifest(paths.ENCODED, manifest)
+    manifest = read_manifest(paths.ENCODED, EncodedManifest)
+    dino = manifest.dino.model_copy(update=asdict(found))
+    write_manifest(paths.ENCODED, manifest.model_copy(update={"dino": dino}))
     rng = np.random.default_rng(1)
     samples = [
         (
@@ -61,9 +61,8 @@ def give_frames(project: Path) -> None:
         )
         for number in range(CLIPS)
     ]
-    facts = write_shard(paths.FRAMES / "train-000000.tar", samples)
-    shard = {"name": "train-000000.tar", "split": "train", "fingerprint": "a", **asdict(facts)}
-    write_manifest(paths.FRAMES, {"stage": "decode", "shards": [shard], "quarantined": []})
+    frames = tiny.frame_manifest(STORED, 3, SIZE, SIZE)
+    tiny.write_shards(paths.FRAMES, {"train-000000.tar": samples}, frames)
 
 
 def give_words(project: Path) -> None:

@@ -9,7 +9,11 @@ import pytest
 
 from fvlm.core.errors import ShardError
 from fvlm.shards.build import ShardContent, ShardPlan, build_shards
+from fvlm.shards.manifest import Manifest, Note
 from fvlm.shards.plan import Member
+
+MANIFEST = Manifest(stage="s", made_by="", recipe={})
+NOTE = Note(video_id="b", reason="r", message="m")
 
 
 def manifest(project: Any) -> Any:
@@ -19,22 +23,28 @@ def manifest(project: Any) -> Any:
 def test_manifest_describes_the_files(project: Any) -> None:
     shards = project.run()
     document = manifest(project)
-    assert list(document) == ["stage", "params", "shards", "quarantined", "manifest_sha256"]
+    assert (document["stage"], document["recipe"]) == ("toy", {"scale": 1})
     assert len(document["shards"]) == shards
     assert {entry["name"] for entry in document["shards"]} == set(project.out) - {"manifest.json"}
     for entry in document["shards"]:
         assert entry["bytes"] == len(project.out[entry["name"]])
         assert entry["name"].startswith(entry["split"] + "-000")
     assert sum(entry["samples"] for entry in document["shards"]) == 14
-    assert [row["video_id"] for row in document["quarantined"]] == ["broken.mp4"]
+    (note,) = document["quarantined"]
+    assert note["video_id"] == "broken.mp4"
+    assert note["shard"] in project.log
 
 
-def test_nothing_changed_computes_nothing_and_repeats_the_notes(project: Any) -> None:
+def test_nothing_changed_computes_nothing_and_repeats_the_notes(
+    project: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
     project.run()
     first = project.out
     shutil.rmtree("data/toy")  # as DVC does before a run
+    capfd.readouterr()
     assert project.run() == 0
     assert project.out == first
+    assert f"toy: {len(set(project.log))} of " in capfd.readouterr().out
 
 
 def test_without_dvc_the_output_in_place_is_replaced(project: Any) -> None:
@@ -115,7 +125,7 @@ def test_an_error_of_the_producer_keeps_what_is_finished() -> None:
         raise RuntimeError("decoder on fire")
 
     plans = [ShardPlan.of("train", [Member(key, key)], {}) for key in ("a", "b")]
-    arguments: Any = {"stage": "s", "plans": plans, "out": Path("data/s"), "manifest": {}}
+    arguments: Any = {"plans": plans, "out": Path("data/s"), "manifest": MANIFEST}
     with pytest.raises(RuntimeError, match="on fire"):
         build_shards(**arguments, produce=produce)
     assert not Path("data/s").exists()
@@ -123,23 +133,25 @@ def test_an_error_of_the_producer_keeps_what_is_finished() -> None:
 
     def produce_rest(missing: Any) -> Any:
         seen.extend(plan.members[0].key for plan in missing)
-        yield missing[0], ShardContent([], [{"video_id": "b", "reason": "r"}])
+        yield missing[0], ShardContent([], [NOTE])
 
     events: list[tuple[str, bool]] = []
-    document = build_shards(
+    made = build_shards(
         **arguments,
         produce=produce_rest,
         on_shard=lambda plan, _, reused: events.append((plan.members[0].key, reused)),
     )
     assert seen == ["b"]
     assert events == [("a", True), ("b", False)]
-    assert [entry["name"] for entry in document["shards"]] == ["train-000000.tar"]
-    assert document["quarantined"] == [{"video_id": "b", "reason": "r"}]
+    assert [entry.name for entry in made.shards] == ["train-000000.tar"]
+    assert [(note.video_id, note.shard) for note in made.quarantined] == [
+        ("b", plans[1].fingerprint)
+    ]
 
 
 def test_plans_without_content_and_repeated_plans_are_errors(project: Any) -> None:
     plan = ShardPlan.of("train", [Member("a", "a")], {})
-    arguments: Any = {"stage": "s", "out": project.folder / "s", "manifest": {}}
+    arguments: Any = {"out": project.folder / "s", "manifest": MANIFEST}
     with pytest.raises(ShardError, match="1 planned shards were not produced"):
         build_shards(**arguments, plans=[plan], produce=lambda _: [])
     with pytest.raises(ShardError, match="two planned shards"):

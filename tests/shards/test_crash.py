@@ -8,7 +8,6 @@ import resource
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,6 @@ from typing import Any
 import pytest
 
 from fvlm.core.errors import FvlmError
-from fvlm.shards.reuse import ShardStore
 
 STAGE = Path(__file__).with_name("toy_stage.py")
 
@@ -188,31 +186,3 @@ def test_full_disk_is_a_clear_error_and_completes_later(project: Any, kilobytes:
         assert not project.kept  # another file system: no hard links, so nothing is kept
     finally:
         subprocess.run(["umount", str(state)], check=True)
-
-
-def test_second_run_names_the_holder_of_the_lock(project: Any, environment: dict[str, str]) -> None:
-    command = [sys.executable, str(STAGE)]
-    with ShardStore("toy").locked():
-        second = subprocess.run(
-            command, env=environment, capture_output=True, text=True, check=False
-        )
-    assert second.returncode != 0
-    assert f"stage toy is already being run by process {os.getpid()} on" in second.stderr
-    subprocess.run(command, env=environment, check=True)
-    assert project.out
-
-
-def test_lock_of_a_killed_run_vanishes(project: Any) -> None:
-    def hold() -> None:
-        with ShardStore("toy").locked():
-            Path("held").touch()
-            time.sleep(60)
-
-    pid = in_child(hold)
-    while not Path("held").exists():
-        time.sleep(0.01)
-    with pytest.raises(FvlmError, match=f"already being run by process {pid}"):
-        project.run()
-    os.kill(pid, signal.SIGKILL)
-    exit_code(pid)
-    assert project.run() > 0

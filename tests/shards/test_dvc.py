@@ -1,10 +1,12 @@
 """With real DVC: shards are cached, linked, restored, pushed and pulled."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +133,7 @@ def test_push_pull_and_checkout(repository: Repository) -> None:
     project = repository.project
     repository.repro()
     first = project.out
-    repository.dvc("remote", "add", "-d", "store", str(project.folder / "remote"))
+    repository.dvc("remote", "add", "-q", "-d", "store", str(project.folder / "remote"))
     repository.dvc("push", "-q")
     shutil.rmtree(".dvc/cache")
     shutil.rmtree(".state")
@@ -142,6 +144,44 @@ def test_push_pull_and_checkout(repository: Repository) -> None:
     repository.dvc("checkout", "-q")
     assert project.out == first
     assert "up to date" in repository.dvc("status")
+
+
+def test_the_cache_and_the_lock_file_hand_all_shards_back(repository: Repository) -> None:
+    """Also those without a sample, and the notes: `.state` is no more than a shortcut."""
+    project = repository.project
+    videos = [f"broken {number}.mp4" for number in range(9)]
+    project.fill(videos=[*Path("videos.txt").read_text().splitlines(), *videos])
+    total = repository.repro()
+    first = project.out
+    assert len(json.loads(first["manifest.json"])["quarantined"]) == 10
+    assert total > len(first) - 1  # some shards have no file
+    shutil.rmtree(".state")
+    assert f"toy: {total} of {total} shards handed back" in repository.dvc("repro", "-f")
+    assert len(project.log) == total
+    assert project.out == first
+
+
+def test_a_fresh_clone_makes_what_is_new_only(
+    repository: Repository, tmp_path_factory: pytest.TempPathFactory, monkeypatch: Any
+) -> None:
+    total = repository.repro()
+    remote, clone = repository.project.folder / "remote", tmp_path_factory.mktemp("clone")
+    repository.dvc("remote", "add", "-q", "-d", "store", str(remote))
+    repository.dvc("push", "-q")
+    repository.commit()
+    repository.call("git", "clone", "-q", ".", str(clone))
+    monkeypatch.chdir(clone)
+    project = repository.project = replace(repository.project, folder=clone)
+    repository.dvc("pull", "-q")
+    project.fill(videos=[*Path("videos.txt").read_text().splitlines(), "clip 99.mp4"])
+    assert 1 <= repository.repro() <= 3 < total
+    notes = json.loads(project.out["manifest.json"])["quarantined"]
+    assert [note["video_id"] for note in notes] == ["broken.mp4"]
+    incremental = project.out
+    shutil.rmtree(".state")
+    shutil.rmtree(".dvc/cache")
+    assert repository.repro() >= total  # there is nothing left to hand back
+    assert project.out == incremental
 
 
 def test_a_damaged_object_in_the_cache_is_replaced(repository: Repository) -> None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from fvlm.core.errors import FvlmError, ShardError
 from fvlm.shards.build import ShardContent, ShardPlan, build_shards
+from fvlm.shards.manifest import Manifest
 from fvlm.shards.plan import Member
 from fvlm.shards.read import ShardReader, open_shards
 
@@ -126,11 +127,10 @@ def small_shard() -> Path:
     ]
     plan = ShardPlan.of("train", [Member("x", "x")], {})
     build_shards(
-        stage="small",
         plans=[plan],
         produce=lambda missing: [(missing[0], ShardContent(samples, []))],
         out=Path("data/small"),
-        manifest={},
+        manifest=Manifest(stage="small", made_by="", recipe={}),
     )
     return Path("data/small/train-000000.tar")
 

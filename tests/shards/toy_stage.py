@@ -1,9 +1,12 @@
 """A small stage for the tests: reads `videos.txt` and `params.yaml`, writes `data/toy`.
 
 Videos with `broken` in their name are quarantined. Appends one line to `computed.log` (in the
-project's root) for each shard that it starts to compute.
+project's root) for each shard that it starts to compute. With TOY_PAUSE set it makes a file
+`paused` after its first shard, and waits until that is gone.
 """
 
+import os
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -11,18 +14,17 @@ import numpy as np
 
 from fvlm.core.io import project_root, sample_key
 from fvlm.shards.build import ShardContent, ShardPlan, build_shards
+from fvlm.shards.manifest import Manifest, Note
 from fvlm.shards.plan import Member, plan_shards
 from fvlm.shards.write import Sample
 
 FRAMES = (6, 3, 8, 8)
 
 
-def samples_of(
-    members: Sequence[Member], scale: int, notes: list[dict[str, str]]
-) -> Iterator[Sample]:
+def samples_of(members: Sequence[Member], scale: int, notes: list[Note]) -> Iterator[Sample]:
     for member in members:
         if "broken" in member.content:
-            notes.append({"video_id": member.content, "reason": "broken", "message": "as named"})
+            notes.append(Note(video_id=member.content, reason="broken", message="as named"))
             continue
         seed = sum(member.key.encode()) * scale
         frames = np.random.default_rng(seed).integers(0, 256, FRAMES, np.uint8)
@@ -35,8 +37,13 @@ def produce(missing: Sequence[ShardPlan], scale: int) -> Iterator[tuple[ShardPla
     for plan in missing:
         with (project_root() / "computed.log").open("a") as log:
             log.write(f"{plan.fingerprint}\n")
-        notes: list[dict[str, str]] = []
+        notes: list[Note] = []
         yield plan, ShardContent(samples_of(plan.members, scale, notes), notes)
+        pause = Path("paused")
+        if os.environ.get("TOY_PAUSE") and plan is missing[0]:
+            pause.touch()
+            while pause.exists():
+                time.sleep(0.01)
 
 
 def main() -> None:
@@ -49,11 +56,10 @@ def main() -> None:
         recipe = {"stage": "toy", "scale": scale}
         plans += [ShardPlan.of(split, shard, recipe) for shard in plan_shards(members, 3)]
     build_shards(
-        stage="toy",
         plans=plans,
         produce=lambda missing: produce(missing, scale),
         out=Path("data/toy"),
-        manifest={"stage": "toy", "params": {"scale": scale}},
+        manifest=Manifest(stage="toy", made_by="toy", recipe={"scale": scale}),
     )
 
 

@@ -14,6 +14,7 @@ from transformers import Dinov2Config, Dinov2Model, LlamaConfig, LlamaModel
 from fvlm.clips.batch import Batch
 from fvlm.clips.order import random_frames, rows_at
 from fvlm.clips.tokenizer import CaptionTokenizer
+from fvlm.core.io import hash_json
 from fvlm.encoders.dino import DinoEncoder
 from fvlm.model.foveated import FoveatedModel
 from fvlm.model.query_attention import DeepAttention, ShallowAttention
@@ -170,7 +171,7 @@ class Trial:
         identity = {
             "train": self.params.model_dump(exclude={"max_hours", "checkpoint_samples", "parallel"})
         }
-        return Checkpoints(self.root, {**identity, "data": "abc"})
+        return Checkpoints(self.root, identity, hash_json(identity)[:20])
 
     def run(self) -> TrainState:
         """Train a new model from whatever state is saved, as a new process would."""

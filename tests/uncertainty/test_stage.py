@@ -23,12 +23,11 @@ from torch import Tensor
 import fvlm
 from fvlm.core.errors import FvlmError, ParamsError
 from fvlm.core.io import sample_key
-from fvlm.shards.manifest import write_manifest
-from fvlm.shards.write import write_shard
 from fvlm.uncertainty.sampling import Sampler, UncertaintyParams
 from fvlm.uncertainty.tower import Tower, load_tower
 from fvlm.uncertainty.validity import blur, downsample
 from pipeline import paths, uncertainty
+from tests import tiny
 
 PIPELINE = Path(__file__).parents[2] / "uncertainty/dvc.yaml"
 STORED, SIZE = 6, 32
@@ -38,7 +37,7 @@ Project = Callable[..., None]
 
 
 def write_clips(counts: dict[str, int], *, seed: int = 0) -> None:
-    rng, shards = np.random.default_rng(seed), []
+    rng, shards = np.random.default_rng(seed), {}
     for split, count in counts.items():
         samples = []
         for number in range(count):
@@ -48,10 +47,8 @@ def write_clips(counts: dict[str, int], *, seed: int = 0) -> None:
             samples.append(
                 (sample_key(video_id), {"frames.npy": frames, "json": {"video_id": video_id}})
             )
-        name = f"{split}-000000.tar"
-        facts = write_shard(paths.FRAMES / name, samples)
-        shards.append({"name": name, "split": split} | vars(facts))
-    write_manifest(paths.FRAMES, {"stage": "decode", "shards": shards})
+        shards[f"{split}-000000.tar"] = samples
+    tiny.write_shards(paths.FRAMES, shards, tiny.frame_manifest(STORED, 3, SIZE, SIZE))
 
 
 @pytest.fixture

@@ -12,10 +12,12 @@ import pytest
 
 from fvlm.core.errors import FvlmError, VideoError
 from fvlm.core.io import read_json, read_jsonl, write_jsonl
+from fvlm.video import shards
 from fvlm.video.reasons import Reason
 from fvlm.video.worker import map_isolated
 from pipeline import decode, paths
 
+TIMINGS = Path(".state/timings/decode.json")
 Manifest = dict[str, Any]
 
 
@@ -33,15 +35,17 @@ def test_accounting_adds_up(capfd: pytest.CaptureFixture[str]) -> None:
     reasons = {name: count for name, count in metrics.items() if name.startswith("reason_")}
     assert sum(reasons.values()) == metrics["quarantined"] == 1 == len(manifest["quarantined"])
     assert metrics["shards"] == len(manifest["shards"]) > 2
-    assert metrics["reused"] == 0
-    assert metrics["clips_per_second"] > 0
-    assert 0.01 < metrics["peak_memory_gib"] < 64
+    timings = read_json(TIMINGS)
+    assert timings["reused"] == 0
+    assert timings["clips_per_second"] > 0
+    assert 0.01 < timings["peak_memory_gib"] < 64
     said = capfd.readouterr().err
     assert "decode: 10/10 videos" in said
     assert " videos/s" in said
     assert "decode error 1" in said
     run()
-    again = read_json(paths.DECODE_METRICS)
+    assert read_json(paths.DECODE_METRICS) == metrics
+    again = read_json(TIMINGS)
     assert (again["reused"], again["clips_per_second"]) == (10, None)
 
 
@@ -60,17 +64,18 @@ def test_failures_of_the_machine_are_tried_again(
             yield request, VideoError(reason, f"{path}: not now") if bad else outcome
 
     with monkeypatch.context() as patch:
-        patch.setattr(decode, "map_isolated", unlucky)
+        patch.setattr(shards, "map_isolated", unlucky)
         manifest = run()
-    (note,) = [note for note in manifest["quarantined"] if "retry" in note]
+    (note,) = [note for note in manifest["quarantined"] if note["retry"]]
     assert note["reason"] == reason
     assert note["message"] == "the video: not now"
     assert "1 failures may be this machine's" in capfd.readouterr().out
     assert run() == expected  # nothing was edited in between
-    metrics = read_json(paths.DECODE_METRICS)
-    assert 0 < metrics["reused"] < 10  # the damaged video's shard is among the known ones
+    assert (
+        0 < read_json(TIMINGS)["reused"] < 10
+    )  # the damaged video's shard is among the known ones
     assert run() == expected
-    assert read_json(paths.DECODE_METRICS)["reused"] == 10
+    assert read_json(TIMINGS)["reused"] == 10
 
 
 def test_a_video_that_vanished_or_changed_is_back_when_it_is_back(
@@ -127,7 +132,7 @@ def test_bytes_depend_on_neither_workers_nor_order_nor_place_nor_timezone_nor_um
         shutil.rmtree(".state")
         with monkeypatch.context() as patch:
             patch.setattr(
-                decode,
+                shards,
                 "map_isolated",
                 lambda *args, n=workers, **more: map_isolated(*args, workers=n, **more),
             )

@@ -1,0 +1,193 @@
+"""Save a foveated model, and load it with one call.
+
+A saved model is a folder of `config.json` and `model.safetensors`, with text also `tokenizer.json`;
+nothing else is needed to load it, neither the hub nor the packages that the parts came from.
+
+Its config holds the hash of the code that saved it and what the model made of a fixed batch. Other
+code loads it only when it makes the same of that batch: a model outlives a refactoring, and is
+refused where it would mean something else.
+"""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from fvlm.clips.batch import Captions
+from fvlm.clips.tokenizer import CaptionTokenizer, read_tokenizer
+from fvlm.core.errors import CheckpointError
+from fvlm.core.identity import made_by
+from fvlm.core.io import atomic_write, read_json, sha256_file, write_json
+from fvlm.model.build import FORMAT, Architecture, model_of
+from fvlm.model.foveated import FoveatedModel
+from fvlm.model.inspect import patch_grid
+
+CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
+FRAMES, WORDS = 4, 5  # of the fixed batch
+SHOWN = 64  # values kept of each pass
+TOLERANCE = 1e-3  # of the root mean square; another processor rounds by some 1e-6
+
+
+class ModelConfig(Architecture):
+    """`config.json` of a saved model.
+
+    training: the name of the training, a hash of all that decided the weights; trained_by: hash of
+    the code that trained. made_by: hash of the code that loads it; outputs: what it made of the
+    fixed batch, by pass. eos: of a tokenizer.
+    """
+
+    seed: int
+    training: str
+    trained_by: str
+    made_by: str
+    weights_sha256: str
+    outputs: dict[str, list[float]]
+    eos: int | None = None
+
+
+def save_model(
+    weights: Mapping[str, Tensor],
+    architecture: Architecture,
+    folder: Path,
+    *,
+    seed: int,
+    training: str,
+    trained_by: str,
+    tokenizer: CaptionTokenizer | None = None,
+) -> None:
+    """Write a model's `state_dict()` and config, each atomically; the config holds its hash.
+
+    A model with text needs its tokenizer too.
+    """
+    if tokenizer:
+        with atomic_write(folder / TOKENIZER) as file:
+            file.write(tokenizer.tokenizer.to_str().encode())
+    weights = {name: value.contiguous().cpu() for name, value in weights.items()}
+    with atomic_write(folder / WEIGHTS) as file:
+        file.write(save(weights, metadata={"format": "pt"}))
+    model = model_of(architecture)
+    model.load_state_dict(weights)
+    config = ModelConfig(
+        **dict(architecture),
+        seed=seed,
+        training=training,
+        trained_by=trained_by,
+        made_by=made_by(load_model),
+        weights_sha256=sha256_file(folder / WEIGHTS),
+        outputs=fixed_outputs(model.eval(), architecture),
+        eos=tokenizer.eos if tokenizer else None,
+    )
+    write_json(folder / CONFIG, config.model_dump(mode="json"))
+
+
+def load_model(folder: str | Path = "models/foveated") -> FoveatedModel:
+    """Load a trained model in evaluation mode, float32, on the CPU.
+
+    Raises CheckpointError when the folder holds another format, an incomplete config, damaged
+    weights, or a model that means something else to the present code.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    model = model_of(config)
+    _load_weights(model, folder / WEIGHTS, sha256=config.weights_sha256)
+    model.eval()
+    if config.made_by != made_by(load_model):
+        _check_outputs(folder, config.outputs, fixed_outputs(model, config))
+    return model
+
+
+def load_tokenizer_of(folder: str | Path = "models/foveated") -> CaptionTokenizer | None:
+    """What turns captions into tokens for a trained model; None for a model without text.
+
+    Raises CheckpointError as `load_model` does.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    params = config.model
+    if params.text == "none":
+        return None
+    tokenizer = read_tokenizer(folder / TOKENIZER)
+    if config.eos is None:
+        raise CheckpointError(f"{folder / CONFIG}: eos is missing")
+    return CaptionTokenizer(tokenizer, config.eos, params.text, params.max_text_tokens)
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """The config of a saved model; raises CheckpointError for one that is not of this format."""
+    document: dict[str, Any] = read_json(folder / CONFIG)
+    if document.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{folder / CONFIG}: format {document.get('format')}, expected {FORMAT}; "
+            "run `dvc repro -f -s train` to make it anew"
+        )
+    try:
+        return ModelConfig.model_validate(document)
+    except ValidationError as error:
+        faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
+        raise CheckpointError(f"{folder / CONFIG} is invalid: {'; '.join(faults)}") from None
+
+
+@torch.inference_mode()
+def fixed_outputs(model: FoveatedModel, architecture: Architecture) -> dict[str, list[float]]:
+    """What the model makes of one seeded clip of noise: values evenly taken from both passes."""
+    noise = torch.Generator().manual_seed(0)
+    inputs = torch.randn(1, FRAMES, *architecture.token_shape, generator=noise)
+    if model.encoder is not None:
+        side = patch_grid(architecture.token_shape[0])[1] * model.encoder.patch_size
+        inputs = torch.randint(256, (1, FRAMES, 3, side, side), generator=noise).to(torch.uint8)
+    latents = torch.randn(1, FRAMES, *architecture.latent_shape, generator=noise)
+    captions = None
+    if model.text != "none":
+        ids = torch.randint(model.language.config.vocab_size, (1, WORDS), generator=noise)
+        captions = Captions(ids, torch.ones(1, WORDS, dtype=torch.bool))
+    found = model(inputs, latents, captions)
+    outputs = {name: _evenly(getattr(found, name)) for name in ("coarse", "fine")}
+    for name in ("caption_coarse", "caption_fine"):
+        if (value := getattr(found, name)) is not None:
+            outputs[name] = _evenly(value)
+    return outputs
+
+
+def _evenly(values: Tensor) -> list[float]:
+    flat = values.float().flatten()
+    chosen: list[float] = flat[:: max(1, len(flat) // SHOWN)][:SHOWN].tolist()
+    return chosen
+
+
+def _check_outputs(
+    folder: Path, saved: dict[str, list[float]], found: dict[str, list[float]]
+) -> None:
+    """Raise CheckpointError unless both are the same to TOLERANCE."""
+    for name, values in saved.items():
+        there, here = torch.tensor(values), torch.tensor(found.get(name, []))
+        scale = float(there.square().mean().sqrt())
+        different = len(there) != len(here) or float((there - here).abs().max()) > TOLERANCE * scale
+        if different or not here.isfinite().all():
+            raise CheckpointError(
+                f"{folder} was trained by other code, to which its weights mean something else "
+                f"(the {name} pass of a fixed batch differs): run `dvc repro train`, or go back to "
+                "the code that trained it"
+            )
+    print(
+        f"{folder} was trained by other code, which makes the same of a fixed batch to "
+        f"{TOLERANCE:g}: loaded",
+        file=sys.stderr,
+    )
+
+
+def _load_weights(model: FoveatedModel, path: Path, *, sha256: str) -> None:
+    try:
+        # safetensors notices a file that was cut short, but no changed byte.
+        if sha256_file(path) != sha256:
+            raise CheckpointError(
+                f"{path} is damaged, or not the file that {CONFIG} was saved with"
+            )
+        model.load_state_dict(load_file(path))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: cannot load the weights: {error}") from None

@@ -1,0 +1,131 @@
+"""Finished trainings, by name: handed back when the same one is wanted again.
+
+A training leaves a folder: config, weights, curve, with text a tokenizer. `.state/train/NAME/`
+keeps a record of these files, and hard links to them until DVC's cache holds them. A training in
+the output that dvc.lock names needs no record: a fresh clone knows what `dvc pull` brings.
+"""
+
+import hashlib
+import json
+from collections.abc import Collection
+from contextlib import suppress
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from fvlm.core.documents import Document
+from fvlm.core.io import state_folder, write_json
+from fvlm.core.kept import DvcCache, counts, link_or_copy
+from fvlm.model.saved import CONFIG, TOKENIZER, WEIGHTS
+
+STAGE = "train"
+CURVE = "train.csv"
+FILES = (CONFIG, WEIGHTS, CURVE, TOKENIZER)  # the last one only of a model with text
+RECORD = "finished.json"
+
+
+class KeptFile(Document):
+    """Size in bytes, and hex digests; md5 is DVC's name for the content."""
+
+    bytes: int
+    sha256: str
+    md5: str
+
+
+class Record(Document):
+    """The files of a finished training, by name."""
+
+    files: dict[str, KeptFile]
+
+
+class FinishedTrainings:
+    """The finished trainings of this project; `out` is the stage's output folder."""
+
+    def __init__(self, out: Path) -> None:
+        self.root = state_folder() / STAGE
+        self._cache, self._out = DvcCache(), out
+
+    def restore(self, name: str, folder: Path) -> bool:
+        """Put the files of training `name` into `folder`; False when it is not known or whole."""
+        found = self._kept(name) or self._last(name)
+        if found is None:
+            return False
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in FILES:
+            (folder / file).unlink(missing_ok=True)
+        for file, path in found.items():
+            link_or_copy(path, folder / file)
+        return True
+
+    def remember(self, name: str, folder: Path) -> None:
+        """The training is complete, and its files lie in `folder`."""
+        kept, files = self.root / name, {}
+        kept.mkdir(parents=True, exist_ok=True)
+        for file in FILES:
+            if (folder / file).is_file():
+                (kept / file).unlink(missing_ok=True)
+                link_or_copy(folder / file, kept / file)
+                files[file] = _digests(kept / file)
+        write_json(kept / RECORD, Record(files=files).model_dump())
+
+    def forget_files(self, keep: Collection[str]) -> None:
+        """Delete links to files that DVC's cache holds, and those of all trainings but `keep`.
+
+        Only where no other training is at work. Records stay.
+        """
+        for path in self.root.glob(f"*/{RECORD}"):
+            record = self._read(path)
+            for file, facts in record.files.items() if record else ():
+                link = path.with_name(file)
+                if path.parent.name not in keep or self._cache.find(facts.md5):
+                    link.unlink(missing_ok=True)
+
+    def _kept(self, name: str) -> dict[str, Path] | None:
+        path = self.root / name / RECORD
+        record = self._read(path) if counts(STAGE, path) else None
+        found = {}
+        for file, facts in record.files.items() if record else ():
+            places = (path.with_name(file), self._cache.find(facts.md5))
+            whole = [place for place in places if place and _is_whole(place, facts)]
+            if not whole:
+                return None
+            found[file] = whole[0]
+        return found or None
+
+    def _last(self, name: str) -> dict[str, Path] | None:
+        """Files of the training in the output that dvc.lock names."""
+        files = self._cache.last_output(self._out) if counts(STAGE) else {}
+        for inside in files:
+            if Path(inside).name == CONFIG:
+                beside = {file: str(Path(inside).with_name(file)) for file in FILES}
+                found = {file: files[at] for file, at in beside.items() if at in files}
+                if {CONFIG, WEIGHTS, CURVE} <= found.keys() and _is_training(name, found):
+                    return found
+        return None
+
+    def _read(self, path: Path) -> Record | None:
+        with suppress(OSError, ValidationError):
+            return Record.model_validate_json(path.read_bytes())
+        return None
+
+
+def _is_training(name: str, found: dict[str, Path]) -> bool:
+    """Whether these files are of the training `name`, and its weights are whole."""
+    with suppress(ValueError, TypeError, LookupError, OSError):
+        config = json.loads(found[CONFIG].read_bytes())
+        sha256: str = config["weights_sha256"]
+        return bool(config["training"] == name) and _digests(found[WEIGHTS]).sha256 == sha256
+    return False
+
+
+def _is_whole(path: Path, facts: KeptFile) -> bool:
+    return path.is_file() and path.stat().st_size == facts.bytes and _digests(path) == facts
+
+
+def _digests(path: Path) -> KeptFile:
+    sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            sha256.update(block)
+            md5.update(block)
+    return KeptFile(bytes=path.stat().st_size, sha256=sha256.hexdigest(), md5=md5.hexdigest())

@@ -1,0 +1,275 @@
+"""One training from shards to a saved model, or handed back when it was done before."""
+
+import csv
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fvlm.clips.batch import Batch
+from fvlm.clips.order import random_frames, rows_at
+from fvlm.clips.reader import BatchMemory, ClipReader, open_clips
+from fvlm.clips.tokenizer import CaptionTokenizer
+from fvlm.core.identity import made_by
+from fvlm.core.io import hash_json, state_folder, write_csv
+from fvlm.core.kept import Claims
+from fvlm.core.seeding import torch_seed
+from fvlm.model.build import Architecture, build_model, build_tokenizer, weights_behind
+from fvlm.model.foveated import FoveatedModel, ModelParams
+from fvlm.model.saved import save_model
+from fvlm.shards.manifest import EncodedManifest, FrameManifest, Manifest, read_manifest
+from fvlm.tracking.tracker import Tracker, read_sent
+from fvlm.training.checkpoint import Checkpoints
+from fvlm.training.distributed import check_same, from_main, is_main, whole
+from fvlm.training.finished import CURVE, FinishedTrainings
+from fvlm.training.loop import OutOfTimeError, Row, train
+from fvlm.training.optim import TrainParams
+
+# How a training is run, not what it computes: these may change between its parts.
+NOT_IDENTITY = {
+    "coarse_only",
+    "max_hours",
+    "checkpoint_samples",
+    "parallel",
+    "gradient_checkpointing",
+    "seeds",
+}
+
+
+@dataclass(frozen=True)
+class Training:
+    """One of the models to train: its parameters, with a single seed, and its folder."""
+
+    model: ModelParams
+    params: TrainParams
+    coarse_only: bool
+    folder: Path
+    title: str
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Folders of the encode and the decode shards."""
+
+    encoded: Path
+    frames: Path
+
+
+@dataclass(frozen=True)
+class Trained:
+    """name: of the training; history: rows of all its steps; rate: clips a second of this run."""
+
+    name: str
+    history: list[Row]
+    rate: float | None
+
+
+def run_training(
+    training: Training,
+    shards: Shards,
+    finished: FinishedTrainings,
+    claims: Claims | None,
+    *,
+    device: torch.device,
+    deadline: float,
+) -> Trained:
+    """Train, go on training, or hand back; the model lies in `training.folder` then.
+
+    Of several processes the main one has `claims`, reads checkpoints and writes. deadline: on the
+    monotonic clock. Raises OutOfTimeError with the state saved.
+    """
+    identity = identify(training, shards, device)
+    name = hash_json(identity)[:20]
+    check_same("code, parameters, data or weights", name)
+    if claims is not None:
+        claims.wait(name, f"the same training ({training.title})")
+    known = torch.tensor(is_main() and finished.restore(name, training.folder))
+    if bool(from_main(known, like=known)):
+        if claims is None:
+            return Trained(name, [], None)
+        claims.release(name)
+        what = "handed back: trained before with the same code, data and parameters"
+        print(f"{training.title}: {what}")
+        return Trained(name, read_curve(training.folder / CURVE), None)
+    checkpoints = Checkpoints(finished.root, identity, name)
+    trained = _train(training, shards, checkpoints, identity, device, deadline)
+    if claims is not None:
+        finished.remember(name, training.folder)
+        checkpoints.finish()  # only now: until here they are all that is left after a crash
+        claims.release(name)
+    return trained
+
+
+def identify(training: Training, shards: Shards, device: torch.device) -> dict[str, Any]:
+    """All that decides the weights: code, parameters, data by content, pretrained parts."""
+    params, manifest = training.params, read_manifest(shards.encoded, EncodedManifest)
+    data = {"encoded": _contents(manifest)}
+    if params.input == "frames":
+        data["frames"] = _contents(read_manifest(shards.frames, FrameManifest))
+    return {
+        "made_by": made_by(run_training),
+        "device": device.type,
+        "model": training.model.model_dump(),
+        "coarse_only": training.coarse_only,
+        "seed": params.seed,
+        "train": params.model_dump(exclude=NOT_IDENTITY),
+        "data": hash_json(data),
+        "weights": weights_behind(training.model, manifest),
+    }
+
+
+def _contents(manifest: Manifest) -> list[str]:
+    return [entry.sha256 for entry in manifest.shards if entry.split == "train"]
+
+
+def _train(
+    training: Training,
+    shards: Shards,
+    checkpoints: Checkpoints,
+    identity: dict[str, Any],
+    device: torch.device,
+    deadline: float,
+) -> Trained:
+    params, name = training.params, checkpoints.folder.name
+    prepared = _prepare(training, shards, device)
+    began, rows = time.monotonic(), list[Row]()
+    with tracking(name, identity) as tracker:
+
+        def on_step(row: Row) -> None:
+            rows.append(row)
+            if tracker is not None:
+                tracker.log(int(row["step"]), row)
+
+        state = train(
+            prepared.model,
+            prepared.load,
+            params,
+            deadline=deadline,
+            checkpoints=checkpoints,
+            device=device,
+            on_step=on_step,
+            title=training.title,
+        )
+    rate = len(rows) * params.samples_per_step / (time.monotonic() - began)
+    weights = whole(prepared.model.state_dict())
+    if is_main():
+        save_model(
+            weights,
+            prepared.architecture,
+            training.folder,
+            seed=params.seed,
+            training=name,
+            trained_by=made_by(run_training),
+            tokenizer=prepared.tokenizer,
+        )
+        write_csv(training.folder / CURVE, state.history)
+    return Trained(name, state.history, rate)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    model: FoveatedModel
+    architecture: Architecture
+    tokenizer: CaptionTokenizer | None
+    load: Callable[[range], Batch]
+
+
+def _prepare(training: Training, shards: Shards, device: torch.device) -> _Prepared:
+    """The model with its first weights, and what loads its batches."""
+    params = training.params
+    manifest = read_manifest(shards.encoded, EncodedManifest)
+    tokenizer = build_tokenizer(training.model)
+    reader = open_clips(
+        shards.encoded,
+        shards.frames,
+        split="train",
+        input=params.input,
+        tokenizer=tokenizer,
+        # One batch is computed while the next is read.
+        memory=BatchMemory(2, pinned=device.type == "cuda"),
+    )
+    reader.check_frames(params.num_frames, "train.num_frames")
+    torch.manual_seed(torch_seed(params.seed, "weights"))
+    model, architecture = build_model(
+        training.model, manifest, input=params.input, coarse_only=training.coarse_only
+    )
+    if params.encoder_lr > 0:
+        model.train_encoder(recompute=params.gradient_checkpointing)
+    return _Prepared(
+        model, architecture, tokenizer, lambda positions: load_batch(reader, positions, params)
+    )
+
+
+def first_steps(
+    training: Training, shards: Shards, *, device: torch.device, steps: int
+) -> list[Row]:
+    """The rows of the first steps, trained anew; nothing of it is kept."""
+
+    class EnoughError(Exception):
+        pass
+
+    rows: list[Row] = []
+
+    def on_step(row: Row) -> None:
+        rows.append(row)
+        if len(rows) == steps:
+            raise EnoughError
+
+    prepared = _prepare(training, shards, device)
+    with tempfile.TemporaryDirectory() as folder, suppress(EnoughError):
+        checkpoints = Checkpoints(Path(folder), {}, "sample")
+        train(
+            prepared.model,
+            prepared.load,
+            training.params,
+            checkpoints=checkpoints,
+            device=device,
+            on_step=on_step,
+            title="the same?",
+        )
+    return rows
+
+
+def load_batch(reader: ClipReader, positions: range, params: TrainParams) -> Batch:
+    """The clips at these positions of the sample stream, each with its own random frames."""
+    rows = rows_at(positions, clips=len(reader), seed=params.seed)
+    frames = random_frames(
+        positions, stored=reader.stored, count=params.num_frames, seed=params.seed
+    )
+    return reader.read(rows, frames)
+
+
+def read_curve(path: Path) -> list[Row]:
+    """The rows that a training wrote; written again, they are the same bytes."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return [
+            {name: int(text) if text.isdigit() else float(text) for name, text in row.items()}
+            for row in csv.DictReader(file)
+        ]
+
+
+def spools() -> Path:
+    """Below it each training has a folder of what goes to MLflow, named as that of its states."""
+    return state_folder() / "mlflow"
+
+
+@contextmanager
+def tracking(name: str, params: dict[str, Any]) -> Iterator[Tracker | None]:
+    """One MLflow run a training, also when it is resumed; only the main process has one."""
+    if not is_main():
+        yield None
+        return
+    spool = spools() / name
+    with Tracker(
+        run_name=name, run_id=read_sent(spool)["run_id"], params=params, spool=spool
+    ) as tracker:
+        try:
+            yield tracker
+        except OutOfTimeError:  # it will be resumed
+            tracker.close(status="KILLED")
+            raise
