@@ -6,7 +6,7 @@ A preset (presets/NAME.yaml) holds only what differs; comments and all other val
 from collections.abc import Sequence
 from pathlib import Path
 
-from fvlm.cli.check import Sections
+from fvlm.cli.rules import Sections
 from fvlm.core.params import PARAMS, overlay_params
 from fvlm.core.stage import command_line, run
 
