@@ -155,27 +155,33 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return document
 
 
-def overlay_params(sections: type[P], overlay: Path, path: Path = PARAMS) -> None:
+def overlay_params(sections: type[P], overlay: Path, path: Path = PARAMS) -> list[str]:
     """Set the values of the file `overlay` in `path`; comments and all other values stay.
 
-    Nothing is written unless the result is valid. Raises ParamsError, also for keys that `path`
+    Returns what has changed, as `section.key: old -> new`. Nothing is written unless the result is
+    valid. Raises ParamsError, also for keys that `path`
     does not have.
     """
     yaml = YAML()
     yaml.width = 4096  # no line is ever wrapped
-    document = yaml.load(path.read_text(encoding="utf-8"))
+    document, before = yaml.load(path.read_text(encoding="utf-8")), read_yaml(path)
+    changes = []
     for section, values in read_yaml(overlay).items():
         if not isinstance(values, dict):
             raise ParamsError(f"{overlay}: {section}: expected key: value pairs, got {values!r}")
         if section not in document:
             raise ParamsError(f"{overlay}: {section}: {path} has no such section")
         for key, value in values.items():
-            document[section][key] = value
+            old = before[section].get(key)
+            if type(old) is not type(value) or old != value:
+                changes.append(f"{section}.{key}: {old} -> {value}")
+                document[section][key] = value
     validate_params(sections, document, overlay)
     text = io.StringIO()
     yaml.dump(document, text)
     with atomic_write(path) as file:
         file.write(text.getvalue().encode())
+    return changes
 
 
 def _describe(fault: ErrorDetails, sections: type[Params]) -> str:
