@@ -3,11 +3,14 @@ PYTHON ?= python3.11
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: repro calibrate test test-slow lint bench clean help
+.PHONY: repro status calibrate test test-slow lint bench clean help
 
 repro: .venv/installed  ## run the pipeline on real video and print the verdict
 	dvc repro
 	python -m fvlm.cli.verdict
+
+status: .venv/installed  ## what `dvc repro` would run (`collect` always); `dvc status` lists uncertainty too
+	dvc status --with-deps report
 
 calibrate: .venv/installed  ## test the instrument on control corpora (long: see benchmarks/calibration.md)
 	python -m fvlm.cli.calibrate

@@ -9,8 +9,8 @@ import sys
 from dataclasses import asdict
 
 from fvlm.core.errors import ParamsError
-from fvlm.core.io import atomic_write, state_folder, write_jsonl
-from fvlm.core.params import Params, hash_params, load_params
+from fvlm.core.io import write_jsonl
+from fvlm.core.params import Params, is_checked, load_params
 from fvlm.core.stage import run
 from fvlm.corpus.listing import CollectParams, list_videos
 from pipeline.paths import VIDEOS
@@ -33,20 +33,18 @@ def main() -> None:
 
 
 def check_params() -> None:
-    """Check all of params.yaml when it has changed: a fault in `train` is no news for after hours.
+    """Check all of params.yaml: a fault in `train` is no news for after hours.
 
-    In a process of its own: the components of later stages take seconds to import. Raises
-    ParamsError with every fault.
+    Only when it, the code, or what it says of pretrained parts has changed, and in a process of its
+    own: the components of later stages take seconds to import. Raises ParamsError with every fault.
     """
-    digest, checked = hash_params(), state_folder() / "params.sha256"
-    if checked.exists() and checked.read_text() == digest:
+    if is_checked():
         return
     command = [sys.executable, "-m", "fvlm.cli.check"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise ParamsError(done.stderr.strip().removeprefix("error: "))
-    with atomic_write(checked) as file:
-        file.write(digest.encode())
+    print(done.stdout, end="")
 
 
 def check_and_list() -> None:

@@ -1,5 +1,6 @@
 """Every benchmark starts as `make bench` starts it, from a checkout that is on no path."""
 
+import ast
 import os
 import subprocess
 import sys
@@ -7,9 +8,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 NAMES = sorted(f"benchmarks.{path.stem}" for path in (ROOT / "benchmarks").glob("bench_*.py"))
+WITHOUT_OPTIONS = {"benchmarks.bench_text"}
 HELP = """
 import runpy, sys
 for name in sys.argv[1:]:
+    print(f"== {name}")
     sys.argv[1:] = ["--help"]
     try:
         runpy.run_module(name, run_name="__main__", alter_sys=True)
@@ -37,14 +40,32 @@ def test_the_recipe_runs_every_benchmark_as_a_module(tmp_path: Path) -> None:
     ]
 
 
-def test_every_benchmark_explains_itself() -> None:
-    """In one process, since all import torch."""
-    without_options = {"benchmarks.bench_text"}
-    names = [name for name in NAMES if name not in without_options]
+def docstring(name: str) -> str:
+    """What the file says of itself, without breaks."""
+    tree = ast.parse((ROOT / f"{name.replace('.', '/')}.py").read_text())
+    return " ".join((ast.get_docstring(tree) or "").split())
+
+
+def test_every_benchmark_says_in_its_file_what_it_measures() -> None:
+    for name in NAMES:
+        said = docstring(name)
+        assert len(said.split()) >= 10, name
+        assert name in said or name not in WITHOUT_OPTIONS, f"{name} has no --help, so say its use"
+
+
+def test_every_benchmark_with_options_explains_itself() -> None:
+    """`--help` prints what the file says. In one process, since all import torch."""
+    names = [name for name in NAMES if name not in WITHOUT_OPTIONS]
     settings = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     command = [sys.executable, "-c", HELP, *names]
     done = subprocess.run(
         command, cwd=ROOT, env=settings, check=False, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("usage: ") == len(names)
+    pages = [" ".join(page.split()) for page in done.stdout.split("== ")[1:]]
+    assert [page.split()[0] for page in pages] == names
+    for name, page in zip(names, pages, strict=True):
+        assert "usage: " in page
+        # As far as its first full stop: argparse fills lines anew, and breaks words at hyphens.
+        first = docstring(name).split(". ")[0].replace(" ", "")
+        assert first in page.replace(" ", ""), name

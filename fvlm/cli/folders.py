@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from fvlm.cli.check import Sections
+from fvlm.cli.rules import Sections
 from fvlm.core.errors import FvlmError
 from fvlm.core.io import hash_json, read_json, sha256_file, write_json
 from fvlm.core.params import PARAMS, overlay_params

@@ -1,13 +1,15 @@
 """Apply a preset: `python -m fvlm.cli.preset NAME` sets its values in params.yaml.
 
-A preset (presets/NAME.yaml) holds only what differs; comments and all other values stay.
+A preset (presets/NAME.yaml) holds every key of `collect` to `evaluate` but `collect.source`: the
+result does not depend on what was there before. The source, the other sections and all comments
+stay, and every value that is replaced is printed.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from fvlm.cli.check import Sections
-from fvlm.core.params import PARAMS, overlay_params
+from fvlm.cli.rules import Sections
+from fvlm.core.params import PARAMS, load_params, overlay_params
 from fvlm.core.stage import command_line, run
 
 PRESETS = Path("presets")
@@ -18,8 +20,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = command_line(__doc__)
     parser.add_argument("name", choices=sorted(path.stem for path in PRESETS.glob("*.yaml")))
     name = parser.parse_args(arguments).name
-    overlay_params(Sections, PRESETS / f"{name}.yaml")
-    print(f"{PARAMS} now holds preset {name}; `git diff {PARAMS}` shows what changed")
+    changes = overlay_params(Sections, PRESETS / f"{name}.yaml")
+    source = load_params(Sections).collect.source
+    print(*changes, f"{PARAMS} now holds preset {name}: {len(changes)} values changed", sep="\n")
+    print(f"collect.source stays {source}: set it to your folder of videos, or to a list of them")
 
 
 if __name__ == "__main__":

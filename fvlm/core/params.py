@@ -10,19 +10,29 @@ reads as the fields of one `Params` model:
 """
 
 import difflib
+import importlib.metadata
 import io
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from fvlm.core.errors import ParamsError
-from fvlm.core.io import atomic_write, sha256_file
+from fvlm.core.errors import FvlmError, ParamsError
+from fvlm.core.io import (
+    atomic_write,
+    hash_json,
+    read_json,
+    sha256_file,
+    state_folder,
+    write_json,
+)
 
 PARAMS = Path("params.yaml")
+CHECKED = "checked.json"  # in the state folder
 RENAMED = {  # keys of earlier versions, and what they are called now
     "decode.size": "frame_size",
     "encode.dino_blocks": "dino_layers",
@@ -33,11 +43,17 @@ RENAMED = {  # keys of earlier versions, and what they are called now
 
 
 class Params(BaseModel):
-    """Frozen, strictly typed, unknown keys forbidden."""
+    """Frozen, strictly typed, unknown keys forbidden.
+
+    rules: between sections, of a model whose fields are sections. A rule gives a line for each key
+    that breaks it. It is not asked when a key that it reads is itself at fault.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    rules: ClassVar[Sequence[Callable[[Any], Iterator[str]]]] = ()
 
 
+Rule = Callable[[Any], Iterator[str]]
 P = TypeVar("P", bound=Params)
 
 
@@ -49,21 +65,81 @@ def load_params(sections: type[P], path: Path = PARAMS) -> P:
     return validate_params(sections, read_yaml(path), path)
 
 
-def validate_params(sections: type[P], document: dict[str, Any], path: Path) -> P:
-    """Check the sections of a parsed document; `path` is named in the error."""
+def validate_params(
+    sections: type[P], document: dict[str, Any], path: Path, *, rules: Sequence[Rule] = ()
+) -> P:
+    """Check the sections of a parsed document, their own rules and `rules`.
+
+    `path` is named in the error.
+    """
     chosen = {name: document[name] for name in sections.model_fields if name in document}
+    faults: list[str] = []
     try:
-        return sections.model_validate(chosen)
+        found = sections.model_validate(chosen)
     except ValidationError as error:
-        faults = [_describe(fault, sections) for fault in error.errors()]
-        raise ParamsError(f"{path} is invalid:\n  " + "\n  ".join(faults)) from None
+        faults += [_describe(fault, sections) for fault in error.errors()]
+        found = _without_faults(sections, chosen, error)
+    for rule in (*sections.rules, *rules):
+        try:
+            faults += rule(found)
+        except AttributeError:
+            if not faults:
+                raise
+    if faults:
+        raise ParamsError(f"{path} is invalid:\n  " + "\n  ".join(faults))
+    return found
+
+
+def _without_faults(sections: type[P], document: dict[str, Any], error: ValidationError) -> P:
+    """The sections without the keys that are at fault: to read one is an AttributeError."""
+    wrong = {fault["loc"][:2] for fault in error.errors()}
+    found = {}
+    for name, values in document.items():
+        annotation = sections.model_fields[name].annotation
+        if isinstance(values, dict) and isinstance(annotation, type):
+            sound = {key: value for key, value in values.items() if (name, key) not in wrong}
+            found[name] = annotation.model_construct(**sound)
+    return sections.model_construct(**found)
 
 
 def hash_params(path: Path = PARAMS) -> str:
-    """Hex sha256 of the file, to see whether any of it has changed."""
+    """Hex sha256 of the file."""
     if not path.exists():
         raise ParamsError(f"{path} not found; run from the repository's root")
     return sha256_file(path)
+
+
+def is_checked() -> bool:
+    """Whether nothing has changed since `remember_check`."""
+    try:
+        seen = read_json(state_folder() / CHECKED)
+    except FvlmError:  # never checked, or the file is damaged
+        return False
+    return bool(seen == _look_at(seen))
+
+
+def remember_check(read: Iterable[str], digest: str) -> None:
+    """Note that params.yaml, with this digest, passed all checks with this code.
+
+    read: the files, and the packages as `package:NAME`, that the checks looked at.
+    """
+    seen = _look_at(read) | {str(PARAMS): digest}
+    write_json(state_folder() / CHECKED, seen)
+
+
+def _look_at(names: Iterable[str]) -> dict[str, str]:
+    """Hashes of files and versions of packages, "" for what is not there, and of all code here."""
+    found = {}
+    for name in {*names, str(PARAMS)} - {"code"}:
+        package = name.removeprefix("package:")
+        try:
+            found[name] = (
+                importlib.metadata.version(package) if package != name else sha256_file(Path(name))
+            )
+        except (OSError, importlib.metadata.PackageNotFoundError):
+            found[name] = ""
+    code = sorted(Path(__file__).parents[1].rglob("*.py"))
+    return found | {"code": hash_json([sha256_file(path) for path in code])}
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -79,27 +155,33 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return document
 
 
-def overlay_params(sections: type[P], overlay: Path, path: Path = PARAMS) -> None:
+def overlay_params(sections: type[P], overlay: Path, path: Path = PARAMS) -> list[str]:
     """Set the values of the file `overlay` in `path`; comments and all other values stay.
 
-    Nothing is written unless the result is valid. Raises ParamsError, also for keys that `path`
+    Returns what has changed, as `section.key: old -> new`. Nothing is written unless the result is
+    valid. Raises ParamsError, also for keys that `path`
     does not have.
     """
     yaml = YAML()
     yaml.width = 4096  # no line is ever wrapped
-    document = yaml.load(path.read_text(encoding="utf-8"))
+    document, before = yaml.load(path.read_text(encoding="utf-8")), read_yaml(path)
+    changes = []
     for section, values in read_yaml(overlay).items():
         if not isinstance(values, dict):
             raise ParamsError(f"{overlay}: {section}: expected key: value pairs, got {values!r}")
         if section not in document:
             raise ParamsError(f"{overlay}: {section}: {path} has no such section")
         for key, value in values.items():
-            document[section][key] = value
+            old = before[section].get(key)
+            if type(old) is not type(value) or old != value:
+                changes.append(f"{section}.{key}: {old} -> {value}")
+                document[section][key] = value
     validate_params(sections, document, overlay)
     text = io.StringIO()
     yaml.dump(document, text)
     with atomic_write(path) as file:
         file.write(text.getvalue().encode())
+    return changes
 
 
 def _describe(fault: ErrorDetails, sections: type[Params]) -> str:

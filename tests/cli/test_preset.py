@@ -1,15 +1,62 @@
-"""Presets set values in params.yaml and leave everything else alone."""
+"""Presets decide the whole experiment whatever was there before, and leave all else alone."""
 
+from itertools import permutations
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from fvlm.cli import check, preset
+from fvlm.cli import preset
+from fvlm.cli.rules import Sections
 from fvlm.core.errors import ParamsError
-from fvlm.core.params import load_params, overlay_params
+from fvlm.core.params import load_params, overlay_params, read_yaml
 
 ROOT = Path(__file__).parents[2]
 PRESETS = sorted((ROOT / "presets").glob("*.yaml"))
+NAMES = [path.stem for path in PRESETS]
+DECIDED = ("collect", "filter", "decode", "encode", "model", "train", "evaluate")
+# What their source documents fix, and what follows from it for the keys of today.
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "features-rtx4090": {
+        "filter.min_seconds": 20.0,
+        "filter.max_seconds": 60.0,
+        "decode.num_frames": 24,
+        "decode.frame_size": 256,
+        "model.query_layers": 0,  # shallow attention only
+        "model.temperature": 1.0,
+        "model.fine_iterations": 2,
+        "model.llm_layers": 0,
+        "model.head_channels": 256,
+        "model.text": "none",
+        "train.input": "features",
+        "train.encoder_lr": 0.0,
+        "train.batch_size": 64,
+        "train.gradient_accumulation_steps": 1,
+        "train.num_frames": 16,
+        "train.lr": 1e-4,
+        "train.max_hours": 2.0,
+        "train.token_noise": 0.0,
+    },
+    "frames-phase1": {
+        "decode.num_frames": 8,
+        "decode.frame_size": 256,
+        "model.query_layers": 0,
+        "model.temperature": 1.0,
+        "model.fine_iterations": 1,
+        "model.llm_layers": 0,
+        "model.head_channels": 256,
+        "model.text": "none",
+        "train.input": "frames",
+        "train.num_frames": 8,
+        "train.batch_size": 10,
+        "train.gradient_accumulation_steps": 2,
+        "train.lr": 1e-4,
+        "train.encoder_lr": 1e-4,
+        "train.max_grad_norm": 1.0,
+        "train.lambda_coarse": 1.0,
+        "train.dtype": "bfloat16",
+    },
+}
 
 
 @pytest.fixture
@@ -19,46 +66,71 @@ def params(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", PRESETS, ids=NAMES)
+def test_every_preset_decides_every_key_but_the_source(path: Path) -> None:
+    shipped = read_yaml(ROOT / "params.yaml")
+    expected = {section: set(shipped[section]) for section in DECIDED}
+    expected["collect"].remove("source")
+    assert {section: set(values) for section, values in read_yaml(path).items()} == expected
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=NAMES)
 def test_every_preset_applies_and_keeps_comments(path: Path, params: Path) -> None:
     before = params.read_text()
-    overlay_params(check.Sections, path, params)
+    assert overlay_params(Sections, path, params)
     after = params.read_text()
     assert after != before
-    assert after.count("#") == before.count("#")
-    assert load_params(check.Sections, params).encode != load_params(check.Sections).encode
+    assert [line.split("#")[1:] for line in after.splitlines()] == [
+        line.split("#")[1:] for line in before.splitlines()
+    ]
+    assert overlay_params(Sections, path, params) == []  # nothing is left to change
 
 
-def test_the_published_features_set_up(params: Path) -> None:
-    overlay_params(check.Sections, ROOT / "presets/features-rtx4090.yaml", params)
-    found = load_params(check.Sections, params)
-    assert (found.train.batch_size, found.train.num_frames, found.train.lr) == (64, 16, 1e-4)
-    assert (found.decode.num_frames, found.decode.frame_size) == (24, 256)
-    assert found.model.fine_iterations == 2
-    assert found.train.steps == 50_000
+@pytest.mark.parametrize(("first", "last"), list(permutations(NAMES, 2)))
+def test_what_was_applied_before_leaves_nothing(first: str, last: str, params: Path) -> None:
+    """Also not what the user had edited; the user's source and the other sections stay."""
+    shipped = read_yaml(params)
+    overlay_params(Sections, ROOT / f"presets/{last}.yaml", params)
+    expected = read_yaml(params)
+    edits = {
+        "collect": {"source": "my/videos", "control_clips": 7},
+        "filter": {"max_seconds": 99.0},
+        "model": {"head_channels": 8, "temperature": 3.0, "max_text_tokens": 5},
+        "train": {"seeds": [4, 5, 6], "coarse_only": True, "weight_decay": 0.5},
+        "evaluate": {"bootstrap_samples": 100},
+        "report": {"clips": 9},
+    }
+    overlay_params(Sections, ROOT / f"presets/{first}.yaml", params)
+    edited = params.with_name("edits.yaml")
+    edited.write_text(str(edits))  # a literal of Python's is YAML here
+    overlay_params(Sections, edited, params)
+    overlay_params(Sections, ROOT / f"presets/{last}.yaml", params)
+    found = read_yaml(params)
+    for section, values in shipped.items():
+        stays = edits.get(section, {}) if section == "report" else {}
+        stays = {"source": "my/videos"} if section == "collect" else stays
+        wanted = expected[section] if section in DECIDED else values
+        assert found[section] == wanted | stays, section
 
 
-def test_the_published_first_phase_on_frames(params: Path) -> None:
-    overlay_params(check.Sections, ROOT / "presets/frames-phase1.yaml", params)
-    found = load_params(check.Sections, params)
-    train = found.train
-    assert (train.input, train.num_frames, found.decode.num_frames) == ("frames", 8, 8)
-    assert (found.decode.frame_size, train.dtype, train.max_grad_norm) == (256, "bfloat16", 1.0)
-    assert (train.batch_size, train.gradient_accumulation_steps, train.samples_per_step) == (
-        10,
-        2,
-        20,
-    )
-    assert (train.lr, train.encoder_lr, train.lambda_coarse) == (1e-4, 1e-4, 1.0)
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_presets_hold_what_was_published(name: str, params: Path) -> None:
+    overlay_params(Sections, ROOT / f"presets/{name}.yaml", params)
+    found = read_yaml(params)
+    for key, value in PUBLISHED[name].items():
+        section, _, last = key.partition(".")
+        assert found[section][last] == value, key
+    train = load_params(Sections, params).train
     assert (train.steps, train.warmup_steps) == (50_000, 1_000)
-    # The stored layer fits too, so that the same shards serve training on features.
-    assert found.encode.layer + found.model.query_layers == 12
+    assert train.samples_per_step == {"features-rtx4090": 64, "frames-phase1": 20}[name]
+    # The final tokens of a ViT-S; with frames, too: the same shards serve training on features.
+    assert found["encode"]["layer"] + found["model"]["query_layers"] == 12
 
 
 def test_an_empty_preset_changes_no_byte(params: Path, tmp_path: Path) -> None:
     before = params.read_bytes()
     (tmp_path / "empty.yaml").write_text("train: {}\n")
-    overlay_params(check.Sections, tmp_path / "empty.yaml", params)
+    overlay_params(Sections, tmp_path / "empty.yaml", params)
     assert params.read_bytes() == before
 
 
@@ -76,7 +148,7 @@ def test_an_invalid_preset_changes_nothing(
     before = params.read_bytes()
     (tmp_path / "bad.yaml").write_text(text)
     with pytest.raises(ParamsError, match=message):
-        overlay_params(check.Sections, tmp_path / "bad.yaml", params)
+        overlay_params(Sections, tmp_path / "bad.yaml", params)
     assert params.read_bytes() == before
 
 
@@ -90,8 +162,24 @@ def test_a_command_line_without_one_known_name_lists_the_presets(
     assert "features-rtx4090" in capsys.readouterr().err
 
 
-def test_a_named_preset_is_applied(params: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_named_preset_is_applied_and_says_what_it_replaced(
+    params: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(params.parent)
     Path("presets").symlink_to(ROOT / "presets")
+    before = read_yaml(params)
     preset.main(["features-rtx4090"])
-    assert load_params(check.Sections).train.batch_size == 64
+    after = read_yaml(params)
+    assert after["train"]["batch_size"] == 64
+    *changes, summary, source = capsys.readouterr().out.splitlines()
+    assert changes == [
+        f"{section}.{key}: {before[section][key]} -> {value}"
+        for section, values in read_yaml(Path("presets/features-rtx4090.yaml")).items()
+        for key, value in values.items()
+        if value != before[section][key]
+    ]
+    assert "train.batch_size: 8 -> 64" in changes
+    assert (
+        summary == f"params.yaml now holds preset features-rtx4090: {len(changes)} values changed"
+    )
+    assert source.startswith("collect.source stays demo: ")

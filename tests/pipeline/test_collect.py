@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fvlm.cli.check import Sections
+from fvlm.cli.rules import Sections
 from fvlm.core.errors import ParamsError, SourceError
 from fvlm.core.io import read_jsonl
 from fvlm.core.params import overlay_params
@@ -69,10 +69,14 @@ def test_faults_of_later_stages_are_found_first_and_all_together(
     assert "calibrate.seeed: unknown key; did you mean `seeds`?" in message
 
 
-def test_sound_parameters_are_checked_once(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sound_parameters_are_checked_once(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     (project / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    (project / "assets").symlink_to(ROOT / "assets")
     collect.check_params()
+    assert capsys.readouterr().out == "params.yaml is valid\n"
     monkeypatch.setattr(sys, "executable", "/bin/false")  # a check that fails
     collect.check_params()
     with (project / "params.yaml").open("a") as file:
@@ -87,5 +91,5 @@ def test_more_frames_than_are_stored_are_refused_in_every_section(project: Path)
     with pytest.raises(ParamsError) as caught:
         overlay_params(Sections, project / "more.yaml")
     for section, got in (("train", 25), ("evaluate", 26)):
-        expected = f"{section}: num_frames must be <= decode.num_frames (24), got {got}"
+        expected = f"{section}.num_frames: must be <= 24 (decode.num_frames), got {got}"
         assert expected in str(caught.value)

@@ -172,7 +172,8 @@ def test_invalid_parameters_are_all_named(workspace: Path, run: Run) -> None:
 def test_layer_that_does_not_fit_is_refused(workspace: Path, run: Run) -> None:
     set_params(workspace, {"model": {"query_layers": 2}})
     output = run("dvc", "repro", code=255)
-    assert "encode.layer (2) and model.query_layers (2) do not fit" in output
+    assert "encode.layer, model.query_layers: their sum must be 3" in output
+    assert "got 2 + 2; nearest: model.query_layers: 1 or encode.layer: 1" in output
 
 
 @pytest.mark.usefixtures("restored")

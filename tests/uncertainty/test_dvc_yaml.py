@@ -1,5 +1,6 @@
 """`uncertainty/dvc.yaml` is code and stands beside the main pipeline: neither runs the other."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 STAGES: dict[str, Any] = yaml.safe_load((ROOT / "uncertainty/dvc.yaml").read_text())["stages"]
 MAIN: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 (STAGE,) = STAGES.values()
-MODULE = Path("pipeline/uncertainty.py")
+STATUS = ("--with-deps", "report")
 
 
 def test_folder() -> None:
@@ -40,10 +41,10 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         for out in (
             entry for kind in ("outs", "metrics", "plots") for entry in stage.get(kind, [])
         ):
-            if isinstance(out, str):
-                (tmp_path / out).mkdir(parents=True, exist_ok=True)
+            path = tmp_path / (out if isinstance(out, str) else next(iter(out)))
+            if not path.suffix:
+                path.mkdir(parents=True, exist_ok=True)
                 continue
-            path = tmp_path / next(iter(out))
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("{}")
     monkeypatch.setenv("DVC_NO_ANALYTICS", "1")
@@ -65,6 +66,20 @@ def planned(*targets: str) -> set[str]:
     return {stage for stage in (*MAIN, *STAGES) if f"python -m pipeline.{stage}" in printed}
 
 
+def changed(*arguments: str) -> set[str]:
+    """Stages that `dvc status` lists; `collect` always, since it looks at the source each time."""
+    found: dict[str, Any] = json.loads(dvc("status", "--json", *arguments))
+    return set(found)
+
+
+def test_make_status_shows_the_main_pipeline_alone() -> None:
+    said = subprocess.run(
+        ["make", "-n", "-o", ".venv/installed", "status"],
+        cwd=ROOT, check=True, capture_output=True, text=True,
+    ).stdout  # fmt: skip
+    assert said.splitlines() == [" ".join(["dvc", "status", *STATUS])]
+
+
 def test_each_pipeline_runs_its_own_stages_and_reads_its_own_parameters(clone: Path) -> None:
     assert planned() == set(MAIN)
     assert planned("uncertainty/dvc.yaml") == {"collect", "filter", "decode", "uncertainty"}
@@ -75,3 +90,8 @@ def test_each_pipeline_runs_its_own_stages_and_reads_its_own_parameters(clone: P
     (clone / "params.yaml").write_text(text.replace("  p: 0.1  ", "  p: 0.2  "))
     assert planned() == {"collect"}
     assert planned("uncertainty/dvc.yaml") == {"collect", "uncertainty"}
+    # `dvc status` alone shows all pipelines; with the last stage as target only the main one.
+    assert changed() == {"collect", "uncertainty/dvc.yaml:uncertainty"}
+    assert changed(*STATUS) == {"collect"}
+    (clone / "params.yaml").write_text(text.replace("  lr: 3.0e-4", "  lr: 1.0e-4"))
+    assert changed(*STATUS) == {"collect", "train", "report"}

