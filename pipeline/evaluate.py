@@ -7,6 +7,7 @@ Writes  metrics/evaluate.json, plots/evaluate.csv (clips), plots/evaluate_frames
         plots/controls.png
 """
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,16 +16,27 @@ from fvlm.clips.batch import Batch
 from fvlm.clips.order import even_frames
 from fvlm.clips.reader import open_clips
 from fvlm.core.device import default_device, keep_freed_memory
-from fvlm.core.io import read_json, write_csv, write_json
+from fvlm.core.document import write_figures, write_table
+from fvlm.core.io import read_json
 from fvlm.core.params import Params, load_params
 from fvlm.core.stage import run
 from fvlm.evaluation.attention import attention_figures
-from fvlm.evaluation.figures import plot_arms, plot_ratio_by_frame, plot_ratio_by_motion
+from fvlm.evaluation.figures import (
+    controls_height,
+    counted,
+    draw_controls,
+    draw_frames,
+    draw_motion,
+    write_chart,
+)
 from fvlm.evaluation.losses import EvaluateParams, LoadClips, coarse_losses, evaluate_clips
 from fvlm.model.foveated import FoveatedModel
 from fvlm.model.saved import CONFIG, load_model, load_tokenizer_of
 from fvlm.statistics.arms import ClipName, Losses
-from fvlm.statistics.summary import summarize, training_figures
+from fvlm.statistics.evaluation import Evaluation
+from fvlm.statistics.summary import Summary, on_training_clips, summarize
+from fvlm.statistics.tables import charted, ratio_rows
+from fvlm.statistics.verdict import decide, headline
 from pipeline.paths import (
     BY_CLIP,
     BY_FRAME,
@@ -61,20 +73,38 @@ def main() -> None:
         known[seed] = measure(folder, seen, load_seen, params, device)
     samples, seed = params.bootstrap_samples, params.seed
     summary = summarize(losses, held_out, samples=samples, seed=seed)
-    on_training_clips = training_figures(known, seen, samples=samples, seed=seed)
-    size = params.batch_size
-    looking = attention_figures(model, load, len(held_out), batch_size=size, device=device)
-    made_of = {"weights": weights_of(MODEL)}
-    write_json(EVALUATE_METRICS, summary.metrics | on_training_clips | looking | made_of)
-    for path, rows in (
-        (BY_CLIP, summary.clips),
-        (BY_FRAME, summary.frames),
-        (BY_MOTION, summary.motion),
-    ):
-        write_csv(path, rows)
-    plot_ratio_by_frame(summary, BY_FRAME_PLOT)
-    plot_ratio_by_motion(summary, BY_MOTION_PLOT)
-    plot_arms(summary, CONTROLS_PLOT)
+    found, size = summary.held_out, params.batch_size
+    evaluation = Evaluation(
+        verdict=decide(found),
+        statement=headline(found),
+        held_out=found,
+        on_training_clips=on_training_clips(known, seen, samples=samples, seed=seed),
+        attention=attention_figures(model, load, len(held_out), batch_size=size, device=device),
+        weights=weights_of(MODEL),
+    )
+    write_figures(EVALUATE_METRICS, evaluation)
+    write_table(BY_CLIP, summary.clips)
+    write_table(BY_FRAME, summary.frames)
+    write_table(BY_MOTION, summary.motion)
+    write_charts(evaluation, summary)
+
+
+def write_charts(evaluation: Evaluation, summary: Summary) -> None:
+    """The pictures among the plots; each says of how many videos it is."""
+    found = evaluation.held_out
+    count = counted(found.videos, "video")
+    videos = f"{count}; above 1: the fine pass is better"
+    frames = partial(draw_frames, rows=summary.frames)
+    motion = partial(draw_motion, rows=summary.motion)
+    write_chart(BY_FRAME_PLOT, frames, title=f"Ratio by frame  ({videos})")
+    write_chart(BY_MOTION_PLOT, motion, title=f"Ratio by motion, frames 3 and later  ({videos})")
+    rows = charted(ratio_rows(evaluation))
+    write_chart(
+        CONTROLS_PLOT,
+        partial(draw_controls, rows=rows),
+        title=f"Does the fine pass beat it?  {count}: {evaluation.verdict}",
+        height=controls_height(rows),
+    )
 
 
 def weights_of(folder: Path) -> str:

@@ -5,7 +5,6 @@ Reads   models/foveated/, data/filter/, data/decode/, data/encode/, metrics/*.js
 Writes  reports/index.html, reports/pictures/
 """
 
-import csv
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,9 @@ from typing import Any
 from fvlm.clips.order import even_frames
 from fvlm.clips.reader import open_clips
 from fvlm.core.device import default_device
+from fvlm.core.document import read_figures, read_table
 from fvlm.core.errors import ShardError
-from fvlm.core.io import atomic_write, hash_json, read_json, read_jsonl
+from fvlm.core.io import atomic_write, hash_json, read_csv, read_json, read_jsonl
 from fvlm.core.params import Params, load_params
 from fvlm.core.progress import Progress
 from fvlm.core.stage import run
@@ -32,6 +32,7 @@ from fvlm.report.provenance import git_commit, package_versions
 from fvlm.report.view import view_clip
 from fvlm.shards.manifest import EncodedManifest, Manifest, read_manifest
 from fvlm.shards.read import open_shards
+from fvlm.statistics.evaluation import ClipRow, Evaluation, FrameRow, MotionRow
 from pipeline.paths import (
     BY_CLIP,
     BY_FRAME,
@@ -68,17 +69,17 @@ class Sections(Params):
 def main() -> None:
     """Picture the best and the worst clips and write the page."""
     sections, config = load_params(Sections), read_json(MODEL / CONFIG)
-    rows = read_csv(BY_CLIP)
+    rows = read_table(ClipRow, BY_CLIP)
     chosen = choose_clips(rows, sections.report.clips)
     shutil.rmtree(PICTURES, ignore_errors=True)
     report = Report(
-        evaluation=read_json(EVALUATE_METRICS),
+        evaluation=read_figures(Evaluation, EVALUATE_METRICS),
         training=read_json(TRAIN_METRICS),
         filtering=read_json(FILTER_METRICS),
         decoding=read_json(DECODE_METRICS),
         curves=read_csv(CURVES),
-        frames=read_csv(BY_FRAME),
-        motion=read_csv(BY_MOTION),
+        frames=read_table(FrameRow, BY_FRAME),
+        motion=read_table(MotionRow, BY_MOTION),
         by_clip=rows,
         clips=picture_clips(chosen, frames=sections.evaluate["num_frames"]),
         shown=describe_choice(chosen, len(rows)),
@@ -149,12 +150,6 @@ def provenance(config: dict[str, Any]) -> dict[str, str]:
         origin = " ".join(filter(None, (source["source"], source["revision"])))
         found[f"{name} weights"] = f"{origin}, sha256 {source['sha256']}"
     return found
-
-
-def read_csv(path: Path) -> list[dict[str, str]]:
-    """Rows of a table; undefined values are empty."""
-    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-        return list(csv.DictReader(file))
 
 
 if __name__ == "__main__":

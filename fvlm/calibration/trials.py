@@ -6,16 +6,17 @@ are replicates: a video's losses of all of them are resampled together.
 Axes: T frames.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field
 
+from fvlm.core.document import Document, flatten
 from fvlm.core.params import Params
 from fvlm.statistics.arms import CONTROLS, Losses
-from fvlm.statistics.ratio import ALL, DYNAMIC, Array, Bootstrap, mean_loss, named
+from fvlm.statistics.ratio import ALL, DYNAMIC, Array, Bootstrap, Estimate, mean_loss
 
 COMPARED = (*CONTROLS, "autoregressive", "persistence")
 PASSES = ("coarse", "fine", "autoregressive")
@@ -72,58 +73,97 @@ class Trained:
     seen: Losses
 
 
-def measure(
-    trial: Trial, trainings: Sequence[Trained], *, samples: int, seed: int
-) -> dict[str, Any]:
-    """Flat figures of one trial, their names beginning with its own.
+class TrialResult(Document):
+    """What one trial shows, over frames t >= 3 of held-out clips where nothing else is said.
 
-    NAME_ratio is coarse / fine loss over frames t >= 3; NAME_X is coarse / X likewise: below 1
-    where X is worse than the coarse pass. Each has the ends of its interval beside it, NAME_X_low
-    and NAME_X_high. All trainings hold the same clips in the same order.
+    ratio: coarse / fine loss. An arm's name: coarse / its loss, below 1 where it is worse than the
+    coarse pass. ratio_frame_2: nothing can be gained there: above 1, the coarse pass is
+    handicapped. gains: of predicting the training latents' mean, its error / that of each pass over
+    all frames: above 1, something has seen the frame.
+    """
+
+    ratio: Annotated[Estimate, "{}_ratio"]
+    ratio_frame_2: Annotated[Estimate, "{}_ratio_frame_2"]
+    ratio_all_frames: Annotated[Estimate, "{}_ratio_all_frames"]
+    against: Annotated[dict[str, Estimate], "{}_{}"]
+    ratio_training_clips: Annotated[Estimate, "{}_ratio_training_clips"]
+    by_seed: Annotated[dict[int, Estimate], "{}_ratio_seed_{}"]
+    loss_coarse: Annotated[float | None, "{}_loss_coarse"]
+    loss_fine: Annotated[float | None, "{}_loss_fine"]
+    videos: Annotated[int, "{}_videos"]
+    seeds: Annotated[int, "{}_seeds"]
+    gains: Annotated[dict[str, float | None], "{}_gain_{}"]
+
+
+class Calibration(Document):
+    """metrics/calibrate.json: trials by name, and what they miss."""
+
+    calibrated: bool
+    failures: list[str]
+    trials: dict[str, TrialResult]
+    seconds: int
+
+
+def measure(
+    trainings: Sequence[Trained],
+    *,
+    samples: int,
+    seed: int,
+    mean_losses: Array | None = None,
+) -> TrialResult:
+    """What the trainings of one trial show; all hold the same clips in the same order.
+
+    mean_losses [clips,T]: of predicting the training latents' mean, for a trial on noise.
     """
     losses = {name: _join(trainings, name) for name in trainings[0].held_out}
     clips = len(trainings[0].held_out["coarse"])
-    video_ids = [str(clip) for clip in range(clips)] * len(trainings)
-    seeds = np.repeat([training.seed for training in trainings], clips).tolist()
-    bootstrap = Bootstrap(video_ids, samples, seed, seeds)
+    seeds = [training.seed for training in trainings]
+    bootstrap = _bootstrap(clips, seeds, samples, seed)
     coarse, fine = losses["coarse"], losses["fine"]
-    figures: dict[str, Any] = {
-        **named("ratio", bootstrap.ratio(coarse, fine, DYNAMIC)),
-        # Nothing can be gained there: above 1, the coarse pass is handicapped.
-        **named("ratio_frame_2", bootstrap.ratio(coarse, fine, slice(1, 2))),
-        **named("ratio_all_frames", bootstrap.ratio(coarse, fine, ALL)),
-    }
-    for name in COMPARED:
-        figures |= named(name, bootstrap.ratio(coarse, losses[name], DYNAMIC))
     seen = {name: np.concatenate([t.seen[name] for t in trainings]) for name in ("coarse", "fine")}
-    figures["ratio_training_clips"] = _plain_ratio(seen)
-    for training in trainings:
-        figures[f"ratio_seed_{training.seed}"] = _plain_ratio(training.held_out)
-    for name in ("coarse", "fine"):
-        figures[f"loss_{name}"] = mean_loss(losses[name], DYNAMIC)
-    return {f"{trial.name}_{name}": value for name, value in figures.items()} | {
-        f"{trial.name}_videos": clips,
-        f"{trial.name}_seeds": len(trainings),
-    }
+    seen_clips = _bootstrap(len(trainings[0].seen["coarse"]), seeds, samples, seed)
+    alone = _bootstrap(clips, [0], samples, seed)
+    return TrialResult(
+        ratio=bootstrap.ratio(coarse, fine, DYNAMIC),
+        ratio_frame_2=bootstrap.ratio(coarse, fine, slice(1, 2)),
+        ratio_all_frames=bootstrap.ratio(coarse, fine, ALL),
+        against={name: bootstrap.ratio(coarse, losses[name], DYNAMIC) for name in COMPARED},
+        ratio_training_clips=seen_clips.ratio(seen["coarse"], seen["fine"], DYNAMIC),
+        by_seed={
+            t.seed: alone.ratio(t.held_out["coarse"], t.held_out["fine"], DYNAMIC)
+            for t in trainings
+        },
+        loss_coarse=mean_loss(coarse, DYNAMIC),
+        loss_fine=mean_loss(fine, DYNAMIC),
+        videos=clips,
+        seeds=len(trainings),
+        gains={} if mean_losses is None else _gains(losses, mean_losses),
+    )
 
 
-def measure_leak(
-    trial: Trial, trainings: Sequence[Trained], *, mean_losses: Array
-) -> dict[str, float | None]:
-    """How much better each pass is than the mean of the training latents: above 1 it is a leak.
+def _bootstrap(clips: int, seeds: Sequence[int], samples: int, seed: int) -> Bootstrap:
+    """Every clip is a video of its own."""
+    video_ids = [str(clip) for clip in range(clips)] * len(seeds)
+    return Bootstrap(video_ids, samples, seed, np.repeat(seeds, clips).tolist())
 
-    `mean_losses` [clips,T] of predicting that mean.
-    """
+
+def _gains(losses: Losses, mean_losses: Array) -> dict[str, float | None]:
     expected = mean_loss(mean_losses)
     assert expected is not None
-    gains = {}
-    for name in PASSES:
-        found = mean_loss(_join(trainings, name))
-        gains[f"{trial.name}_gain_{name}"] = expected / found if found else None
-    return gains
+    found = {name: mean_loss(losses[name]) for name in PASSES}
+    return {name: expected / loss if loss else None for name, loss in found.items()}
 
 
-def failures(figures: dict[str, Any], trials: Sequence[Trial] = TRIALS) -> list[str]:
+def figures_of(results: Mapping[str, TrialResult]) -> dict[str, Any]:
+    """The figures of trials by their names, which begin with the trial's own."""
+    return {
+        f"{trial}{name}": value
+        for trial, result in results.items()
+        for name, value in flatten(result).items()
+    }
+
+
+def failures(figures: Mapping[str, Any], trials: Sequence[Trial] = TRIALS) -> list[str]:
     """What the instrument does not show, one line each; empty when it may be believed.
 
     A figure that is missing or undefined is not shown either.
@@ -158,7 +198,7 @@ def _requirements(trial: Trial) -> list[Requirement]:
 
 
 def _missed(
-    name: str, figures: dict[str, Any], accepts: Callable[[float], bool], wanted: str
+    name: str, figures: Mapping[str, Any], accepts: Callable[[float], bool], wanted: str
 ) -> Iterator[str]:
     value = figures.get(name)
     if value is None:
@@ -169,8 +209,3 @@ def _missed(
 
 def _join(trainings: Sequence[Trained], name: str) -> Array:
     return np.concatenate([training.held_out[name] for training in trainings])
-
-
-def _plain_ratio(losses: Losses) -> float | None:
-    coarse, fine = (mean_loss(losses[name], DYNAMIC) for name in ("coarse", "fine"))
-    return coarse / fine if coarse is not None and fine else None

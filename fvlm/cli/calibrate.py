@@ -9,10 +9,9 @@ as its parameters and this code stay the same.
 """
 
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,17 +20,20 @@ from fvlm.calibration.figures import plot_calibration
 from fvlm.calibration.trials import (
     TRIALS,
     CalibrateParams,
+    Calibration,
     Trained,
     Trial,
+    TrialResult,
     failures,
+    figures_of,
     measure,
-    measure_leak,
 )
 from fvlm.cli.folders import Changes, Folders
 from fvlm.clips.batch import Batch
 from fvlm.clips.reader import ClipReader, open_clips
+from fvlm.core.document import write_figures
 from fvlm.core.errors import FvlmError
-from fvlm.core.io import atomic_write, write_json
+from fvlm.core.io import atomic_write
 from fvlm.core.params import Params, load_params, read_yaml
 from fvlm.core.progress import Progress
 from fvlm.core.stage import run
@@ -79,15 +81,16 @@ def main() -> None:
         folders.side_by_side(bench.decode, [(corpus,) for corpus in corpora], 1, progress)
         folders.side_by_side(bench.encode, encodings, processes, progress)
         folders.side_by_side(bench.train, trainings, processes, progress)
-    figures = bench.figures(seeds)
-    found = failures(figures, TRIALS)
-    summary = {"calibrated": not found, "failures": found}
-    write_json(
-        CALIBRATE_METRICS, summary | figures | {"seconds": round(time.monotonic() - started)}
+    results = bench.results(seeds)
+    missed = failures(figures_of(results), TRIALS)
+    seconds = round(time.monotonic() - started)
+    write_figures(
+        CALIBRATE_METRICS,
+        Calibration(calibrated=not missed, failures=missed, trials=results, seconds=seconds),
     )
-    plot_calibration(figures, TRIALS, CALIBRATE_PLOT)
-    if found:
-        missed = [f"{len(found)} requirements are not met, see {CALIBRATE_METRICS}:", *found]
+    plot_calibration(results, TRIALS, CALIBRATE_PLOT)
+    if missed:
+        missed.insert(0, f"{len(missed)} requirements are not met, see {CALIBRATE_METRICS}:")
         raise FvlmError("\n".join(missed))
     print("calibrate: the instrument shows a gain where there is one, and none where there is none")
 
@@ -123,19 +126,22 @@ class _Bench:
         links = {ENCODED: _encoded(trial.corpus, trial.blocks, trial.layer) / ENCODED}
         self._folders.make(_trained(trial, seed), changes, links, ["train"], then=self._keep_losses)
 
-    def figures(self, seeds: Iterable[int]) -> dict[str, Any]:
-        """All figures of all trials."""
-        params, figures = self._params, dict[str, Any]()
+    def results(self, seeds: Sequence[int]) -> dict[str, TrialResult]:
+        """What every trial shows."""
+        results = {}
         for trial in TRIALS:
             trained = [
                 Trained(seed, *(_read_losses(_trained(trial, seed) / name) for name in _SPLITS))
-                for seed in (seeds if trial.replicated else list(seeds)[:1])
+                for seed in (seeds if trial.replicated else seeds[:1])
             ]
-            figures |= measure(trial, trained, samples=params.bootstrap_samples, seed=params.seed)
-            if trial.corpus == "noise_control":
-                mean = _mean_losses(_trained(trial, trained[0].seed) / ENCODED)
-                figures |= measure_leak(trial, trained, mean_losses=mean)
-        return figures
+            is_noise = trial.corpus == "noise_control"
+            results[trial.name] = measure(
+                trained,
+                samples=self._params.bootstrap_samples,
+                seed=self._params.seed,
+                mean_losses=_mean_losses(_trained(trial, seeds[0]) / ENCODED) if is_noise else None,
+            )
+        return results
 
     def _keep_losses(self, folder: Path) -> None:
         model = load_model(folder / MODEL)

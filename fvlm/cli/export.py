@@ -8,12 +8,14 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from fvlm.core.document import read_figures
 from fvlm.core.errors import FvlmError, ParamsError
 from fvlm.core.io import atomic_write, read_json
 from fvlm.core.stage import command_line, run
 from fvlm.model.saved import CONFIG, TOKENIZER, WEIGHTS, load_model, load_tokenizer_of
 from fvlm.report.card import render_card
 from fvlm.report.provenance import git_commit, package_versions
+from fvlm.statistics.evaluation import Evaluation
 from pipeline.paths import EVALUATE_METRICS, MODEL, TRAIN_METRICS
 
 CARD = "README.md"
@@ -27,8 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ParamsError(f"{folder} is there already and not an empty folder; choose another one")
     load_model(MODEL)
-    config, evaluation = read_json(MODEL / CONFIG), read_json(EVALUATE_METRICS)
-    if not config["weights_sha256"].startswith(evaluation["weights"]):
+    config = read_json(MODEL / CONFIG)
+    evaluation = read_figures(Evaluation, EVALUATE_METRICS)
+    if not config["weights_sha256"].startswith(evaluation.weights):
         raise FvlmError(
             f"{EVALUATE_METRICS} is of other weights than {MODEL}; run `dvc repro evaluate`"
         )

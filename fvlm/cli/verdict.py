@@ -8,9 +8,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from fvlm.core.document import read_figures
 from fvlm.core.io import read_json
 from fvlm.core.stage import run
-from fvlm.statistics.tables import arm_rows, figure, interval, ratio_rows
+from fvlm.statistics.evaluation import Evaluation, HeldOut
+from fvlm.statistics.tables import arm_rows, figure, ratio_cells, ratio_rows
 from fvlm.statistics.verdict import describe
 from pipeline.paths import EVALUATE_METRICS, FILTER_METRICS, PAGE, TRAIN_METRICS
 
@@ -19,44 +21,45 @@ MIN_WIDTH = 100  # columns; in a log there is no terminal to take the width from
 
 def main() -> None:
     """One table of all arms, the ratio with its interval, the verdict, and where the report is."""
-    found, console = read_json(EVALUATE_METRICS), Console()
+    evaluation, console = read_figures(Evaluation, EVALUATE_METRICS), Console()
     if not console.is_terminal:
         console = Console(width=MIN_WIDTH)
     console.print(
-        scope(found, read_json(FILTER_METRICS), read_json(TRAIN_METRICS)), highlight=False
+        scope(evaluation.held_out, read_json(FILTER_METRICS), read_json(TRAIN_METRICS)),
+        highlight=False,
     )
-    console.print(arms_table(found))
-    console.print(ratio_table(found))
-    console.print(describe(found), style="bold", highlight=False)
+    console.print(arms_table(evaluation))
+    console.print(ratio_table(evaluation))
+    console.print(describe(evaluation.held_out), style="bold", highlight=False)
     if PAGE.exists():
         console.print(
             f"The report with pictures: {PAGE.resolve()}", highlight=False, soft_wrap=True
         )
 
 
-def scope(found: dict[str, Any], videos: dict[str, Any], training: dict[str, Any]) -> str:
+def scope(found: HeldOut, videos: dict[str, Any], training: dict[str, Any]) -> str:
     """One line: what went in and what was compared."""
-    seeds = f", with each of {found['seeds']} seeds" if found["seeds"] > 1 else ""
+    seeds = f", with each of {found.seeds} seeds" if found.seeds > 1 else ""
     return (
         f"{videos['inputs']} videos, {videos['accepted']} accepted; trained on "
         f"{videos['accepted_train']} for {training['steps']} steps{seeds}; "
-        f"held-out videos compared: {found['videos']} (clips: {found['clips']})"
+        f"held-out videos compared: {found.videos} (clips: {found.clips})"
     )
 
 
-def arms_table(found: dict[str, Any]) -> Table:
+def arms_table(evaluation: Evaluation) -> Table:
     """Each arm's loss, and how the coarse loss compares with it."""
     table = Table(
         "arm", title="Mean squared error of the next latent (below coarse: better)", title_style=""
     )
     for heading in ("loss", "coarse / arm, frames 3+", "95% interval"):
         table.add_column(heading, justify="right")
-    for row in arm_rows(found):
-        table.add_row(row.meaning, figure(row.loss, 5), figure(row.value), interval(row))
+    for row in arm_rows(evaluation):
+        table.add_row(row.meaning, figure(row.loss, 5), *ratio_cells(row.ratio))
     return table
 
 
-def ratio_table(found: dict[str, Any]) -> Table:
+def ratio_table(evaluation: Evaluation) -> Table:
     """The ratio and the controls against the fine pass, each with its interval."""
     table = Table(
         "against the fine pass", title="Loss / fine loss (above 1: the fine pass is better)"
@@ -64,8 +67,8 @@ def ratio_table(found: dict[str, Any]) -> Table:
     table.title_style = ""
     for heading in ("ratio", "95% interval", "videos"):
         table.add_column(heading, justify="right")
-    for row in ratio_rows(found):
-        table.add_row(row.meaning, figure(row.value), interval(row), str(row.videos))
+    for row in ratio_rows(evaluation):
+        table.add_row(row.meaning, *ratio_cells(row.ratio), str(row.videos))
     return table
 
 

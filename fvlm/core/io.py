@@ -141,6 +141,12 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
         file.write(text.getvalue().encode(errors="surrogateescape"))
 
 
+def read_csv(path: Path) -> list[dict[str, str | None]]:
+    """The rows that `write_csv` wrote; what is empty is None."""
+    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        return [{name: cell or None for name, cell in row.items()} for row in csv.DictReader(file)]
+
+
 def sha256_file(path: Path) -> str:
     """Hex sha256 of a file's content."""
     with path.open("rb") as file:

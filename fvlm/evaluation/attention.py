@@ -1,7 +1,9 @@
 """How sharply the queries look: figures of the attention of the passes.
 
 What a query gives to itself (deep attention) is left out: the rest is taken as its attention over
-the N tokens of the frame. Uniform attention has entropy ln N and a peak of 1 / N.
+the tokens of the frame. Sharpness is that over the patches, since CLS and registers, which belong
+to no place, can take much of the attention. Uniform attention over P patches has entropy ln P and
+a peak of 1 / P.
 
 Axes: B batch, T frames, N tokens (CLS, registers, patches), D token width.
 """
@@ -13,26 +15,39 @@ from torch import Tensor
 
 from fvlm.core.progress import Progress
 from fvlm.evaluation.losses import LoadClips
+from fvlm.model.autoregressive import run_autoregressive
 from fvlm.model.foveated import FoveatedModel, PassOutput
+from fvlm.model.inspect import patch_grid
+from fvlm.statistics.evaluation import Attention, PassAttention
 
 
-def over_tokens(attention: Tensor) -> Tensor:
-    """Attention [..,N] as a distribution over the tokens, float32."""
-    values = attention.float()
+def over_patches(attention: Tensor) -> Tensor:
+    """Attention [..,N] as a distribution over the patches, float32; even where they get none."""
+    prefix, _ = patch_grid(attention.shape[-1])
+    values = attention[..., prefix:].float()
     shares: Tensor = values / values.sum(dim=-1, keepdim=True)
-    return shares
+    return shares.nan_to_num(nan=1 / values.shape[-1])
+
+
+def cls_share(attention: Tensor) -> Tensor:
+    """The share of attention [..,N] that CLS and registers get; 0 to 1."""
+    prefix, _ = patch_grid(attention.shape[-1])
+    values = attention.float()
+    share: Tensor = values[..., :prefix].sum(dim=-1) / values.sum(dim=-1)
+    return share
 
 
 def entropy_share(attention: Tensor) -> Tensor:
-    """Entropy of attention [..,N] as a share of that of uniform attention, ln N; 0 to 1."""
-    shares = over_tokens(attention)
+    """Entropy over the patches of attention [..,N] as a share of uniform attention's; 0 to 1."""
+    shares = over_patches(attention)
     entropy: Tensor = torch.special.entr(shares).sum(dim=-1)
     return entropy / math.log(shares.shape[-1])
 
 
 def peak_times_uniform(attention: Tensor) -> Tensor:
-    """The largest share of attention [..,N] in multiples of uniform attention's 1 / N; 1 to N."""
-    return over_tokens(attention).amax(dim=-1) * attention.shape[-1]
+    """The largest share among the P patches in multiples of uniform attention's 1 / P; 1 to P."""
+    shares = over_patches(attention)
+    return shares.amax(dim=-1) * shares.shape[-1]
 
 
 def query_similarity(queries: Tensor) -> Tensor:
@@ -44,33 +59,40 @@ def query_similarity(queries: Tensor) -> Tensor:
 @torch.inference_mode()
 def attention_figures(
     model: FoveatedModel, load: LoadClips, clips: int, *, batch_size: int, device: torch.device
-) -> dict[str, float]:
-    """Means over clips 0 .. `clips` - 1 and their frames, for the coarse and the last fine pass.
-
-    attention_entropy_*  share of uniform attention's entropy (1: looks everywhere alike)
-    attention_peak_*     largest share of one token, in multiples of uniform attention
-    query_similarity     cosine of the predicted queries of two successive frames (1: the same)
-    """
-    sums: dict[str, float] = {}
+) -> Attention:
+    """Means over clips 0 .. `clips` - 1 and their frames, by pass."""
+    by_pass: dict[str, list[Tensor]] = {}
+    similarity = []
     with Progress("attention", total=clips, unit="clip") as progress:
         for start in range(0, clips, batch_size):
             rows = range(start, min(start + batch_size, clips))
             batch = load(rows).to(device)
             B, T = batch.latents.shape[:2]
-            passes = model.run_passes(model.cache_clips(batch.inputs, batch.captions), B, T)
-            for name, value in _clip_figures(passes[0], passes[-1]).items():
-                sums[name] = sums.get(name, 0.0) + float(value.double().sum())
+            cache = model.cache_clips(batch.inputs, batch.captions)
+            passes = model.run_passes(cache, B, T)
+            outputs = {"coarse": passes[0], "fine": passes[-1]}
+            outputs["autoregressive"] = run_autoregressive(model, cache, B, T)
+            for name, output in outputs.items():
+                by_pass.setdefault(name, []).append(_clip_figures(output))
+            # The first query is q_init: only those from frame 2 on are predicted.
+            predicted = query_similarity(passes[-1].queries[:, 1:])
+            similarity.append(predicted.diagonal(1, dim1=1, dim2=2).mean(dim=1))
             progress.advance(len(rows))
-    return {name: value / clips for name, value in sums.items()}
+    means = {name: torch.cat(figures, dim=1).mean(dim=1) for name, figures in by_pass.items()}
+    return Attention(
+        passes={
+            name: PassAttention(
+                entropy=float(mean[0]), peak=float(mean[1]), cls_share=float(mean[2])
+            )
+            for name, mean in means.items()
+        },
+        query_similarity=float(torch.cat(similarity).double().mean()),
+    )
 
 
-def _clip_figures(coarse: PassOutput, fine: PassOutput) -> dict[str, Tensor]:
-    """Each figure [B] of a batch of clips."""
-    figures = {}
-    for name, found in (("coarse", coarse), ("fine", fine)):
-        figures[f"attention_entropy_{name}"] = entropy_share(found.attention).mean(dim=1)
-        figures[f"attention_peak_{name}"] = peak_times_uniform(found.attention).mean(dim=1)
-    # The first query is q_init: only those from frame 2 on are predicted.
-    predicted = query_similarity(fine.queries[:, 1:])
-    figures["query_similarity"] = predicted.diagonal(1, dim1=1, dim2=2).mean(dim=1)
-    return figures
+def _clip_figures(output: PassOutput) -> Tensor:
+    """Entropy, peak and share of CLS of each clip, means over its frames: float64 [3,B]."""
+    found = (
+        measure(output.attention) for measure in (entropy_share, peak_times_uniform, cls_share)
+    )
+    return torch.stack([values.mean(dim=1).double() for values in found])

@@ -1,6 +1,11 @@
-"""Pictures of an evaluation: each shows the ratio with its interval and the number of videos."""
+"""The charts of an evaluation, each drawn once: as a PNG file, or as SVG for the page.
 
-from collections.abc import Iterator
+The SVG follows the reader's choice of light or dark. The same figures give the same bytes.
+"""
+
+import io
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,132 +16,151 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from fvlm.core.io import atomic_write
-from fvlm.statistics.arms import CONTROLS, MEANINGS, OPTIONAL_ARMS
-from fvlm.statistics.ratio import DYNAMIC
-from fvlm.statistics.summary import Row, Summary
+from fvlm.statistics.evaluation import FrameRow, MotionRow
+from fvlm.statistics.ratio import DYNAMIC, Estimate
+from fvlm.statistics.tables import RatioRow, figure
 
-INK, BLUE, ORANGE, GREY = "#1b1b1b", "#0b6fa4", "#c25a00", "#8a8a8a"
+INK, GREY, BLUE, ORANGE = "#1b1b1b", "#767676", "#0b6fa4", "#b35300"
+DARK = {INK: "#ececec", GREY: "#9a9ca2", BLUE: "#62bdf0", ORANGE: "#f0a35c"}
 STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "fvlm",  # element names are otherwise random
     "font.size": 11,
+    "font.family": "sans-serif",
+    "text.color": INK,
     "axes.edgecolor": GREY,
+    "axes.labelcolor": INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.labelcolor": INK,
-    "text.color": INK,
     "axes.titlelocation": "left",
     "axes.titlesize": 12,
+    "xtick.color": INK,
+    "ytick.color": INK,
 }
+PAGE_STYLE = {"figure.facecolor": "none", "axes.facecolor": "none"}
+
+Draw = Callable[[Axes], None]
 
 
-def plot_ratio_by_frame(summary: Summary, path: Path) -> None:
-    """Coarse / fine loss at each frame index; frames 1 and 2 cannot gain and are set apart."""
-    with picture(path) as axes:
-        _no_difference(axes)
-        axes.axvspan(0.5, DYNAMIC.start + 0.5, color=GREY, alpha=0.15, lw=0)
-        axes.annotate(
-            "cannot gain", (0.6, 1), xycoords=("data", "axes fraction"), va="top", color=GREY
-        )
-        defined = [row for row in summary.frames if row["coarse_fine_ratio"] is not None]
-        _estimates(axes, [row["frame"] for row in defined], defined, "coarse_fine_ratio")
-        axes.set_xlim(0.5, len(summary.frames) + 0.5)
-        axes.set_xlabel("frame of the clip")
-        _label_ratio(axes, summary, "Ratio by frame")
+def write_chart(path: Path, draw: Draw, *, title: str, height: float = 4.5) -> None:
+    """Write what `draw` draws as a PNG with a title."""
+    with picture(path, height=height) as axes:
+        draw(axes)
+        axes.set_title(title)
 
 
-def plot_ratio_by_motion(summary: Summary, path: Path) -> None:
+@contextmanager
+def picture(path: Path, *, height: float = 4.5) -> Iterator[Axes]:
+    """Axes that become a PNG."""
+    with mpl.rc_context(STYLE):
+        canvas = Figure(figsize=(8, height), dpi=120, layout="constrained")
+        FigureCanvasAgg(canvas)
+        yield canvas.add_subplot()
+        with atomic_write(path) as file:
+            canvas.savefig(file, format="png", metadata={"Software": None})
+
+
+def svg_chart(draw: Draw, *, height: float = 3.4) -> str:
+    """What `draw` draws as an SVG document."""
+    with mpl.rc_context(STYLE | PAGE_STYLE):
+        canvas = Figure(figsize=(5.4, height), layout="constrained")
+        draw(canvas.add_subplot())
+        text = io.StringIO()
+        canvas.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+    svg = text.getvalue()
+    schemes = ("", ""), ("@media (prefers-color-scheme:dark){", "}")
+    for number, light in enumerate(DARK):
+        svg = svg.replace(light, f"var(--c{number})")
+    style = "".join(
+        f"{before}svg{{"
+        + "".join(f"--c{n}:{colours[scheme]};" for n, colours in enumerate(DARK.items()))
+        + f"}}{after}"
+        for scheme, (before, after) in enumerate(schemes)
+    )
+    return svg.replace("</style>", f"{style}</style>", 1)
+
+
+def draw_curves(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Training losses of both passes by clips seen; rows of plots/train.csv."""
+    seen = [int(row["samples"]) for row in rows]
+    for name, colour, style in (("coarse", ORANGE, "--"), ("fine", BLUE, "-")):
+        losses = [float(row[f"loss_{name}"]) for row in rows]
+        axes.plot(seen, losses, style, color=colour, lw=1.5, label=f"{name} pass")
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
+    axes.set_xlabel("clips seen")
+    axes.set_ylabel("loss on training clips")
+    axes.legend(frameon=False)
+
+
+def draw_frames(axes: Axes, rows: Sequence[FrameRow]) -> None:
+    """Coarse / fine loss at each frame; frames 1 and 2 cannot gain and are set apart."""
+    axes.axvspan(0.5, DYNAMIC.start + 0.5, color=GREY, alpha=0.15, lw=0)
+    axes.text(0.6, 0.98, "cannot gain", transform=axes.get_xaxis_transform(), va="top")
+    _draw_series(axes, {row.frame: row.ratio for row in rows})
+    axes.set_xlim(0.5, len(rows) + 0.5)
+    axes.set_xlabel("frame of the clip")
+
+
+def draw_motion(axes: Axes, rows: Sequence[MotionRow]) -> None:
     """Coarse / fine loss over frames t >= 3 in the quartiles of motion."""
-    with picture(path) as axes:
-        _no_difference(axes)
-        name = "coarse_fine_ratio_dynamic"
-        defined = [row for row in summary.motion if row[name] is not None]
-        _estimates(axes, [row["quartile"] for row in defined], defined, name)
-        axes.set_xticks(
-            [row["quartile"] for row in summary.motion],
-            [
-                f"{_QUARTILES[row['quartile'] - 1]}\n{counted(row['clips'], 'clip')}"
-                for row in summary.motion
-            ],
+    _draw_series(axes, {row.quartile: row.ratio for row in rows})
+    labels = [f"{row.quartile}\n{counted(row.clips, 'clip')}" for row in rows]
+    axes.set_xticks([row.quartile for row in rows], labels)
+    axes.set_xlim(0.5, 4.5)
+    axes.set_xlabel("quartile of motion (1: least)")
+
+
+def draw_controls(axes: Axes, rows: Sequence[RatioRow]) -> None:
+    """Each loss / fine loss with its interval: all must be above 1 before queries get credit."""
+    axes.axvline(1, color=GREY, lw=1, ls="--")
+    for height, row in enumerate(reversed(rows)):
+        ratio, colour = row.ratio, BLUE if row.arm == "coarse" else ORANGE
+        if ratio.low is not None and ratio.high is not None:
+            axes.plot([ratio.low, ratio.high], [height, height], color=colour, lw=4, alpha=0.45)
+        if ratio.value is None:
+            axes.annotate("undefined", (1, height), color=GREY, va="center")
+            continue
+        fill = "none" if ratio.low is None else colour
+        axes.plot(ratio.value, height, "o", color=colour, mfc=fill, mew=1.5)
+        label = figure(ratio.value)
+        axes.annotate(
+            label, (ratio.value, height), (0, 7), textcoords="offset points", ha="center", size=9
         )
-        axes.set_xlim(0.5, 4.5)
-        axes.set_xlabel("motion of the clip (quartile of its persistence error)")
-        _label_ratio(axes, summary, "Ratio by motion, frames 3 and later")
+    axes.set_yticks(range(len(rows)), [row.meaning.replace(", ", "\n") for row in rows][::-1])
+    axes.set_ylim(-0.6, len(rows) - 0.3)
+    axes.set_xlim(*_at_least(*axes.get_xlim()))
+    axes.set_xlabel("its loss / loss of the fine pass")
 
 
-def plot_arms(summary: Summary, path: Path) -> None:
-    """The ratio and, below it, each control / fine loss: all must be above 1 to validate."""
-    rows = [("coarse", "coarse_fine_ratio_dynamic")]
-    rows += [(name, f"{name}_fine_ratio_dynamic") for name in (*CONTROLS, *OPTIONAL_ARMS)]
-    metrics = summary.metrics
-    rows = [(arm, name) for arm, name in rows if name in metrics]
-    with picture(path) as axes:
-        axes.axvline(1, color=GREY, lw=1, ls="--")
-        for height, (arm, name) in enumerate(reversed(rows)):
-            value, low, high = (metrics[f"{name}{end}"] for end in ("", "_low", "_high"))
-            colour = BLUE if arm == "coarse" else ORANGE
-            if low is not None:
-                axes.plot([low, high], [height, height], color=colour, lw=3, alpha=0.5)
-            if value is None:
-                axes.annotate("undefined", (1, height), color=GREY, va="center")
-            else:
-                axes.plot(value, height, "o", color=colour)
-                axes.annotate(
-                    f"{value:.4f}", (value, height), (0, 8), textcoords="offset points", ha="center"
-                )
-        axes.set_yticks(
-            range(len(rows)), [MEANINGS[arm].replace(": ", ":\n") for arm, _ in rows[::-1]]
-        )
-        axes.set_ylim(-0.5, len(rows) - 0.3)
-        axes.set_xlim(*_at_least(*axes.get_xlim()))
-        axes.set_xlabel("its loss / loss of the fine pass, frames 3 and later (95% interval)")
-        axes.set_title(f"Does the fine pass beat it?  {_videos(summary)}: {metrics['verdict']}")
+def controls_height(rows: Sequence[RatioRow]) -> float:
+    """Inches that let the labels of `draw_controls` stand apart."""
+    return 0.8 + 0.5 * len(rows)
 
 
-_QUARTILES = ("least", "less", "more", "most")
+def counted(count: int, what: str) -> str:
+    """`1 clip`, `2 clips`."""
+    return f"1 {what}" if count == 1 else f"{count} {what}s"
 
 
-def _estimates(axes: Axes, places: list[int], rows: list[Row], name: str) -> None:
-    """Points with their intervals, joined; those without an interval hollow and for themselves."""
-    points = [
-        (place, row[name], row[f"{name}_low"], row[f"{name}_high"])
-        for place, row in zip(places, rows, strict=True)
-    ]
-    bounded = [point for point in points if point[2] is not None]
-    alone = [point for point in points if point[2] is None]
-    axes.plot([p[0] for p in bounded], [p[1] for p in bounded], "o-", color=BLUE, lw=1.5)
-    axes.plot([p[0] for p in alone], [p[1] for p in alone], "o", color=BLUE, mfc="none")
-    ends = [p[2] for p in bounded], [p[3] for p in bounded]
-    axes.vlines([p[0] for p in bounded], *ends, color=BLUE, lw=3, alpha=0.4)
+def _draw_series(axes: Axes, ratios: Mapping[int, Estimate]) -> None:
+    """Points with intervals, joined; undefined values are left out.
 
-
-def _no_difference(axes: Axes) -> None:
+    A point without an interval is hollow and no line leads to it: it must not look like a trend.
+    """
     axes.axhline(1, color=GREY, lw=1, ls="--")
-
-
-def _label_ratio(axes: Axes, summary: Summary, title: str) -> None:
-    axes.set_ylabel("coarse loss / fine loss (95% interval)")
+    joined = [math.nan if r.low is None or r.value is None else r.value for r in ratios.values()]
+    axes.plot(list(ratios), joined, "o-", color=BLUE, lw=1.5)
+    for place, ratio in ratios.items():
+        if ratio.low is not None and ratio.high is not None:
+            axes.plot([place, place], [ratio.low, ratio.high], color=BLUE, lw=4, alpha=0.45)
+        elif ratio.value is not None:
+            axes.plot(place, ratio.value, "o", color=BLUE, mfc="none", mew=1.5)
     axes.set_ylim(*_at_least(*axes.get_ylim()))
-    axes.set_title(f"{title}  ({_videos(summary)}; above 1: the fine pass is better)")
+    axes.set_ylabel("coarse loss / fine loss (95% interval)")
 
 
 def _at_least(low: float, high: float) -> tuple[float, float]:
     """Limits that hold 1 +- 1%: a difference in the fifth digit should not look like a result."""
     return min(low, 0.99), max(high, 1.01)
-
-
-def _videos(summary: Summary) -> str:
-    return counted(summary.metrics["videos"], "video")
-
-
-def counted(count: int, what: str) -> str:
-    return f"1 {what}" if count == 1 else f"{count} {what}s"
-
-
-@contextmanager
-def picture(path: Path) -> Iterator[Axes]:
-    """Axes that become a PNG; the same figures give the same bytes."""
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
-        FigureCanvasAgg(figure)
-        yield figure.add_subplot()
-        with atomic_write(path) as file:
-            figure.savefig(file, format="png", metadata={"Software": None})

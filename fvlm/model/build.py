@@ -8,7 +8,7 @@ from transformers import LlamaModel
 
 from fvlm.clips.batch import Input
 from fvlm.clips.tokenizer import CaptionTokenizer
-from fvlm.core.documents import Document
+from fvlm.core.document import Document
 from fvlm.core.errors import ParamsError, ShardError
 from fvlm.core.io import hash_json
 from fvlm.encoders.dino import DinoEncoder, EncoderTail, load_dino

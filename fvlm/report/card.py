@@ -5,21 +5,22 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from fvlm.statistics.tables import arm_rows, figure, interval, ratio_rows
+from fvlm.statistics.evaluation import Evaluation
+from fvlm.statistics.tables import arm_rows, figure, ratio_cells, ratio_rows
 from fvlm.statistics.verdict import describe
 
 
 def render_card(
     config: dict[str, Any],
     *,
-    evaluation: dict[str, Any],
+    evaluation: Evaluation,
     training: dict[str, Any],
     commit: str,
     versions: dict[str, str],
 ) -> str:
     """The card as Markdown with a hub's header.
 
-    config: of the saved model; evaluation, training: metrics/evaluate.json and metrics/train.json.
+    config: of the saved model; training: metrics/train.json.
     """
     environment = Environment(
         loader=PackageLoader("fvlm.report", "."),
@@ -30,12 +31,11 @@ def render_card(
     )
     parts = config["provenance"]
     return environment.get_template("card.md").render(
-        found=evaluation,
-        statement=describe(evaluation),
+        statement=describe(evaluation.held_out),
         ratios=ratio_rows(evaluation),
         arms=arm_rows(evaluation),
         figure=figure,
-        interval=interval,
+        ratio_cells=ratio_cells,
         training=training,
         input=config["input"],
         text=config["model"]["text"],

@@ -10,11 +10,11 @@ from pydantic import Field
 
 from fvlm.core.io import atomic_write
 from fvlm.core.params import Params
-from fvlm.report.charts import Table
 from fvlm.report.movie import encode_movie, movie_frames
 from fvlm.report.page import PicturedClip
 from fvlm.report.pictures import fixation_sheet, prediction_sheet, printable
 from fvlm.report.view import ClipView
+from fvlm.statistics.evaluation import ClipRow
 from fvlm.statistics.verdict import ROUNDING
 
 QUALITY = 80  # of the WebP copies inside the page
@@ -35,15 +35,17 @@ class Chosen:
     ratio: float
 
 
-def choose_clips(rows: Table, count: int) -> list[Chosen]:
-    """The `count` best and worst clips by their ratio, best first; rows of plots/evaluate.csv."""
-    name = "coarse_fine_ratio_dynamic"
-    ranked = sorted((row for row in rows if row[name]), key=lambda row: -float(row[name]))
+def choose_clips(rows: Sequence[ClipRow], count: int) -> list[Chosen]:
+    """The `count` best and worst clips by their ratio, best first."""
+    ratios = {row.key: row.coarse_fine_ratio_dynamic for row in rows}
+    ranked = sorted(
+        ((key, ratio) for key, ratio in ratios.items() if ratio), key=lambda clip: -clip[1]
+    )
     total = len(ranked)
-    shown = [i for i in range(total) if i < count or i >= total - count]
     return [
-        Chosen(ranked[i]["key"], _place(i, total, float(ranked[i][name])), float(ranked[i][name]))
-        for i in shown
+        Chosen(key, _place(rank, total, ratio), ratio)
+        for rank, (key, ratio) in enumerate(ranked)
+        if rank < count or rank >= total - count
     ]
 
 
@@ -90,11 +92,11 @@ def picture_clip(
 def describe_attention(view: ClipView) -> str:
     """The figures of the attention sheet."""
     passes = "; ".join(
-        f"{name} pass: entropy {found.entropy:.0%} of the maximum, "
-        f"peak {found.peak:.1f} times uniform"
+        f"{name.capitalize()} pass: entropy {found.entropy:.0%} of the maximum, "
+        f"peak {found.peak:.1f} times uniform, CLS {found.cls_share:.0%}"
         for name, found in view.passes.items()
     )
-    return f"{passes.capitalize()}."
+    return f"{passes}."
 
 
 def describe_fixations(view: ClipView) -> str:

@@ -54,7 +54,8 @@ def movie_frames(view: ClipView, title: str) -> Iterator[NDArray[np.uint8]]:
 
 
 def _attention(view: ClipView, name: str, t: int, scale: float) -> Captioned:
-    return f"{name}:\nattention", attended(view, name, t, scale)
+    share = view.passes[name].cls_share
+    return f"{name}:\nattention\nCLS {share:.0%}", attended(view, name, t, scale)
 
 
 def _prediction(view: ClipView, arm: str, t: int) -> Captioned:

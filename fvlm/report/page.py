@@ -1,15 +1,26 @@
 """The report of a run as one self-contained page; the same facts give the same text."""
 
 import base64
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from fvlm.report.charts import Table, controls_chart, curves_chart, frames_chart, motion_chart
-from fvlm.statistics.ratio import estimate_in
-from fvlm.statistics.tables import RatioRow, arm_rows, figure, interval, ratio_rows
+from fvlm.evaluation.figures import (
+    controls_height,
+    draw_controls,
+    draw_curves,
+    draw_frames,
+    draw_motion,
+    svg_chart,
+)
+from fvlm.model.inspect import patch_grid
+from fvlm.statistics.evaluation import ClipRow, Evaluation, FrameRow, HeldOut, MotionRow
+from fvlm.statistics.ratio import Estimate
+from fvlm.statistics.tables import arm_rows, charted, figure, ratio_cells, ratio_rows
 from fvlm.statistics.verdict import ROUNDING, describe
 
 SECTIONS = {
@@ -60,14 +71,14 @@ class Report:
     that were not used, with video_id, status, reason and message. params: section -> key -> value.
     """
 
-    evaluation: dict[str, Any]
+    evaluation: Evaluation
     training: dict[str, Any]
     filtering: dict[str, Any]
     decoding: dict[str, Any]
-    curves: Table
-    frames: Table
-    motion: Table
-    by_clip: Table
+    curves: Sequence[Mapping[str, Any]]
+    frames: Sequence[FrameRow]
+    motion: Sequence[MotionRow]
+    by_clip: Sequence[ClipRow]
     clips: Sequence[PicturedClip]
     shown: str
     tokens: int
@@ -85,71 +96,63 @@ def render_page(report: Report) -> str:
         undefined=StrictUndefined,
         trim_blocks=True,
     )
-    found = report.evaluation
-    ratios = ratio_rows(found)
-    # So far from 1 that the others could not be told apart beside it.
-    drawn = [row for row in ratios if not row.name.startswith("persistence")]
+    held_out, attention = report.evaluation.held_out, report.evaluation.attention
+    ratios = ratio_rows(report.evaluation)
+    drawn = charted(ratios)
+    charts = {
+        "controls": svg_chart(partial(draw_controls, rows=drawn), height=controls_height(drawn)),
+        "frames": svg_chart(partial(draw_frames, rows=report.frames)),
+        "motion": svg_chart(partial(draw_motion, rows=report.motion)),
+        "curves": svg_chart(partial(draw_curves, rows=report.curves)),
+    }
     return environment.get_template("page.html").render(
-        evaluation=found,
-        statement=describe(found),
+        verdict=report.evaluation.verdict,
+        statement=describe(held_out),
         sections=SECTIONS.items(),
-        facts=_facts(found),
+        facts=_facts(held_out),
         arms=[
-            [row.meaning, figure(row.loss, 5), figure(row.value), interval(row)]
-            for row in arm_rows(found)
+            [row.meaning, figure(row.loss, 5), *ratio_cells(row.ratio)]
+            for row in arm_rows(report.evaluation)
         ],
-        ratios=[
-            [row.meaning, figure(row.value), interval(row), str(row.videos)]
-            for row in (*ratios, *_caption_ratio(found))
-        ],
-        coarse_only="loss_coarse_only" in found,
-        uncertainty=_uncertainty(found["seeds"]),
+        ratios=[[row.meaning, *ratio_cells(row.ratio), str(row.videos)] for row in ratios],
+        coarse_only="coarse_only" in held_out.arms,
+        uncertainty=_uncertainty(held_out.seeds),
         frame_rows=[
-            [
-                row["frame"],
-                _digits(row["loss_coarse"], 5),
-                _digits(row["loss_fine"], 5),
-                *_ratio_cells(row, "coarse_fine_ratio"),
-            ]
-            for row in report.frames
+            [str(row.frame), *_both_losses(row), *ratio_cells(row.ratio)] for row in report.frames
         ],
         motion_rows=[
             [
-                row["quartile"],
-                row["clips"],
-                row["videos"],
-                _digits(row["loss_persistence"], 5),
-                *_ratio_cells(row, "coarse_fine_ratio_dynamic"),
+                str(row.quartile),
+                str(row.clips),
+                str(row.videos),
+                figure(row.loss_persistence, 5),
+                *ratio_cells(row.ratio),
             ]
             for row in report.motion
         ],
         clip_rows=_clip_rows(report.by_clip),
         clip_title="Ratio by clip, frames 3+ (one video gives no interval)"
         + (f", the best {LISTED} of {len(report.by_clip)}" if len(report.by_clip) > LISTED else ""),
-        charts={
-            "controls": _uri("image/svg+xml", controls_chart(drawn).encode()),
-            "frames": _uri("image/svg+xml", frames_chart(report.frames).encode()),
-            "motion": _uri("image/svg+xml", motion_chart(report.motion).encode()),
-            "curves": _uri("image/svg+xml", curves_chart(report.curves).encode()),
-        },
+        charts={name: _uri("image/svg+xml", chart.encode()) for name, chart in charts.items()},
         controls_alt="; ".join(
-            f"{row.meaning}: {figure(row.value)}, interval {interval(row)}" for row in drawn
+            "{}: {}, interval {}".format(row.meaning, *ratio_cells(row.ratio)) for row in drawn
         ),
-        frames_alt=_series_alt("frame", report.frames, "coarse_fine_ratio"),
-        motion_alt=_series_alt("quartile", report.motion, "coarse_fine_ratio_dynamic"),
+        frames_alt=_series_alt("frame", {row.frame: row.ratio for row in report.frames}),
+        motion_alt=_series_alt("quartile", {row.quartile: row.ratio for row in report.motion}),
         curves_alt=_curves_alt(report.curves),
         training=[[_words(name), _text(value)] for name, value in report.training.items()],
-        tokens=report.tokens,
+        patches=patch_grid(report.tokens)[1] ** 2,
         looking=[
             [
                 f"{name} pass",
-                f"{found[f'attention_entropy_{name}']:.1%}",
-                figure(found[f"attention_peak_{name}"], 2),
+                f"{found.cls_share:.1%}",
+                f"{found.entropy:.1%}",
+                figure(found.peak, 2),
             ]
-            for name in ("coarse", "fine")
+            for name, found in attention.passes.items()
         ],
-        similarity=figure(found["query_similarity"]),
-        asking=_asking(found["query_similarity"]),
+        similarity=figure(attention.query_similarity),
+        asking=_asking(attention.query_similarity),
         shown=report.shown,
         clips=[_clip(clip) for clip in report.clips],
         counts=_counts(report),
@@ -169,24 +172,15 @@ def render_page(report: Report) -> str:
     )
 
 
-def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
-    (dynamic,) = (row for row in ratio_rows(found) if row.name == "coarse_fine_ratio_dynamic")
+def _facts(found: HeldOut) -> list[tuple[str, str]]:
+    ratio, interval = ratio_cells(found.coarse_fine_ratio_dynamic)
     return [
-        ("coarse / fine loss, frames 3+", figure(dynamic.value)),
-        ("95% interval", interval(dynamic)),
-        ("held-out videos", str(found["videos"])),
-        ("held-out clips", str(found["clips"])),
-        ("trainings (seeds)", str(found["seeds"])),
+        ("coarse / fine loss, frames 3+", ratio),
+        ("95% interval", interval),
+        ("held-out videos", str(found.videos)),
+        ("held-out clips", str(found.clips)),
+        ("trainings (seeds)", str(found.seeds)),
     ]
-
-
-def _caption_ratio(found: dict[str, Any]) -> list[RatioRow]:
-    """The ratio of caption losses, of a model that predicts captions."""
-    name = "caption_coarse_fine_ratio"
-    if name not in found:
-        return []
-    ratio, videos = estimate_in(found, name), found["videos"]
-    return [RatioRow("coarse, captions", name, ratio.value, ratio.low, ratio.high, videos)]
 
 
 def _uncertainty(seeds: int) -> str:
@@ -202,10 +196,8 @@ def _uncertainty(seeds: int) -> str:
     )
 
 
-def _asking(similarity: float | None) -> str:
+def _asking(similarity: float) -> str:
     """What the similarity of successive queries, -1 to 1, says about the language model."""
-    if similarity is None:
-        return ""
     if similarity > SAME_QUESTION:
         return "The language model asks almost the same thing in every frame."
     if similarity > SAME_QUESTION / 2:
@@ -242,39 +234,36 @@ def _counts(report: Report) -> list[Cells]:
     return [[name, count] for name, count in (counts | failed).items()]
 
 
-def _clip_rows(rows: Table) -> list[Cells]:
+def _clip_rows(rows: Sequence[ClipRow]) -> list[Cells]:
     """The best clips first; those without a ratio last."""
-    name = "coarse_fine_ratio_dynamic"
-    ranked = sorted(rows, key=lambda row: -float(row[name] or "-inf"))
-    losses = "loss_coarse", "loss_fine"
+
+    def rank(row: ClipRow) -> float:
+        ratio = row.coarse_fine_ratio_dynamic
+        return math.inf if ratio is None else -ratio
+
     return [
-        [row["video_id"], *(_digits(row[loss], 5) for loss in losses), _digits(row[name])]
-        for row in ranked[:LISTED]
+        [row.video_id, *_both_losses(row), figure(row.coarse_fine_ratio_dynamic)]
+        for row in sorted(rows, key=rank)[:LISTED]
     ]
 
 
-def _ratio_cells(row: dict[str, str], name: str) -> Cells:
-    low, high = row[f"{name}_low"], row[f"{name}_high"]
-    return [_digits(row[name]), f"{_digits(low)} to {_digits(high)}" if low else "none"]
+def _both_losses(row: ClipRow | FrameRow) -> Cells:
+    return [figure(row.losses[name], 5) for name in ("coarse", "fine")]
 
 
-def _series_alt(place: str, rows: Table, name: str) -> str:
-    points = "; ".join(f"{place} {row[place]}: {_digits(row[name])}" for row in rows)
+def _series_alt(place: str, ratios: Mapping[int, Estimate]) -> str:
+    points = "; ".join(f"{place} {n}: {figure(ratio.value)}" for n, ratio in ratios.items())
     return f"Coarse loss divided by fine loss. {points}"
 
 
-def _curves_alt(rows: Table) -> str:
+def _curves_alt(rows: Sequence[Mapping[str, Any]]) -> str:
     first, last = rows[0], rows[-1]
     ends = [
-        f"{name} pass from {_digits(first[f'loss_{name}'])} to {_digits(last[f'loss_{name}'])}"
+        f"{name} pass from {figure(float(first[f'loss_{name}']))} "
+        f"to {figure(float(last[f'loss_{name}']))}"
         for name in ("coarse", "fine")
     ]
     return f"Loss over {last['samples']} clips seen: {', '.join(ends)}"
-
-
-def _digits(value: str, digits: int = 4) -> str:
-    """A cell of a CSV file; empty where undefined."""
-    return figure(float(value) if value else None, digits)
 
 
 def _words(name: str) -> str:

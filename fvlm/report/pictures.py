@@ -39,7 +39,8 @@ def fixation_sheet(view: ClipView, title: str) -> Image.Image:
         for t in shown_frames(view)
     ]
     heads = [
-        f"{name}\nentropy {found.entropy:.0%}\npeak {found.peak:.1f} x" for name, found in passes
+        f"{name}\nentropy {found.entropy:.0%}\npeak {found.peak:.1f} x\nCLS {found.cls_share:.0%}"
+        for name, found in passes
     ]
     rows[0] = _under(["frames\n", *heads], rows[0])
     paths = [("fixation path", path_cell(view, found)) for _, found in passes]

@@ -12,7 +12,13 @@ from torch import Tensor
 
 from fvlm.clips.batch import Batch
 from fvlm.encoders.vae import VaeCodec
-from fvlm.evaluation.attention import entropy_share, peak_times_uniform, query_similarity
+from fvlm.evaluation.attention import (
+    cls_share,
+    entropy_share,
+    over_patches,
+    peak_times_uniform,
+    query_similarity,
+)
 from fvlm.evaluation.losses import persistence_losses
 from fvlm.model.foveated import FoveatedModel, frame_losses
 from fvlm.model.inspect import InspectedPass, inspect_clips
@@ -25,15 +31,17 @@ Values = NDArray[np.float32]
 class PassView:
     """Attention of one pass over a clip.
 
-    maps [T,side,side]: each patch's share of the attention, in multiples of uniform attention;
-    similarity [T,T]: cosine of the queries of every two frames; entropy: mean over the frames, as
-    a share of that of uniform attention; peak: mean largest token, in multiples of uniform.
+    maps [T,side,side]: each patch's share of the attention that patches get, in multiples of
+    uniform attention; similarity [T,T]: cosine of the queries of every two frames; means over the
+    frames: entropy over the patches, as a share of that of uniform attention; peak: largest patch,
+    in multiples of uniform; cls_share: share of CLS and registers in the attention.
     """
 
     maps: Values
     similarity: Values
     entropy: float
     peak: float
+    cls_share: float
 
     @property
     def fixations(self) -> list[tuple[float, float]]:
@@ -90,10 +98,7 @@ def view_clip(
     return ClipView(
         frames=np.ascontiguousarray(frames.transpose(0, 2, 3, 1)),
         seconds=seconds,
-        passes={
-            label: _view_pass(found.passes[name], found.attention_maps(name))
-            for name, label in names.items()
-        },
+        passes={label: _view_pass(found.passes[name], found.grid) for name, label in names.items()},
         decoded={name: _decode(vae, value[0]) for name, value in pictured.items()},
         latents={name: value[0].cpu().numpy() for name, value in predicted.items()},
         losses={name: value.cpu().numpy() for name, value in losses.items()},
@@ -106,15 +111,15 @@ def pass_names(fine_passes: int) -> list[str]:
     return ["coarse", *fine, "autoregressive"]
 
 
-def _view_pass(found: InspectedPass, maps: Tensor) -> PassView:
+def _view_pass(found: InspectedPass, grid: tuple[int, int]) -> PassView:
     attention = found.attention[0]
-    uniform = attention.sum(dim=-1) / attention.shape[-1]
-    times_uniform = maps[0] / uniform[:, None, None]
+    shares = over_patches(attention)
     return PassView(
-        maps=times_uniform.cpu().numpy(),
+        maps=(shares * shares.shape[-1]).unflatten(-1, grid).cpu().numpy(),
         similarity=query_similarity(found.queries[0]).cpu().numpy(),
         entropy=float(entropy_share(attention).mean()),
         peak=float(peak_times_uniform(attention).mean()),
+        cls_share=float(cls_share(attention).mean()),
     )
 
 

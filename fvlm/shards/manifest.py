@@ -8,14 +8,17 @@ import json
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, SkipValidation, ValidationError
 
-from fvlm.core.documents import Document
+from fvlm.core.document import Document
 from fvlm.core.errors import FvlmError, ShardError
 from fvlm.core.io import atomic_write, hash_json
 
 NAME = "manifest.json"
 SEAL = "manifest_sha256"
+
+
+Name = SkipValidation[str]  # names of files need not be UTF-8, and pydantic refuses these
 
 
 class ShardEntry(Document):
@@ -33,9 +36,9 @@ class ShardEntry(Document):
 class Note(Document):
     """Why a video has no sample in its shard. retry: the machine's fault, perhaps: try again."""
 
-    video_id: str
+    video_id: Name
     reason: str
-    message: str
+    message: Name
     retry: bool = False
 
 

@@ -28,9 +28,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from fvlm.core.documents import Document
+from fvlm.core.document import Document
 from fvlm.core.errors import FvlmError, ShardError
-from fvlm.core.io import state_folder, write_json
+from fvlm.core.io import read_json, state_folder, write_json
 from fvlm.core.kept import DvcCache, counts, link_or_copy, md5_of_cached
 from fvlm.shards.manifest import NAME, Manifest, Note, parse_manifest
 from fvlm.shards.verify import DamagedShardError, verify_file
@@ -102,9 +102,9 @@ class ShardStore:
 
     def _read(self, fingerprint: str) -> ShardRecord | None:
         path = self._record(fingerprint)
-        with suppress(FileNotFoundError, ValidationError):
+        with suppress(FvlmError, ValidationError):
             if counts(self._stage, path):
-                return ShardRecord.model_validate_json(path.read_bytes())
+                return ShardRecord.model_validate(read_json(path))
         return None
 
     def _record(self, fingerprint: str) -> Path:

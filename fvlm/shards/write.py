@@ -17,7 +17,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from fvlm.core.documents import Document
+from fvlm.core.document import Document
 from fvlm.core.errors import ShardError
 from fvlm.core.io import KEY, atomic_write
 

@@ -29,6 +29,9 @@ MEANINGS = ARMS | OPTIONAL_ARMS
 # What must be worse than the fine pass before a ratio above 1 can be put down to the queries.
 CONTROLS = ("static_in_fine", "shuffled", "random")
 
+# What has seen no video at all: where it beats the fine pass, the model is worth little.
+BASELINES = ("persistence",)
+
 # Caption losses of the two passes, of a model that predicts captions: one value a clip.
 CAPTIONS = ("caption_coarse", "caption_fine")
 

@@ -21,14 +21,16 @@ Satterthwaite, Biometrics Bulletin 2 (1946), for the degrees of freedom of a sum
 Axes: T frames.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic.dataclasses import dataclass as document_dataclass
 from scipy.special import stdtrit
 
+from fvlm.core.document import STRICT
 from fvlm.core.seeding import generator
 
 Array = NDArray[np.float64]
@@ -40,23 +42,16 @@ ALL = slice(None)
 CHUNK = 2**20  # resampled entries held at once
 
 
-@dataclass(frozen=True)
+@document_dataclass(config=STRICT, frozen=True)
 class Estimate:
     """A ratio and its 95% interval; None where the clips do not define it."""
 
-    value: float | None
-    low: float | None
-    high: float | None
+    value: Annotated[float | None, "{}"]
+    low: Annotated[float | None, "{}_low"]
+    high: Annotated[float | None, "{}_high"]
 
 
-def named(name: str, estimate: Estimate) -> dict[str, float | None]:
-    """The figures of an estimate: NAME, NAME_low, NAME_high."""
-    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
-
-
-def estimate_in(figures: Mapping[str, Any], name: str) -> Estimate:
-    """The estimate that `named` made figures of."""
-    return Estimate(figures[name], figures[f"{name}_low"], figures[f"{name}_high"])
+UNDEFINED = Estimate(None, None, None)
 
 
 @dataclass(frozen=True)
@@ -71,6 +66,17 @@ class Bootstrap:
     seed: int
     replicates: Sequence[int] = ()
 
+    @property
+    def videos(self) -> int:
+        """How many different videos there are."""
+        return len(set(self.video_ids))
+
+    def of(self, rows: NDArray[np.int64]) -> "Bootstrap":
+        """The same for a subset of the rows."""
+        video_ids = [self.video_ids[row] for row in rows]
+        replicates = [self.replicates[row] for row in rows]
+        return Bootstrap(video_ids, self.samples, self.seed, replicates)
+
     def ratio(self, above: Array, below: Array, frames: slice = ALL) -> Estimate:
         """mean(above) / mean(below) over clips and `frames`, for losses float64 [clips,T].
 
@@ -82,7 +88,7 @@ class Bootstrap:
         rows = [np.where(defined, values[:, frames], 0).sum(axis=1) for values in (above, below)]
         tops, bottoms = (_sums(self.video_ids, values) for values in rows)
         if not defined.any() or bottoms.sum() == 0:
-            return Estimate(None, None, None)
+            return UNDEFINED
         ratio = float(tops.sum() / bottoms.sum())
         if len(tops) < 2 or not (tops.all() and bottoms.all()):
             return Estimate(ratio, None, None)

@@ -1,68 +1,68 @@
-"""From losses [clips,T] by arm to the figures of an evaluation: flat metrics and rows of tables.
-
-Names: `loss_X` mean loss of arm X over all its frames; `ratio_X` coarse / X, as
-`coarse_fine_ratio` is coarse / fine (above 1: better than coarse); `X_fine_ratio` X / fine (above
-1: the fine pass beats X); `_dynamic` over frames t >= 3, `_early` over frames 1 and 2; `_low`,
-`_high` the ends of the 95% interval; `_seed_N` of the model trained with seed N. None: undefined.
-"""
+"""From losses [clips,T] by arm to what an evaluation found on these clips."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from fvlm.statistics.arms import ClipName, Losses, measured_arms, measured_controls
+from fvlm.statistics.arms import CAPTIONS, ClipName, Losses, measured_arms
+from fvlm.statistics.evaluation import (
+    ArmResult,
+    CaptionResult,
+    ClipRow,
+    FrameRow,
+    HeldOut,
+    MotionRow,
+    OnTrainingClips,
+)
 from fvlm.statistics.ratio import (
     ALL,
     DYNAMIC,
     EARLY,
     Bootstrap,
+    Estimate,
     mean_loss,
     motion_quartiles,
-    named,
 )
-from fvlm.statistics.verdict import decide, headline
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Flat metrics, and rows per clip, per frame index and per motion quartile."""
+    """What was found on all held-out clips, by clip, by frame index and by quartile of motion."""
 
-    metrics: Row
-    clips: list[Row]
-    frames: list[Row]
-    motion: list[Row]
+    held_out: HeldOut
+    clips: list[ClipRow]
+    frames: list[FrameRow]
+    motion: list[MotionRow]
 
 
 def summarize(
     trained: Mapping[int, Losses], clips: Sequence[ClipName], *, samples: int, seed: int
 ) -> Summary:
-    """All figures of an evaluation; `samples` resamples of the videos for each interval.
+    """What held-out clips say; `samples` resamples of the videos for each interval.
 
     `trained` holds the losses of the same clips by seed of the training: replicates.
     """
     losses, bootstrap = _join(trained, clips, samples, seed)
     return Summary(
-        metrics=_metrics(losses, bootstrap, clips=len(clips)) | _seed_figures(trained),
+        held_out=_held_out(trained, losses, bootstrap),
         clips=_clip_rows(losses, clips),
         frames=_frame_rows(losses, bootstrap),
         motion=_motion_rows(losses, bootstrap, clips=len(clips)),
     )
 
 
-def training_figures(
+def on_training_clips(
     trained: Mapping[int, Losses], clips: Sequence[ClipName], *, samples: int, seed: int
-) -> Row:
-    """The ratio on clips that were trained on, `train_coarse_fine_ratio`: no evidence, an alarm."""
+) -> OnTrainingClips:
+    """The same ratio on clips that were trained on; arguments as of `summarize`."""
     losses, bootstrap = _join(trained, clips, samples, seed)
-    figures: Row = {"train_videos": len(set(bootstrap.video_ids))}
-    for suffix, frames in (("", ALL), ("_dynamic", DYNAMIC)):
-        estimate = bootstrap.ratio(losses["coarse"], losses["fine"], frames)
-        figures |= named(f"train_coarse_fine_ratio{suffix}", estimate)
-    return figures
+    coarse, fine = losses["coarse"], losses["fine"]
+    return OnTrainingClips(
+        videos=bootstrap.videos,
+        ratio=bootstrap.ratio(coarse, fine),
+        ratio_dynamic=bootstrap.ratio(coarse, fine, DYNAMIC),
+    )
 
 
 def _join(
@@ -78,98 +78,97 @@ def _join(
     return losses, Bootstrap(video_ids, samples, seed, replicates)
 
 
-def _seed_figures(trained: Mapping[int, Losses]) -> Row:
-    """The ratio of each training, where there are several."""
-    figures: Row = {"seeds": len(trained)}
-    if len(trained) > 1:
-        for seed, losses in trained.items():
-            ratio = _plain_figures(losses)["coarse_fine_ratio_dynamic"]
-            figures[f"coarse_fine_ratio_dynamic_seed_{seed}"] = ratio
-    return figures
-
-
-def _metrics(losses: Losses, bootstrap: Bootstrap, *, clips: int) -> Row:
+def _held_out(trained: Mapping[int, Losses], losses: Losses, bootstrap: Bootstrap) -> HeldOut:
     coarse, fine = losses["coarse"], losses["fine"]
-    videos = len(set(bootstrap.video_ids))
-    overall = bootstrap.ratio(coarse, fine)
-    dynamic = bootstrap.ratio(coarse, fine, DYNAMIC)
-    early = bootstrap.ratio(coarse, fine, EARLY)
-    against = {
-        name: bootstrap.ratio(losses[name], fine, DYNAMIC) for name in measured_controls(losses)
-    }
-    verdict = decide(dynamic, against, early=early, videos=videos)
-    metrics: Row = {
-        "verdict": verdict,
-        "statement": headline(verdict, dynamic, videos=videos),
-        "videos": videos,
-        "clips": clips,
-        **named("coarse_fine_ratio", overall),
-        **named("coarse_fine_ratio_dynamic", dynamic),
-        **named("coarse_fine_ratio_early", early),
-        "improvement_pct": None if overall.value is None else (overall.value - 1) * 100,
-    }
-    for name, values in losses.items():
-        metrics[f"loss_{name}"] = mean_loss(values)
-    for name in measured_arms(losses):
-        if name not in ("coarse", "fine"):
-            metrics |= named(f"ratio_{name}", bootstrap.ratio(coarse, losses[name]))
-            metrics |= named(
-                f"ratio_{name}_dynamic", bootstrap.ratio(coarse, losses[name], DYNAMIC)
-            )
-            against[name] = bootstrap.ratio(losses[name], fine, DYNAMIC)
-    for name, estimate in against.items():
-        metrics |= named(f"{name}_fine_ratio_dynamic", estimate)
-    if "caption_fine" in losses:
-        said = bootstrap.ratio(losses["caption_coarse"], losses["caption_fine"])
-        metrics |= named("caption_coarse_fine_ratio", said)
-    return metrics
+    overall, clips = bootstrap.ratio(coarse, fine), len(fine) // len(trained)
+    one = Bootstrap(bootstrap.video_ids[:clips], bootstrap.samples, bootstrap.seed)
+    return HeldOut(
+        videos=bootstrap.videos,
+        clips=clips,
+        seeds=len(trained),
+        coarse_fine_ratio=overall,
+        coarse_fine_ratio_dynamic=bootstrap.ratio(coarse, fine, DYNAMIC),
+        coarse_fine_ratio_early=bootstrap.ratio(coarse, fine, EARLY),
+        improvement_pct=None if overall.value is None else (overall.value - 1) * 100,
+        by_seed={
+            seed: one.ratio(found["coarse"], found["fine"], DYNAMIC)
+            for seed, found in trained.items()
+            if len(trained) > 1
+        },
+        arms={arm: _arm(arm, losses, bootstrap) for arm in measured_arms(losses)},
+        captions=_captions(losses, bootstrap),
+    )
 
 
-def _clip_rows(losses: Losses, clips: Sequence[ClipName]) -> list[Row]:
+def _arm(arm: str, losses: Losses, bootstrap: Bootstrap) -> ArmResult:
+    own, loss = losses[arm], mean_loss(losses[arm])
+    if arm in ("coarse", "fine"):
+        return ArmResult(loss=loss)
+    return ArmResult(
+        loss=loss,
+        coarse_ratio=bootstrap.ratio(losses["coarse"], own),
+        coarse_ratio_dynamic=bootstrap.ratio(losses["coarse"], own, DYNAMIC),
+        fine_ratio_dynamic=bootstrap.ratio(own, losses["fine"], DYNAMIC),
+    )
+
+
+def _captions(losses: Losses, bootstrap: Bootstrap) -> CaptionResult | None:
+    if CAPTIONS[0] not in losses:
+        return None
+    coarse, fine = (losses[name] for name in CAPTIONS)
+    return CaptionResult(
+        coarse=mean_loss(coarse), fine=mean_loss(fine), ratio=bootstrap.ratio(coarse, fine)
+    )
+
+
+def _clip_rows(losses: Losses, clips: Sequence[ClipName]) -> list[ClipRow]:
     rows = []
     for number, clip in enumerate(clips):
-        one = {name: values[number :: len(clips)] for name, values in losses.items()}
-        rows.append({"video_id": clip.video_id, "key": clip.key, **_plain_figures(one)})
+        own = {name: values[number :: len(clips)] for name, values in losses.items()}
+        alone = Bootstrap(["one video"] * len(own["fine"]), samples=0, seed=0)
+        ratios = [alone.ratio(own["coarse"], own["fine"], frames) for frames in (ALL, DYNAMIC)]
+        rows.append(
+            ClipRow(
+                video_id=clip.video_id,
+                key=clip.key,
+                losses={name: mean_loss(values) for name, values in own.items()},
+                coarse_fine_ratio=ratios[0].value,
+                coarse_fine_ratio_dynamic=ratios[1].value,
+            )
+        )
     return rows
 
 
-def _plain_figures(losses: Losses) -> Row:
-    """Mean losses and ratios without an interval."""
-    alone = Bootstrap(["one video"] * len(losses["fine"]), samples=0, seed=0)
-    figures: Row = {f"loss_{name}": mean_loss(values) for name, values in losses.items()}
-    for suffix, frames in (("", ALL), ("_dynamic", DYNAMIC)):
-        estimate = alone.ratio(losses["coarse"], losses["fine"], frames)
-        figures[f"coarse_fine_ratio{suffix}"] = estimate.value
-    return figures
+def _frame_rows(losses: Losses, bootstrap: Bootstrap) -> list[FrameRow]:
+    def ratio(frame: slice) -> Estimate:
+        return bootstrap.ratio(losses["coarse"], losses["fine"], frame)
+
+    return [
+        FrameRow(
+            frame=index + 1,
+            losses={
+                arm: mean_loss(losses[arm], slice(index, index + 1))
+                for arm in measured_arms(losses)
+            },
+            ratio=ratio(slice(index, index + 1)),
+        )
+        for index in range(losses["fine"].shape[1])
+    ]
 
 
-def _frame_rows(losses: Losses, bootstrap: Bootstrap) -> list[Row]:
-    rows = []
-    for index in range(losses["fine"].shape[1]):
-        frame = slice(index, index + 1)
-        row: Row = {"frame": index + 1}
-        row |= {f"loss_{name}": mean_loss(losses[name], frame) for name in measured_arms(losses)}
-        estimate = bootstrap.ratio(losses["coarse"], losses["fine"], frame)
-        rows.append(row | named("coarse_fine_ratio", estimate))
-    return rows
-
-
-def _motion_rows(losses: Losses, bootstrap: Bootstrap, *, clips: int) -> list[Row]:
+def _motion_rows(losses: Losses, bootstrap: Bootstrap, *, clips: int) -> list[MotionRow]:
     rows = []
     for number, group in enumerate(motion_quartiles(losses["persistence"][:clips]), start=1):
         # The same clips of every training.
         chosen = np.concatenate([group + start for start in range(0, len(losses["fine"]), clips)])
-        video_ids = [bootstrap.video_ids[row] for row in chosen]
-        replicates = [bootstrap.replicates[row] for row in chosen]
-        within = Bootstrap(video_ids, bootstrap.samples, bootstrap.seed, replicates)
-        estimate = within.ratio(losses["coarse"][chosen], losses["fine"][chosen], DYNAMIC)
+        within = bootstrap.of(chosen)
         rows.append(
-            {
-                "quartile": number,
-                "clips": len(group),
-                "videos": len(set(video_ids)),
-                "loss_persistence": mean_loss(losses["persistence"][chosen]),
-                **named("coarse_fine_ratio_dynamic", estimate),
-            }
+            MotionRow(
+                quartile=number,
+                clips=len(group),
+                videos=within.videos,
+                loss_persistence=mean_loss(losses["persistence"][chosen]),
+                ratio=within.ratio(losses["coarse"][chosen], losses["fine"][chosen], DYNAMIC),
+            )
         )
     return rows

@@ -1,73 +1,75 @@
-"""The tables of an evaluation as rows, from its flat metrics; for the terminal and for the page."""
+"""The tables of an evaluation as rows, for the terminal, the page and the card."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from fvlm.statistics.arms import MEANINGS, measured_arms, measured_controls
-from fvlm.statistics.ratio import Estimate, estimate_in
+from fvlm.statistics.arms import BASELINES, measured_arms
+from fvlm.statistics.evaluation import Evaluation, short_meaning
+from fvlm.statistics.ratio import Estimate
 
 
 @dataclass(frozen=True)
 class ArmRow:
-    """An arm's mean loss, and coarse / arm loss over frames t >= 3 with the ends of its interval.
-
-    None: undefined; the coarse pass itself has neither ratio nor interval.
-    """
+    """An arm's mean loss and coarse / arm loss over frames t >= 3; the coarse pass has no ratio."""
 
     arm: str
     meaning: str
     loss: float | None
-    value: float | None
-    low: float | None
-    high: float | None
+    ratio: Estimate | None
 
 
 @dataclass(frozen=True)
 class RatioRow:
-    """A ratio to the loss of the fine pass with the ends of its 95% interval; None: undefined."""
+    """A ratio to the loss of the fine pass. arm: whose; videos: of how many."""
 
+    arm: str
     meaning: str
-    name: str
-    value: float | None
-    low: float | None
-    high: float | None
+    ratio: Estimate
     videos: int
 
 
-def arm_rows(found: dict[str, Any]) -> list[ArmRow]:
-    """Every measured arm; `found` is metrics/evaluate.json."""
-    rows = []
-    for arm, meaning in measured_arms(_arms_in(found)).items():
-        name = "coarse_fine_ratio_dynamic" if arm == "fine" else f"ratio_{arm}_dynamic"
-        ratio = Estimate(None, None, None) if arm == "coarse" else estimate_in(found, name)
-        loss = found[f"loss_{arm}"]
-        rows.append(ArmRow(arm, meaning, loss, ratio.value, ratio.low, ratio.high))
-    return rows
+def arm_rows(evaluation: Evaluation) -> list[ArmRow]:
+    """Every measured arm."""
+    held_out = evaluation.held_out
+    return [
+        ArmRow(
+            arm,
+            meaning,
+            held_out.arms[arm].loss,
+            held_out.coarse_fine_ratio_dynamic
+            if arm == "fine"
+            else held_out.arms[arm].coarse_ratio_dynamic,
+        )
+        for arm, meaning in measured_arms(held_out.arms).items()
+    ]
 
 
-def ratio_rows(found: dict[str, Any]) -> list[RatioRow]:
+def ratio_rows(evaluation: Evaluation) -> list[RatioRow]:
     """The ratio, then what the fine pass is held against, then the ratio on training clips."""
-    named = {
-        "coarse_fine_ratio": "coarse, all frames",
-        "coarse_fine_ratio_dynamic": "coarse, frames 3+",
-        "coarse_fine_ratio_early": "coarse, frames 1 and 2 (cannot gain)",
-    }
-    for arm in measured_controls(_arms_in(found)):
-        meaning = MEANINGS[arm].removeprefix("fine pass with ")
-        named[f"{arm}_fine_ratio_dynamic"] = f"{meaning}, frames 3+"
-    named["autoregressive_fine_ratio_dynamic"] = "frame by frame, frames 3+ (train/inference gap)"
-    named["persistence_fine_ratio_dynamic"] = "copy of the previous latent, frames 3+"
-    named["train_coarse_fine_ratio_dynamic"] = "coarse on training clips, frames 3+"
-    rows = []
-    for name, meaning in named.items():
-        ratio = estimate_in(found, name)
-        videos = found["train_videos" if name.startswith("train") else "videos"]
-        rows.append(RatioRow(meaning, name, ratio.value, ratio.low, ratio.high, videos))
+    found, training = evaluation.held_out, evaluation.on_training_clips
+    compared = [
+        ("coarse", "coarse, all frames", found.coarse_fine_ratio),
+        ("coarse", "coarse, frames 3+", found.coarse_fine_ratio_dynamic),
+        ("coarse", "coarse, frames 1 and 2 (cannot gain)", found.coarse_fine_ratio_early),
+        *((arm, f"{short_meaning(arm)}, frames 3+", e) for arm, e in found.controls.items()),
+        (
+            "autoregressive",
+            "frame by frame, frames 3+ (train/inference gap)",
+            found.against("autoregressive"),
+        ),
+        ("persistence", f"{short_meaning('persistence')}, frames 3+", found.against("persistence")),
+    ]
+    rows = [RatioRow(arm, meaning, ratio, found.videos) for arm, meaning, ratio in compared]
+    seen = "coarse on training clips, frames 3+"
+    rows.append(RatioRow("coarse", seen, training.ratio_dynamic, training.videos))
+    if found.captions:
+        rows.append(RatioRow("coarse", "coarse, captions", found.captions.ratio, found.videos))
     return rows
 
 
-def _arms_in(found: dict[str, Any]) -> set[str]:
-    return {name.removeprefix("loss_") for name in found if name.startswith("loss_")}
+def charted(rows: Sequence[RatioRow]) -> list[RatioRow]:
+    """Those that a chart shows: baselines lie so far from 1 that the others would fall together."""
+    return [row for row in rows if row.arm not in BASELINES]
 
 
 def figure(value: float | None, digits: int = 4) -> str:
@@ -75,8 +77,9 @@ def figure(value: float | None, digits: int = 4) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def interval(row: ArmRow | RatioRow) -> str:
-    """The interval as every table shows it."""
-    if row.value is None:
-        return "-"
-    return "none" if row.low is None else f"{figure(row.low)} to {figure(row.high)}"
+def ratio_cells(ratio: Estimate | None) -> list[str]:
+    """A ratio and its interval as every table shows them."""
+    if ratio is None or ratio.value is None:
+        return ["-", "-"]
+    ends = "none" if ratio.low is None else f"{figure(ratio.low)} to {figure(ratio.high)}"
+    return [figure(ratio.value), ends]

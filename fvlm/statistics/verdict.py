@@ -5,12 +5,9 @@ that the coarse pass is handicapped.
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal
 
-from fvlm.statistics.arms import MEANINGS, measured_controls
-from fvlm.statistics.ratio import Estimate, estimate_in
-
-Verdict = Literal["validated", "promising", "inconclusive", "worse"]
+from fvlm.statistics.evaluation import HeldOut, Label, short_meaning
+from fvlm.statistics.ratio import Estimate
 
 VALIDATED_ABOVE = 1.05
 # Two passes that compute the same thing differ by rounding: that is no result.
@@ -20,23 +17,23 @@ EARLY_BELOW = 1.03
 MIN_VIDEOS = 6
 
 
-def decide(
-    ratio: Estimate, against: Mapping[str, Estimate], *, early: Estimate, videos: int
-) -> Verdict:
-    """Verdict on `ratio` = coarse / fine loss, with `against` = control / fine loss by control.
+def decide(found: HeldOut) -> Label:
+    """Verdict on `found.coarse_fine_ratio_dynamic`.
 
     validated     lower end > 1.05, and the fine pass beats every control
     promising     lower end > 1, and the fine pass beats every control
     worse         upper end < 1
     inconclusive  the interval holds 1, a control does as well as the fine pass (then it is not the
-                  queries that help), the ratio of frames 1 and 2, `early`, is above 1.03 as well,
-                  or there are too few videos for an interval to mean much
+                  queries that help), the ratio of frames 1 and 2 is above 1.03 as well, or there
+                  are too few videos for an interval to mean much
     """
-    if videos < MIN_VIDEOS or ratio.low is None or ratio.high is None:
+    ratio = found.coarse_fine_ratio_dynamic
+    if found.videos < MIN_VIDEOS or ratio.low is None or ratio.high is None:
         return "inconclusive"
     if ratio.high < 1 - ROUNDING:
         return "worse"
-    if ratio.low <= 1 + ROUNDING or unbeaten(against) or is_handicapped(early):
+    doubtful = unbeaten(found.controls) or is_handicapped(found.coarse_fine_ratio_early)
+    if ratio.low <= 1 + ROUNDING or doubtful:
         return "inconclusive"
     return "validated" if ratio.low > VALIDATED_ABOVE else "promising"
 
@@ -55,45 +52,35 @@ def unbeaten(against: Mapping[str, Estimate]) -> list[str]:
     ]
 
 
-def headline(verdict: Verdict, ratio: Estimate, *, videos: int) -> str:
+def headline(found: HeldOut) -> str:
     """The result in a few words, for a table of metrics."""
+    verdict, ratio = decide(found), found.coarse_fine_ratio_dynamic
     if ratio.value is None:
         return f"{verdict}: undefined"
     ends = "" if ratio.low is None else f" ({ratio.low:.4f} to {ratio.high:.4f})"
-    return f"{verdict}: {ratio.value:.4f}{ends}, {_count(videos)}"
+    return f"{verdict}: {ratio.value:.4f}{ends}, {_count(found.videos)}"
 
 
-def describe(found: Mapping[str, Any]) -> str:
-    """The result in one English sentence; `found` is metrics/evaluate.json."""
-    verdict: Verdict = found["verdict"]
-    ratio, early, persistence = (
-        estimate_in(found, f"{name}_ratio_{frames}")
-        for name, frames in (
-            ("coarse_fine", "dynamic"),
-            ("coarse_fine", "early"),
-            ("persistence_fine", "dynamic"),
-        )
-    )
-    arms = {name.removeprefix("loss_") for name in found if name.startswith("loss_")}
-    against = {
-        name: estimate_in(found, f"{name}_fine_ratio_dynamic") for name in measured_controls(arms)
-    }
+def describe(found: HeldOut) -> str:
+    """The result in one English sentence."""
+    verdict, ratio = decide(found), found.coarse_fine_ratio_dynamic
+    early, copying = found.coarse_fine_ratio_early, found.against("persistence")
     if ratio.value is None:
         return "Inconclusive: the coarse/fine ratio is undefined on these clips."
     parts = [
-        f"{verdict.capitalize()}: over frames 3 and later of {_count(found['videos'])} the coarse "
+        f"{verdict.capitalize()}: over frames 3 and later of {_count(found.videos)} the coarse "
         f"loss is {ratio.value:.4f} times the fine loss ({_interval(ratio)})",
-        _reason(verdict, ratio, found["videos"]),
-        _controls(against),
+        _reason(verdict, ratio, found.videos),
+        _controls(found.controls),
     ]
     if is_handicapped(early):
         parts.append(
             f"at frames 1 and 2, where looking cannot help, it is {_figure(early.value)} times: "
             "the coarse pass is handicapped"
         )
-    if persistence.value is not None and persistence.value <= 1:
+    if copying.value is not None and copying.value <= 1:
         parts.append("the fine pass does not even beat copying the previous latent")
-    if found["seeds"] == 1:
+    if found.seeds == 1:
         parts.append("one training: what another seed would change is not in the interval")
     return "; ".join(part for part in parts if part) + "."
 
@@ -112,7 +99,7 @@ def _interval(ratio: Estimate) -> str:
     return f"95% interval {ratio.low:.4f} to {ratio.high:.4f}"
 
 
-def _reason(verdict: Verdict, ratio: Estimate, videos: int) -> str:
+def _reason(verdict: Label, ratio: Estimate, videos: int) -> str:
     if videos < MIN_VIDEOS:
         return f"a verdict takes at least {MIN_VIDEOS} videos"
     match verdict:
@@ -132,5 +119,5 @@ def _controls(against: Mapping[str, Estimate]) -> str:
     remaining = unbeaten(against)
     if not remaining:
         return "the fine pass beats every control"
-    named = ", ".join(MEANINGS[name].removeprefix("fine pass with ") for name in remaining)
+    named = ", ".join(short_meaning(name) for name in remaining)
     return f"the fine pass is not shown to beat {named}"

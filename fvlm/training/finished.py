@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from fvlm.core.documents import Document
+from fvlm.core.document import Document
 from fvlm.core.io import state_folder, write_json
 from fvlm.core.kept import DvcCache, counts, link_or_copy
 from fvlm.model.saved import CONFIG, TOKENIZER, WEIGHTS

@@ -90,7 +90,11 @@ def small_file(source: str, name: str, *, kind: Kind) -> Path | None:
     match = _HUB_ID.fullmatch(source)
     if match is None:
         raise unusable(source, kind, _no_folder(source))
-    place = {"repo_id": match["repo"], "filename": name, "revision": match["revision"]}
+    place: dict[str, Any] = {
+        "repo_id": match["repo"],
+        "filename": name,
+        "revision": match["revision"],
+    }
     try:
         cached = try_to_load_from_cache(**place)
         if isinstance(cached, str):

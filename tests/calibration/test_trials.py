@@ -1,5 +1,7 @@
 """The figures of a calibration from losses that are made up, and what they are accepted for."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -8,9 +10,10 @@ from fvlm.calibration.trials import (
     PASSES,
     TRIALS,
     Trained,
+    Trial,
     failures,
+    figures_of,
     measure,
-    measure_leak,
 )
 from fvlm.statistics.arms import ARMS
 
@@ -32,22 +35,22 @@ def trained(*, seed: int = 0, **factors: float) -> Trained:
     return Trained(seed, held_out=losses(**factors), seen=losses(fine=0.5))
 
 
-def figures(**factors: float) -> dict[str, float]:
-    made = Trained(0, held_out=losses(**factors), seen=losses(fine=0.5))
-    return measure(POSITIVE, [made], samples=200, seed=0)
+def figures(*trainings: Trained, trial: Trial = POSITIVE, **options: Any) -> dict[str, Any]:
+    found = measure(trainings, **({"samples": 200, "seed": 0} | options))
+    return figures_of({trial.name: found})
 
 
 def test_frame_2_is_the_second_frame() -> None:
     made = trained(fine=0.8)
     made.held_out["fine"][:, 0] *= 3
     made.held_out["fine"][:, 1] *= 0.5
-    found = measure(POSITIVE, [made], samples=200, seed=0)
+    found = figures(made)
     assert found["positive_control_ratio_frame_2"] == pytest.approx(2)
     assert found["positive_control_ratio"] == pytest.approx(1.25)
 
 
 def test_ratios_are_over_frames_three_and_later() -> None:
-    found = figures(fine=0.8, static_in_fine=1.1, shuffled=2.0)
+    found = figures(trained(fine=0.8, static_in_fine=1.1, shuffled=2.0))
     assert found["positive_control_ratio"] == pytest.approx(1.25)
     assert found["positive_control_ratio_low"] == pytest.approx(1.25)
     assert found["positive_control_static_in_fine"] == pytest.approx(1 / 1.1)
@@ -66,17 +69,15 @@ def test_seeds_are_replicates_of_the_same_videos() -> None:
     rng = np.random.default_rng(1)
     one = trained(fine=0.8)
     one.held_out["fine"][:] *= rng.uniform(0.5, 1.5, (CLIPS, 1))
-    alone = measure(POSITIVE, [one], samples=500, seed=0)
-    again = measure(POSITIVE, [one, one, one], samples=500, seed=0)
+    alone = figures(one, samples=500)
+    again = figures(one, one, one, samples=500)
     for end in ("", "_low", "_high"):
         name = f"positive_control_ratio{end}"
         assert again[name] == pytest.approx(alone[name])
 
 
 def test_each_seed_is_named() -> None:
-    found = measure(
-        POSITIVE, [trained(seed=3, fine=0.5), trained(seed=7, fine=0.8)], samples=200, seed=0
-    )
+    found = figures(trained(seed=3, fine=0.5), trained(seed=7, fine=0.8))
     assert found["positive_control_ratio_seed_3"] == pytest.approx(2)
     assert found["positive_control_ratio_seed_7"] == pytest.approx(1.25)
     assert 1.25 < found["positive_control_ratio"] < 2
@@ -88,7 +89,7 @@ def test_who_beats_the_mean_has_seen_the_frame() -> None:
     for name in PASSES:
         noise.held_out[name] = expected * 1.2
     noise.held_out["fine"] = expected * 0.9
-    found = measure_leak(NOISE, [noise], mean_losses=expected)
+    found = figures(noise, trial=NOISE, mean_losses=expected)
     assert found["noise_control_gain_coarse"] == pytest.approx(1 / 1.2)
     assert found["noise_control_gain_fine"] == pytest.approx(1 / 0.9)
     assert [line.split()[0] for line in failures(found, [NOISE])] == ["noise_control_gain_fine"]

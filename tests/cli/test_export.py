@@ -10,11 +10,13 @@ import yaml
 from transformers import LlamaForCausalLM
 
 from fvlm.cli import export
+from fvlm.core.document import read_figures
 from fvlm.core.errors import CheckpointError, FvlmError, ParamsError
 from fvlm.core.io import write_json
 from fvlm.model.build import build_model
 from fvlm.model.saved import load_model
 from fvlm.statistics.arms import ARMS, CONTROLS
+from fvlm.statistics.evaluation import Evaluation
 from fvlm.statistics.verdict import describe
 from pipeline import paths
 from pipeline.evaluate import weights_of
@@ -53,7 +55,7 @@ def test_the_card_shows_ratios_with_intervals_and_controls(project: dict[str, An
     card = Path("out/README.md").read_text()
     header = yaml.safe_load(card.split("---")[1])
     assert header["library_name"] == "fvlm"
-    assert describe(project) in card
+    assert describe(read_figures(Evaluation, paths.EVALUATE_METRICS).held_out) in card
     for name in ("coarse_fine_ratio_dynamic", *(f"{arm}_fine_ratio_dynamic" for arm in CONTROLS)):
         low, high = project[f"{name}_low"], project[f"{name}_high"]
         assert f"| {project[name]:.4f} | {low:.4f} to {high:.4f} | {project['videos']} |" in card

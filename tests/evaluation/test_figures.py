@@ -1,117 +1,153 @@
-"""What the pictures draw: every figure beside the name of its own arm, frame or trial."""
+"""What the charts draw: every figure beside the name of its own arm, frame or trial."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import itertools
+import xml.etree.ElementTree as ET
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from PIL import Image
 
-from fvlm.calibration import figures as calibration_figures
-from fvlm.calibration.trials import TRIALS
-from fvlm.evaluation import figures as plots
-from fvlm.statistics.arms import CONTROLS, MEANINGS
-from fvlm.statistics.ratio import Estimate, named
-from fvlm.statistics.summary import Summary
+from fvlm.evaluation.figures import (
+    DARK,
+    controls_height,
+    draw_controls,
+    draw_curves,
+    draw_frames,
+    draw_motion,
+    svg_chart,
+    write_chart,
+)
+from fvlm.statistics.evaluation import FrameRow, MotionRow
+from fvlm.statistics.ratio import UNDEFINED, Estimate
+from fvlm.statistics.tables import RatioRow
 
-NOWHERE = Path("not written.png")
+CONTROLS = [
+    RatioRow("coarse", "coarse, frames 3+", Estimate(1.02, 1.01, 1.03), 6),
+    RatioRow("random", "random queries, frames 3+", Estimate(0.97, None, None), 1),
+    RatioRow("shuffled", "another video's, frames 3+", UNDEFINED, 6),
+    RatioRow("static_in_fine", "the static query, frames 3+", Estimate(1.05, 1.04, 1.08), 6),
+]
+RATIOS = {2: Estimate(0.96, 0.91, 1.02), 3: Estimate(1.07, None, None), 4: UNDEFINED}
+RATIOS |= {5: Estimate(1.01, 1.0, 1.04), 6: Estimate(1.03, 1.0, 1.2)}
+FRAMES = [FrameRow(frame=t, losses={}, ratio=ratio) for t, ratio in RATIOS.items()]
+MOTION = [
+    MotionRow(quartile=n, clips=n, videos=n, loss_persistence=None, ratio=ratio)
+    for n, ratio in enumerate(list(RATIOS.values())[:4], start=1)
+]
+CURVES = [{"samples": "8", "loss_coarse": "0.5", "loss_fine": "0.4"}] * 2
+ALL = (
+    partial(draw_controls, rows=CONTROLS),
+    partial(draw_frames, rows=FRAMES),
+    partial(draw_motion, rows=MOTION),
+    partial(draw_curves, rows=CURVES),
+)
 
 
 @pytest.fixture
-def axes(monkeypatch: pytest.MonkeyPatch) -> Axes:
-    """The axes that the next picture is drawn on."""
-    drawn = Figure().add_subplot()
-
-    @contextmanager
-    def picture(_: Path) -> Iterator[Axes]:
-        yield drawn
-
-    monkeypatch.setattr(plots, "picture", picture)
-    return drawn
+def axes() -> Axes:
+    return Figure().add_subplot()
 
 
 def places(line: Line2D) -> list[tuple[float, float]]:
     return [(float(x), float(y)) for x, y in np.asarray(line.get_xydata())]
 
 
-def points(axes: Axes, marker: str = "o") -> list[tuple[float, float]]:
-    """Places of the markers of one kind, in the order of drawing."""
-    return [place for line in axes.lines if line.get_marker() == marker for place in places(line)]
-
-
-def labels_by_height(axes: Axes) -> dict[float, str]:
+def points(axes: Axes) -> dict[tuple[float, float], bool]:
+    """Every marker, and whether it is filled."""
     return {
-        float(place): label.get_text().replace("\n", " ")
+        place: line.get_markerfacecolor() != "none"
+        for line in axes.lines
+        if line.get_marker() == "o"
+        for place in places(line)
+        if not np.isnan(place).any()
+    }
+
+
+def bars(axes: Axes) -> list[list[tuple[float, float]]]:
+    return [places(line) for line in axes.lines if line.get_linewidth() == 4]
+
+
+def test_every_control_has_its_own_label_ratio_and_interval(axes: Axes) -> None:
+    draw_controls(axes, CONTROLS)
+    labels = {
+        float(place): label.get_text().replace("\n", ", ")
         for place, label in zip(axes.get_yticks(), axes.get_yticklabels(), strict=True)
     }
-
-
-def summary(metrics: dict[str, Any], **rows: list[dict[str, Any]]) -> Summary:
-    return Summary(metrics, [], rows.get("frames", []), rows.get("motion", []))
-
-
-def test_every_control_beside_its_name(axes: Axes) -> None:
-    values = {"coarse": 1.2} | {arm: 1.3 + number for number, arm in enumerate(CONTROLS)}
-    metrics: dict[str, Any] = {"videos": 6, "verdict": "validated"}
-    for arm, value in values.items():
-        name = f"{arm}_fine_ratio_dynamic"
-        metrics |= named(name, Estimate(value, value - 0.1, value + 0.2))
-    plots.plot_arms(summary(metrics), NOWHERE)
-    labels = labels_by_height(axes)
-    drawn = {labels[height]: value for value, height in points(axes)}
-    assert drawn == {MEANINGS[arm]: value for arm, value in values.items()}
-    bars = [[x for x, _ in places(line)] for line in axes.lines if line.get_linewidth() == 3]
-    assert sorted(bars) == [[value - 0.1, value + 0.2] for value in values.values()]
-
-
-def test_every_trial_beside_its_name(axes: Axes) -> None:
-    figures: dict[str, Any] = {}
-    for number, trial in enumerate(TRIALS):
-        value = 1.0 + number / 10
-        figures |= named(f"{trial.name}_ratio", Estimate(value, value - 0.01, value + 0.02))
-        figures |= {f"{trial.name}_{arm}": value - k for k, arm in enumerate(CONTROLS, start=1)}
-        figures |= {f"{trial.name}_videos": 333, f"{trial.name}_seeds": 1 + 2 * trial.replicated}
-    calibration_figures.plot_calibration(figures, TRIALS, NOWHERE)
-    labels = labels_by_height(axes)
-    assert {labels[height]: value for value, height in points(axes)} == {
-        "positive control shallow, 3 seeds": 1.0,
-        "positive control deep, k = 1, 3 seeds": 1.1,
-        "positive control deep, k = 3, 1 seed": 1.2,
-        "negative control shallow, 3 seeds": 1.3,
-        "noise control shallow, 1 seed": 1.4,
+    assert {labels[y]: (x, filled) for (x, y), filled in points(axes).items()} == {
+        "coarse, frames 3+": (1.02, True),
+        "random queries, frames 3+": (0.97, False),
+        "the static query, frames 3+": (1.05, True),
     }
-    for k, (arm, marker) in enumerate(zip(CONTROLS, "s^v", strict=True), start=1):
-        assert sorted(value for value, _ in points(axes, marker)) == pytest.approx(
-            [1.0 + number / 10 - k for number in range(len(TRIALS))]
-        )
-        (label, *_) = (line.get_label() for line in axes.lines if line.get_marker() == marker)
-        assert str(label) in MEANINGS[arm]
-    assert "333 held-out videos" in axes.get_title(loc="left") + axes.get_title()
+    assert {labels[left[1]]: (left[0], right[0]) for left, right in bars(axes)} == {
+        "coarse, frames 3+": (1.01, 1.03),
+        "the static query, frames 3+": (1.04, 1.08),
+    }
+    texts = {text.get_text(): labels[text.xy[1]] for text in axes.texts}  # type: ignore[attr-defined]
+    assert texts["undefined"] == "another video's, frames 3+"
+    assert texts["0.9700"] == "random queries, frames 3+"
 
 
-def test_a_point_without_an_interval_is_hollow_and_joined_to_none(axes: Axes) -> None:
-    name = "coarse_fine_ratio_dynamic"
-    estimates = [
-        Estimate(1.1, 1.0, 1.2),
-        Estimate(1.3, None, None),
-        Estimate(0.9, 0.8, 1.0),
-        Estimate(None, None, None),
+@pytest.mark.parametrize(
+    ("draw", "rows", "first"), [(draw_frames, FRAMES, 2), (draw_motion, MOTION, 1)]
+)
+def test_points_without_an_interval_are_hollow_and_no_line_leads_to_them(
+    axes: Axes, draw: type[object], rows: list[object], first: int
+) -> None:
+    draw(axes, rows)
+    drawn = {first: (0.96, True), first + 1: (1.07, False), first + 3: (1.01, True)}
+    found = {int(x): (y, filled) for (x, y), filled in points(axes).items()}
+    assert {place: found[place] for place in drawn} == drawn
+    assert first + 2 not in found
+    assert bars(axes)[:2] == [
+        [(first, 0.91), (first, 1.02)],
+        [(first + 3, 1.0), (first + 3, 1.04)],
     ]
-    motion = [
-        {"quartile": number, "clips": number, **named(name, estimate)}
-        for number, estimate in enumerate(estimates, start=1)
-    ]
-    plots.plot_ratio_by_motion(summary({"videos": 6}, motion=motion), NOWHERE)
-    joined, alone = (line for line in axes.lines if line.get_marker() == "o")
-    assert places(joined) == [(1, 1.1), (3, 0.9)]
-    assert places(alone) == [(2, 1.3)]
-    assert (joined.get_linestyle(), alone.get_linestyle()) == ("-", "None")
-    assert alone.get_markerfacecolor() == "none"
-    assert [label.get_text() for label in axes.get_xticklabels()][:2] == [
-        "least\n1 clip",
-        "less\n2 clips",
-    ]
+    (joined,) = (
+        line for line in axes.lines if (line.get_marker(), line.get_linestyle()) == ("o", "-")
+    )
+    assert [bool(np.isnan(y)) for _, y in places(joined)][:4] == [False, True, True, False]
+
+
+def test_quartiles_say_how_many_clips_they_hold(axes: Axes) -> None:
+    draw_motion(axes, MOTION)
+    assert [label.get_text() for label in axes.get_xticklabels()][:2] == ["1\n1 clip", "2\n2 clips"]
+
+
+def test_labels_of_many_controls_do_not_overlap() -> None:
+    rows = [RatioRow("x", f"arm {n}, frames 3+", Estimate(1, 0.9, 1.1), 6) for n in range(14)]
+    figure = Figure(figsize=(5.4, controls_height(rows)), layout="constrained")
+    axes = figure.add_subplot()
+    draw_controls(axes, rows)
+    figure.draw_without_rendering()
+    boxes = [label.get_window_extent() for label in axes.get_yticklabels()]
+    assert all(upper.y0 >= lower.y1 for lower, upper in itertools.pairwise(boxes))
+
+
+def test_charts_of_the_page_are_sound_in_two_colour_schemes_and_without_chance() -> None:
+    for draw in ALL:
+        svg = svg_chart(draw)
+        ET.fromstring(svg)
+        style = svg[svg.index("<style") : svg.index("</style>")]
+        assert "prefers-color-scheme:dark" in style
+        for light, dark in DARK.items():
+            assert light in style
+            assert dark in style
+            assert light not in svg.replace(style, "")
+        assert "<dc:date>" not in svg
+        assert svg_chart(draw) == svg
+
+
+def test_a_picture_is_the_same_chart_with_a_title(tmp_path: Path) -> None:
+    for draw in ALL:
+        write_chart(tmp_path / "a.png", draw, title="")
+        write_chart(tmp_path / "b.png", draw, title="Ratio")
+        write_chart(tmp_path / "c.png", draw, title="Ratio")
+        first, second = (Image.open(tmp_path / name) for name in ("a.png", "b.png"))
+        assert first.size == second.size == (960, 540)
+        assert first.tobytes() != second.tobytes()
+        assert (tmp_path / "b.png").read_bytes() == (tmp_path / "c.png").read_bytes()

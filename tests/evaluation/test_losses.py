@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from fvlm.clips.batch import Batch, Captions
+from fvlm.core.document import flatten
 from fvlm.core.errors import FvlmError
 from fvlm.evaluation.losses import (
     EvaluateParams,
@@ -20,7 +21,9 @@ from fvlm.evaluation.losses import (
 )
 from fvlm.model.foveated import FoveatedModel
 from fvlm.statistics.arms import ARMS, CONTROLS, ClipName, Losses
+from fvlm.statistics.ratio import UNDEFINED
 from fvlm.statistics.summary import summarize
+from fvlm.statistics.verdict import decide
 
 Clips = tuple[Tensor, Tensor]
 MakeModel = Callable[..., FoveatedModel]
@@ -69,12 +72,13 @@ def test_the_verdict_on_a_model_that_needs_its_queries(
     pointer_model: FoveatedModel, pointer_clips: Clips
 ) -> None:
     losses = evaluate(pointer_model, pointer_clips)
-    metrics = summarize({0: losses}, clip_names(96), samples=1000, seed=0).metrics
-    assert metrics["verdict"] == "validated"
-    assert metrics["coarse_fine_ratio_dynamic"] > 50
-    assert metrics["ratio_static_in_fine_dynamic"] == pytest.approx(1.0)
-    assert metrics["ratio_shuffled_dynamic"] < 0.9
-    assert metrics["ratio_random_dynamic"] < 0.9
+    found = summarize({0: losses}, clip_names(96), samples=1000, seed=0).held_out
+    assert decide(found) == "validated"
+    figures = flatten(found)
+    assert figures["coarse_fine_ratio_dynamic"] > 50
+    assert figures["ratio_static_in_fine_dynamic"] == pytest.approx(1.0)
+    assert figures["ratio_shuffled_dynamic"] < 0.9
+    assert figures["ratio_random_dynamic"] < 0.9
 
 
 def test_first_two_frames_cannot_gain(pointer_model: FoveatedModel, pointer_clips: Clips) -> None:
@@ -94,11 +98,12 @@ def test_a_head_that_ignores_the_state_makes_every_arm_equal(
         for parameter in model.head.film[-1].parameters():
             parameter.zero_()
     losses = evaluate(model, clips)
-    metrics = summarize({0: losses}, clip_names(7), samples=200, seed=0).metrics
-    assert metrics["verdict"] == "inconclusive"
-    assert metrics["coarse_fine_ratio"] == pytest.approx(1.0, abs=1e-6)
+    found = summarize({0: losses}, clip_names(7), samples=200, seed=0).held_out
+    assert decide(found) == "inconclusive"
+    figures = flatten(found)
+    assert figures["coarse_fine_ratio"] == pytest.approx(1.0, abs=1e-6)
     for arm in ("autoregressive", *CONTROLS):
-        assert metrics[f"ratio_{arm}"] == pytest.approx(1.0, abs=1e-6)
+        assert figures[f"ratio_{arm}"] == pytest.approx(1.0, abs=1e-6)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 100])
@@ -147,11 +152,11 @@ def test_one_video_leaves_shuffled_undefined(make_model: MakeModel, clips: Clips
     tokens, latents = (part[:1] for part in clips)
     losses = evaluate(make_model(), (tokens, latents))
     assert np.isnan(losses["shuffled"]).all()
-    metrics = summarize({0: losses}, clip_names(1), samples=200, seed=0).metrics
-    assert metrics["ratio_shuffled"] is None
-    assert metrics["coarse_fine_ratio_low"] is None
-    assert metrics["coarse_fine_ratio"] is not None
-    assert metrics["verdict"] == "inconclusive"
+    found = summarize({0: losses}, clip_names(1), samples=200, seed=0).held_out
+    assert found.arms["shuffled"].coarse_ratio == UNDEFINED
+    assert found.coarse_fine_ratio.low is None
+    assert found.coarse_fine_ratio.value is not None
+    assert decide(found) == "inconclusive"
 
 
 def test_random_queries_keep_lengths_and_the_first_query() -> None:
@@ -199,11 +204,11 @@ def test_captions_have_their_own_ratio_over_the_clips_that_have_one(
     plain = evaluate(make_model(), clips)
     np.testing.assert_allclose(losses["fine"], plain["fine"], rtol=1e-4)
     summary = summarize({0: losses}, clip_names(7), samples=200, seed=0)
-    metrics = summary.metrics
-    ratio = metrics["loss_caption_coarse"] / metrics["loss_caption_fine"]
-    assert metrics["caption_coarse_fine_ratio"] == pytest.approx(ratio)
-    assert "loss_caption_fine" in summary.clips[0]
-    assert "loss_caption_fine" not in summary.frames[0]
+    figures = flatten(summary.held_out)
+    ratio = figures["caption_loss_coarse"] / figures["caption_loss_fine"]
+    assert figures["caption_coarse_fine_ratio"] == pytest.approx(ratio)
+    assert "caption_fine" in summary.clips[0].losses
+    assert "caption_fine" not in summary.frames[0].losses
 
 
 def test_a_loss_that_is_not_finite_names_the_clip(make_model: MakeModel, clips: Clips) -> None:

@@ -195,7 +195,8 @@ def test_pictures_can_be_read(project: Project) -> None:
     evaluate.main()
     for path in PICTURES:
         picture = imread(path)
-        assert picture.shape[:2] == (540, 960)
+        assert picture.shape[0] >= 540
+        assert picture.shape[1] == 960
         assert picture[..., :3].std() > 0.05  # not blank
 
 

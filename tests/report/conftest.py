@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fvlm.core.io import read_json
+from fvlm.core.document import read_figures
 from fvlm.report.gallery import Chosen, picture_clip
 from fvlm.report.page import PicturedClip, Report
 from fvlm.report.view import ClipView, PassView
+from fvlm.statistics.evaluation import ClipRow, Evaluation, FrameRow, MotionRow
+from fvlm.statistics.ratio import UNDEFINED, Estimate
 
 T, S, SIDE = 7, 32, 3
 ALONG = [(t % SIDE, t // SIDE) for t in range(T)]  # patch (column, row) looked at, by frame
@@ -40,9 +42,9 @@ def view() -> ClipView:
         frames=pictures[0],
         seconds=[1.5 * t for t in range(T)],
         passes={
-            "coarse": PassView(even, alike, entropy=1.0, peak=1.0),
-            "fine": PassView(single, apart, entropy=0.0, peak=9.0),
-            "autoregressive": PassView(backwards, similar, entropy=0.5, peak=4.5),
+            "coarse": PassView(even, alike, entropy=1.0, peak=1.0, cls_share=0.25),
+            "fine": PassView(single, apart, entropy=0.0, peak=9.0, cls_share=0.0),
+            "autoregressive": PassView(backwards, similar, entropy=0.5, peak=4.5, cls_share=0.5),
         },
         decoded=dict(zip(("actual", "coarse", "fine"), pictures[1:], strict=True)),
         latents={name: np.zeros((T, 4, 4, 4), np.float32) for name in ("coarse", "fine")},
@@ -54,10 +56,9 @@ _LOSSES = {"coarse": 0.25, "fine": 0.125, "persistence": 0.5}
 
 
 @pytest.fixture(scope="session")
-def evaluation() -> dict[str, Any]:
-    """metrics/evaluate.json, no two figures alike; `shuffled` is undefined, as with one video."""
-    found: dict[str, Any] = read_json(Path(__file__).with_name("evaluate.json"))
-    return found
+def evaluation() -> Evaluation:
+    """No two figures alike; `shuffled` is undefined, as with one video."""
+    return read_figures(Evaluation, Path(__file__).with_name("evaluate.json"))
 
 
 @pytest.fixture(scope="session")
@@ -75,15 +76,15 @@ def clip(view: ClipView, pictures: Path) -> PicturedClip:
 
 
 @pytest.fixture(scope="session")
-def make_report(evaluation: dict[str, Any], clip: PicturedClip) -> Callable[..., Report]:
+def make_report(evaluation: Evaluation, clip: PicturedClip) -> Callable[..., Report]:
     """A report; its fields can be replaced."""
-    frames = [
-        _ratio("coarse_fine_ratio", f"{t}") | {"loss_coarse": f"0.2{t}", "loss_fine": f"0.1{t}"}
-        for t in range(2, 9)
-    ]
+    losses = [{"coarse": 0.2 + n / 100, "fine": 0.1 + n / 100} for n in range(9)]
+    frames = [FrameRow(frame=1, losses={"coarse": None, "fine": None}, ratio=UNDEFINED)]
+    frames += [FrameRow(frame=t, losses=losses[t], ratio=_ratio(t)) for t in range(2, 9)]
     motion = [
-        _ratio("coarse_fine_ratio_dynamic", f"{n}")
-        | {"clips": f"{n + 4}", "videos": f"{n}", "loss_persistence": f"0.3{n}"}
+        MotionRow(
+            quartile=n, clips=n + 4, videos=n, loss_persistence=0.3 + n / 100, ratio=_ratio(n)
+        )
         for n in range(1, 5)
     ]
     report = Report(
@@ -95,19 +96,17 @@ def make_report(evaluation: dict[str, Any], clip: PicturedClip) -> Callable[...,
             {"samples": str(8 * n), "loss_coarse": f"{1 / n}", "loss_fine": f"{0.9 / n}"}
             for n in range(1, 9)
         ],
-        frames=[
-            {"frame": "1"} | dict.fromkeys(frames[0], ""),
-            *({"frame": str(t)} | row for t, row in enumerate(frames, start=2)),
-        ],
-        motion=[{"quartile": str(n)} | row for n, row in enumerate(motion, start=1)],
+        frames=frames,
+        motion=motion,
         by_clip=[
-            {
-                "video_id": f"park/{number}.mp4",
-                "loss_coarse": f"0.2{number}",
-                "loss_fine": f"0.1{number}",
-                "coarse_fine_ratio_dynamic": ratio,
-            }
-            for number, ratio in enumerate(("0.95", "", "1.25", "1.05"))
+            ClipRow(
+                video_id=f"park/{n}.mp4",
+                key=f"park-{n}",
+                losses=losses[n],
+                coarse_fine_ratio=None,
+                coarse_fine_ratio_dynamic=ratio,
+            )
+            for n, ratio in enumerate((0.95, None, 1.25, 1.05))
         ],
         clips=[clip],
         shown="All 7 held-out clips.",
@@ -131,9 +130,9 @@ def make_report(evaluation: dict[str, Any], clip: PicturedClip) -> Callable[...,
     return make
 
 
-def _ratio(name: str, digit: str) -> dict[str, str]:
+def _ratio(digit: int) -> Estimate:
     """A ratio and its interval whose figures end in `digit`."""
-    return {name: f"1.0{digit}", f"{name}_low": f"0.9{digit}", f"{name}_high": f"1.1{digit}"}
+    return Estimate(1 + digit / 100, 0.9 + digit / 100, 1.1 + digit / 100)
 
 
 def places(picture: np.ndarray, within: np.ndarray) -> list[tuple[int, int]]:

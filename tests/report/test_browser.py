@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from fvlm.core.document import flatten
 from fvlm.report.page import Report, render_page
 from fvlm.report.pictures import TYPE
+from fvlm.statistics.evaluation import Evaluation
 
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
@@ -148,9 +150,9 @@ def test_screen_readers_find_landmarks_headings_and_tables(open_page: Callable[.
 
 
 def test_cells_hold_the_figures_of_their_row(
-    open_page: Callable[..., Any], evaluation: dict[str, Any]
+    open_page: Callable[..., Any], evaluation: Evaluation
 ) -> None:
-    page = open_page()
+    page, figures = open_page(), flatten(evaluation)
     table = page.get_by_role("table", name="Loss / fine loss")
     for start, name in (
         ("coarse, frames 3+", "coarse_fine_ratio_dynamic"),
@@ -161,7 +163,7 @@ def test_cells_hold_the_figures_of_their_row(
         row = table.get_by_role("row", name=start)
         ratio, interval, _ = row.get_by_role("cell").all_inner_texts()
         shown = [float(cell) for cell in (ratio, *interval.split(" to "))]
-        assert shown == [evaluation[f"{name}{end}"] for end in ("", "_low", "_high")], start
+        assert shown == [figures[f"{name}{end}"] for end in ("", "_low", "_high")], start
 
 
 def test_the_film_plays(open_page: Callable[..., Any]) -> None:

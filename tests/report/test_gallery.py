@@ -12,14 +12,24 @@ from fvlm.report.gallery import (
 )
 from fvlm.report.page import PicturedClip
 from fvlm.report.view import ClipView
+from fvlm.statistics.evaluation import ClipRow
 
 
-def rows(*ratios: str) -> list[dict[str, str]]:
-    return [{"key": f"clip-{i}", "coarse_fine_ratio_dynamic": r} for i, r in enumerate(ratios)]
+def rows(*ratios: float | None) -> list[ClipRow]:
+    return [
+        ClipRow(
+            video_id="a.mp4",
+            key=f"clip-{number}",
+            losses={},
+            coarse_fine_ratio=None,
+            coarse_fine_ratio_dynamic=ratio,
+        )
+        for number, ratio in enumerate(ratios)
+    ]
 
 
 def test_best_and_worst_are_chosen_best_first() -> None:
-    chosen = choose_clips(rows("1.0", "1.2", "0.8", "1.1", "0.9"), 1)
+    chosen = choose_clips(rows(1.0, 1.2, 0.8, 1.1, 0.9), 1)
     assert [(c.key, c.place, c.ratio) for c in chosen] == [
         ("clip-1", "Best of 5", 1.2),
         ("clip-2", "Worst of 5", 0.8),
@@ -28,25 +38,25 @@ def test_best_and_worst_are_chosen_best_first() -> None:
 
 
 def test_few_clips_are_all_shown_once() -> None:
-    chosen = choose_clips(rows("1.0", "1.2", "0.8"), 2)
+    chosen = choose_clips(rows(1.0, 1.2, 0.8), 2)
     assert [c.place for c in chosen] == ["Best of 3", "2 of 3", "Worst of 3"]
     assert describe_choice(chosen, 3) == "All 3 held-out clips."
 
 
 def test_the_best_may_still_be_worse_and_the_worst_better() -> None:
-    assert [c.place for c in choose_clips(rows("0.99", "0.9", "0.8"), 1)] == [
+    assert [c.place for c in choose_clips(rows(0.99, 0.9, 0.8), 1)] == [
         "Best of 3, still worse",
         "Worst of 3",
     ]
-    assert [c.place for c in choose_clips(rows("1.3", "1.2", "1.1"), 1)] == [
+    assert [c.place for c in choose_clips(rows(1.3, 1.2, 1.1), 1)] == [
         "Best of 3",
         "Worst of 3, still better",
     ]
-    assert choose_clips(rows("0.99995", "0.9"), 1)[0].place == "Best of 2"
+    assert choose_clips(rows(0.99995, 0.9), 1)[0].place == "Best of 2"
 
 
 def test_clips_without_a_ratio_are_left_out() -> None:
-    assert [c.key for c in choose_clips(rows("", "1.0"), 3)] == ["clip-1"]
+    assert [c.key for c in choose_clips(rows(None, 1.0), 3)] == ["clip-1"]
 
 
 def test_pictures_are_files_and_parts_of_the_page(clip: PicturedClip, pictures: Path) -> None:
@@ -60,7 +70,7 @@ def test_pictures_are_files_and_parts_of_the_page(clip: PicturedClip, pictures: 
 
 def test_alternative_texts_say_what_the_pictures_show(view: ClipView) -> None:
     looking = describe_attention(view)
-    assert "Coarse pass: entropy 100% of the maximum, peak 1.0 times uniform" in looking
+    assert "Coarse pass: entropy 100% of the maximum, peak 1.0 times uniform, CLS 25%" in looking
     left = "on the left in 3 frames, in the middle in 2 frames, on the right in 2 frames"
     assert f"fine pass {left}" in describe_fixations(view)
     predicted = describe_errors(view)

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from fvlm.report.page import LISTED, PicturedClip, Report, render_page
+from fvlm.statistics.evaluation import ArmResult, CaptionResult, Evaluation
+from fvlm.statistics.ratio import Estimate
 
 MakeReport = Callable[..., Report]
 VOID = {"meta", "link", "img", "br"}
@@ -89,7 +91,7 @@ def test_every_ratio_stands_beside_its_own_figures(page: Page) -> None:
 
 def test_frames_and_quartiles_stand_beside_their_own_figures(page: Page) -> None:
     frames, motion = page.tables["Ratio by frame"], page.tables["Ratio by motion, frames 3+"]
-    assert beside(frames, "1") == ["-", "-", "-", "none"]
+    assert beside(frames, "1") == ["-", "-", "-", "-"]
     assert beside(frames, "2") == ["0.22000", "0.12000", "1.0200", "0.9200 to 1.1200"]
     assert beside(frames, "8") == ["0.28000", "0.18000", "1.0800", "0.9800 to 1.1800"]
     assert beside(motion, "1") == ["5", "1", "0.31000", "1.0100", "0.9100 to 1.1100"]
@@ -107,7 +109,7 @@ def test_clips_are_listed_from_the_best_to_the_worst(page: Page) -> None:
 
 
 def test_a_cut_list_of_clips_says_so(make_report: MakeReport) -> None:
-    clip = {"video_id": "a", "loss_coarse": "1", "loss_fine": "1", "coarse_fine_ratio_dynamic": "1"}
+    clip = make_report().by_clip[0]
     page = Page(render_page(make_report(by_clip=[clip] * (LISTED + 1))))
     (caption,) = (caption for caption in page.tables if caption.startswith("Ratio by clip"))
     assert caption.endswith(f", the best {LISTED} of {LISTED + 1}")
@@ -116,8 +118,9 @@ def test_a_cut_list_of_clips_says_so(make_report: MakeReport) -> None:
 
 def test_the_other_tables_show_their_figures(page: Page) -> None:
     looking = page.tables["Attention, means over all held-out clips"]
-    assert beside(looking, "coarse") == ["87.5%", "3.25"]
-    assert beside(looking, "fine") == ["62.5%", "17.50"]
+    assert beside(looking, "coarse") == ["37.5%", "87.5%", "3.25"]
+    assert beside(looking, "fine") == ["43.8%", "62.5%", "17.50"]
+    assert beside(looking, "autoregressive") == ["41.2%", "68.8%", "12.25"]
     assert beside(page.tables["Training"], "loss coarse") == ["0.2500"]
     assert beside(page.tables["Every video is accounted for"], "accepted") == ["7"]
     assert beside(page.tables["Parameters"], "train.lr") == ["0.0003"]
@@ -130,30 +133,33 @@ def test_the_result_shows_its_own_figures(text: str) -> None:
     assert (facts["held-out videos"], facts["held-out clips"]) == ("6", "7")
 
 
+def changed(evaluation: Evaluation, **values: Any) -> Evaluation:
+    """With other values of held-out clips."""
+    held_out = evaluation.held_out.model_copy(update=values)
+    return evaluation.model_copy(update={"held_out": held_out})
+
+
 def words(text: str) -> str:
     return " ".join(text.split())
 
 
 def test_what_was_compared_depends_on_what_was_trained(
-    make_report: MakeReport, evaluation: dict[str, Any], text: str
+    make_report: MakeReport, evaluation: Evaluation, text: str
 ) -> None:
     alone = "but for the coarse pass of a model trained without fine passes: these are its own"
     assert alone not in words(text)
-    coarse_only = {
-        f"{name}{end}": 1.5
-        for name in ("ratio_coarse_only_dynamic", "coarse_only_fine_ratio_dynamic")
-        for end in ("", "_low", "_high")
-    }
-    found = evaluation | coarse_only | {"loss_coarse_only": 0.25}
+    ratio = Estimate(1.5, 1.4, 1.6)
+    twin = ArmResult(loss=0.25, coarse_ratio_dynamic=ratio, fine_ratio_dynamic=ratio)
+    found = changed(evaluation, arms=evaluation.held_out.arms | {"coarse_only": twin})
     assert alone in words(render_page(make_report(evaluation=found)))
 
 
 def test_the_uncertainty_of_one_and_of_several_trainings(
-    make_report: MakeReport, evaluation: dict[str, Any], text: str
+    make_report: MakeReport, evaluation: Evaluation, text: str
 ) -> None:
     one = "One training: what another seed would change is not in the interval."
     assert one in text
-    several = render_page(make_report(evaluation=evaluation | {"seeds": 3}))
+    several = render_page(make_report(evaluation=changed(evaluation, seeds=3)))
     assert one not in several
     assert "3 trainings, each with a seed of its own" in several
     assert "and from what differs between the trainings" in several
@@ -161,12 +167,11 @@ def test_the_uncertainty_of_one_and_of_several_trainings(
 
 
 def test_captions_have_their_ratio_where_they_were_trained(
-    make_report: MakeReport, evaluation: dict[str, Any], page: Page
+    make_report: MakeReport, evaluation: Evaluation, page: Page
 ) -> None:
     assert not [row for row in page.tables["Loss / fine loss"] if row[0] == "coarse, captions"]
-    ends = {"": 1.3141, "_low": 1.2718, "_high": 1.3578}
-    captions = {f"caption_coarse_fine_ratio{end}": value for end, value in ends.items()}
-    trained = Page(render_page(make_report(evaluation=evaluation | captions)))
+    captions = CaptionResult(coarse=2.5, fine=1.9, ratio=Estimate(1.3141, 1.2718, 1.3578))
+    trained = Page(render_page(make_report(evaluation=changed(evaluation, captions=captions))))
     found = beside(trained.tables["Loss / fine loss"], "coarse, captions")
     assert found == ["1.3141", "1.2718 to 1.3578", "6"]
 
@@ -180,9 +185,10 @@ def test_captions_have_their_ratio_where_they_were_trained(
     ],
 )
 def test_the_similarity_of_queries_is_put_in_words(
-    make_report: MakeReport, evaluation: dict[str, Any], similarity: float, conclusion: str
+    make_report: MakeReport, evaluation: Evaluation, similarity: float, conclusion: str
 ) -> None:
-    found = evaluation | {"query_similarity": similarity}
+    looking = evaluation.attention.model_copy(update={"query_similarity": similarity})
+    found = evaluation.model_copy(update={"attention": looking})
     text = render_page(make_report(evaluation=found))
     assert f"{similarity:.4f}. " in text
     assert conclusion in text
@@ -200,7 +206,7 @@ def test_the_ratio_of_a_clip_is_put_in_words(
 
 
 def test_the_figures_in_pictures_stand_below_them_as_text(text: str) -> None:
-    assert "Coarse pass: entropy 100% of the maximum, peak 1.0 times uniform" in text
+    assert "Coarse pass: entropy 100% of the maximum, peak 1.0 times uniform, CLS 25%" in text
     assert "Mean error after frame 1: coarse 0.2850, fine 0.1600, persistence 0.5350." in text
 
 

@@ -5,9 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fvlm.core.document import flatten
 from fvlm.statistics.arms import ARMS, CONTROLS, ClipName, Losses
-from fvlm.statistics.ratio import estimate_in
 from fvlm.statistics.summary import summarize
+from fvlm.statistics.verdict import decide
 
 CLIPS, T = 40, 6
 # Each arm's loss at frames t >= 3, relative to that of the coarse pass.
@@ -28,7 +29,8 @@ def losses(*, early_fine: float = 1.25, **later: float) -> Losses:
 
 def figures(made: Losses) -> dict[str, Any]:
     clips = [ClipName(f"clip-{number}", f"video {number}") for number in range(CLIPS)]
-    return summarize({0: made}, clips, samples=200, seed=0).metrics
+    found = summarize({0: made}, clips, samples=200, seed=0).held_out
+    return {"verdict": decide(found)} | flatten(found)
 
 
 def test_verdict_and_controls_rest_on_frames_three_and_later() -> None:
@@ -44,18 +46,11 @@ def test_verdict_and_controls_rest_on_frames_three_and_later() -> None:
 
 def test_every_ratio_has_an_interval() -> None:
     found = figures(losses())
-    ratios = {
-        name.removesuffix("_low")
-        for name in found
-        if "ratio" in name and not name.endswith("_high") and "_seed_" not in name
-    }
+    ratios = {name for name in found if f"{name}_low" in found}
     assert len(ratios) == 3 + 2 * (len(ARMS) - 2) + len(ARMS) - 2
+    assert not [name for name in found if "ratio" in name and not name.startswith(tuple(ratios))]
     for name in ratios:
-        estimate = estimate_in(found, name)
-        assert estimate.low is not None
-        assert estimate.value is not None
-        assert estimate.high is not None
-        assert estimate.low <= estimate.value <= estimate.high, name
+        assert found[f"{name}_low"] <= found[name] <= found[f"{name}_high"], name
 
 
 def test_a_gain_at_frames_that_cannot_gain_is_no_result() -> None:

@@ -1,0 +1,133 @@
+"""What an evaluation found, as one document: metrics, tables, verdict, page, terminal and card.
+
+Its file is flat (`fvlm.core.document`). A ratio is one of mean losses; `_dynamic` is over frames
+t >= 3, `_early` over frames 1 and 2; `_low` and `_high` are the ends of its 95% interval.
+None: undefined.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import SkipValidation
+
+from fvlm.core.document import Document
+from fvlm.statistics.arms import MEANINGS, measured_controls
+from fvlm.statistics.ratio import UNDEFINED, Estimate
+
+Label = Literal["validated", "promising", "inconclusive", "worse"]
+Name = SkipValidation[str]  # names of files need not be UTF-8, and pydantic refuses these
+
+
+class ArmResult(Document):
+    """An arm: its mean loss, coarse / its loss (above 1: better than coarse), its / fine loss.
+
+    The ratios of the coarse and the fine pass stand in `HeldOut` itself.
+    """
+
+    loss: Annotated[float | None, "loss_{}"]
+    coarse_ratio: Annotated[Estimate | None, "ratio_{}"] = None
+    coarse_ratio_dynamic: Annotated[Estimate | None, "ratio_{}_dynamic"] = None
+    fine_ratio_dynamic: Annotated[Estimate | None, "{}_fine_ratio_dynamic"] = None
+
+
+class CaptionResult(Document):
+    """Caption losses of the two passes, of a model that predicts captions; coarse / fine."""
+
+    coarse: Annotated[float | None, "caption_loss_coarse"]
+    fine: Annotated[float | None, "caption_loss_fine"]
+    ratio: Annotated[Estimate, "caption_coarse_fine_ratio"]
+
+
+class HeldOut(Document):
+    """Both passes and every other arm on the held-out clips.
+
+    by_seed: coarse / fine loss of each training, where there are several.
+    """
+
+    videos: int
+    clips: int
+    seeds: int
+    coarse_fine_ratio: Estimate
+    coarse_fine_ratio_dynamic: Estimate
+    coarse_fine_ratio_early: Estimate
+    improvement_pct: float | None
+    by_seed: Annotated[dict[int, Estimate], "coarse_fine_ratio_dynamic_seed_{}"]
+    arms: dict[str, ArmResult]
+    captions: CaptionResult | None = None
+
+    def against(self, arm: str) -> Estimate:
+        """Loss of an arm / fine loss over frames t >= 3."""
+        return self.arms[arm].fine_ratio_dynamic or UNDEFINED
+
+    @property
+    def controls(self) -> dict[str, Estimate]:
+        """Control / fine loss of everything that must be worse than the fine pass."""
+        return {arm: self.against(arm) for arm in measured_controls(self.arms)}
+
+
+class OnTrainingClips(Document):
+    """The ratio on as many clips that were trained on: no evidence, an alarm."""
+
+    videos: Annotated[int, "train_videos"]
+    ratio: Annotated[Estimate, "train_coarse_fine_ratio"]
+    ratio_dynamic: Annotated[Estimate, "train_coarse_fine_ratio_dynamic"]
+
+
+class PassAttention(Document):
+    """Over the patches: entropy as a share of uniform attention's, and the largest share of one
+    patch in multiples of uniform's. cls_share: the share of CLS and registers in all attention.
+    """
+
+    entropy: Annotated[float, "attention_entropy_{}"]
+    peak: Annotated[float, "attention_peak_{}"]
+    cls_share: Annotated[float, "attention_cls_share_{}"]
+
+
+class Attention(Document):
+    """Means over all held-out clips and frames: attention by pass, cosine of successive queries."""
+
+    passes: dict[str, PassAttention]
+    query_similarity: float
+
+
+class Evaluation(Document):
+    """metrics/evaluate.json. weights: the first digits of the trained weights' sha256."""
+
+    verdict: Label
+    statement: str
+    held_out: HeldOut
+    on_training_clips: OnTrainingClips
+    attention: Attention
+    weights: str
+
+
+class ClipRow(Document):
+    """A row of plots/evaluate.csv: mean losses and ratios of one clip, means over trainings."""
+
+    video_id: Name
+    key: str
+    losses: Annotated[dict[str, float | None], "loss_{}"]
+    coarse_fine_ratio: float | None
+    coarse_fine_ratio_dynamic: float | None
+
+
+class FrameRow(Document):
+    """A row of plots/evaluate_frames.csv: one frame index, counted from 1."""
+
+    frame: int
+    losses: Annotated[dict[str, float | None], "loss_{}"]
+    ratio: Annotated[Estimate, "coarse_fine_ratio"]
+
+
+class MotionRow(Document):
+    """A row of plots/evaluate_motion.csv: a quartile of the clips by their persistence error."""
+
+    quartile: int
+    clips: int
+    videos: int
+    loss_persistence: float | None
+    ratio: Annotated[Estimate, "coarse_fine_ratio_dynamic"]
+
+
+def short_meaning(arm: str) -> str:
+    """An arm's meaning where it is held against the fine pass."""
+    return MEANINGS[arm].removeprefix("fine pass with ")
