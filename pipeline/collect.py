@@ -1,7 +1,7 @@
 """List the videos of a source; nothing is copied or opened. First, all parameters are checked.
 
-Reads   the source, params.yaml:collect
-Writes  data/collect/videos.jsonl
+Reads   the source, params.yaml:collect, the sources of pretrained parts that params.yaml names
+Writes  data/collect/videos.jsonl, data/weights/ (what those hold: later stages depend on it)
 """
 
 import subprocess
@@ -9,11 +9,12 @@ import sys
 from dataclasses import asdict
 
 from fvlm.core.errors import ParamsError
-from fvlm.core.io import write_jsonl
-from fvlm.core.params import Params, is_checked, load_params
+from fvlm.core.io import write_json, write_jsonl
+from fvlm.core.params import PARAMS, Params, is_checked, load_params, read_yaml
 from fvlm.core.stage import run
 from fvlm.corpus.listing import CollectParams, list_videos
-from pipeline.paths import VIDEOS
+from fvlm.weights.listing import list_weights
+from pipeline.paths import VIDEOS, WEIGHTS
 
 
 class Sections(Params):
@@ -23,13 +24,15 @@ class Sections(Params):
 
 
 def main() -> None:
-    """Write one line a video."""
+    """Write one line a video, and what tells the pretrained parts apart."""
     params = load_params(Sections).collect
     videos = list_videos(params)
     write_jsonl(VIDEOS, map(asdict, videos))
     captioned = sum(bool(video.caption) for video in videos)
     counted = f"{len(videos)} videos ({sum(video.size for video in videos) / 1e6:.1f} MB)"
     print(f"collect: {counted}, {captioned} with a caption, in {params.source}")
+    for kind, described in list_weights(read_yaml(PARAMS)).items():
+        write_json(WEIGHTS / f"{kind}.json", described)
 
 
 def check_params() -> None:

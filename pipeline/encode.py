@@ -1,6 +1,6 @@
 """Encode decoded clips into shards of patch tokens and VAE latents.
 
-Reads   data/decode/, params.yaml:encode
+Reads   data/decode/, data/weights/, params.yaml:encode
 Writes  data/encode/, metrics/encode.json
 """
 
@@ -10,6 +10,7 @@ from fvlm.core.device import default_device, peak_memory_gib
 from fvlm.core.io import write_json, write_timings
 from fvlm.core.params import Params, load_params
 from fvlm.core.progress import Progress
+from fvlm.core.recorded import check_recorded
 from fvlm.core.stage import run
 from fvlm.encoders.frames import EncodeParams, load_encoder
 from fvlm.encoders.shards import describe_encoding, open_encoding
@@ -17,6 +18,8 @@ from fvlm.shards.build import ShardPlan, build_shards
 from fvlm.shards.manifest import FrameManifest, read_manifest
 from fvlm.shards.reuse import ShardRecord
 from pipeline.paths import ENCODE_METRICS, ENCODED, FRAMES
+
+RECORDED = ("decode.frame_size", "decode.num_frames")  # of the shards that are encoded
 
 
 class Sections(Params):
@@ -29,6 +32,7 @@ def main() -> None:
     """Encode every decoded clip, shard by shard; shards whose frames did not change are reused."""
     params = load_params(Sections).encode
     frames = read_manifest(FRAMES, FrameManifest)
+    check_recorded(RECORDED, frames.recipe, FRAMES, stage="decode")
     encoder, sources = load_encoder(params, default_device())
     manifest = describe_encoding(frames, params, encoder, sources)
     clips, reused = sum(shard.samples for shard in frames.shards), 0

@@ -1,7 +1,7 @@
 """Evaluate the trained models and their controls on the held-out clips.
 
 Reads   models/foveated/, data/encode/, data/decode/ (a model that takes frames),
-        params.yaml:evaluate
+        params.yaml:evaluate, params.yaml:model
 Writes  metrics/evaluate.json, plots/evaluate.csv (clips), plots/evaluate_frames.csv,
         plots/evaluate_motion.csv, plots/ratio_by_frame.png, plots/ratio_by_motion.png,
         plots/controls.png
@@ -17,8 +17,8 @@ from fvlm.clips.order import even_frames
 from fvlm.clips.reader import open_clips
 from fvlm.core.device import default_device, keep_freed_memory
 from fvlm.core.document import write_figures, write_table
-from fvlm.core.io import read_json
 from fvlm.core.params import Params, load_params
+from fvlm.core.recorded import check_recorded
 from fvlm.core.stage import run
 from fvlm.evaluation.attention import attention_figures
 from fvlm.evaluation.figures import (
@@ -31,7 +31,7 @@ from fvlm.evaluation.figures import (
 )
 from fvlm.evaluation.losses import EvaluateParams, LoadClips, coarse_losses, evaluate_clips
 from fvlm.model.foveated import FoveatedModel
-from fvlm.model.saved import CONFIG, load_model, load_tokenizer_of
+from fvlm.model.saved import load_model, load_tokenizer_of, read_config
 from fvlm.statistics.arms import ClipName, Losses
 from fvlm.statistics.evaluation import Evaluation
 from fvlm.statistics.summary import Summary, on_training_clips, summarize
@@ -51,6 +51,8 @@ from pipeline.paths import (
     MODEL,
 )
 
+RECORDED = ("model",)  # of the training that is evaluated
+
 
 class Sections(Params):
     """What this stage reads of params.yaml."""
@@ -62,13 +64,14 @@ def main() -> None:
     """Measure every arm on the same clips and write figures, tables and pictures."""
     keep_freed_memory()
     params, device = load_params(Sections).evaluate, default_device()
+    check_recorded(RECORDED, read_config(MODEL).model.model_dump(), MODEL, stage="train")
     model = load_model(MODEL).to(device)
     held_out, load = open_split(model, "val", params, at_most=None)
     # As many training clips: a ratio there without one on held-out clips is memory, no result.
     seen, load_seen = open_split(model, "train", params, at_most=len(held_out))
     losses, known = dict[int, Losses](), dict[int, Losses]()
     for folder in trained_folders(MODEL):
-        seed = read_json(folder / CONFIG)["seed"]
+        seed = read_config(folder).seed
         losses[seed] = measure(folder, held_out, load, params, device)
         known[seed] = measure(folder, seen, load_seen, params, device)
     samples, seed = params.bootstrap_samples, params.seed
@@ -109,7 +112,7 @@ def write_charts(evaluation: Evaluation, summary: Summary) -> None:
 
 def weights_of(folder: Path) -> str:
     """Which weights the figures are of: the first digits of their sha256."""
-    return str(read_json(folder / CONFIG)["weights_sha256"])[:12]
+    return read_config(folder).weights_sha256[:12]
 
 
 def trained_folders(root: Path) -> list[Path]:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 # collect
 VIDEOS = Path("data/collect/videos.jsonl")
+WEIGHTS = Path("data/weights")  # KIND.json: what the sources of pretrained parts hold
 
 # filter
 MANIFEST = Path("data/filter/manifest.jsonl")

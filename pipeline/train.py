@@ -26,9 +26,11 @@ from fvlm.core.device import keep_freed_memory, peak_memory_gib
 from fvlm.core.io import write_csv, write_json, write_timings
 from fvlm.core.kept import Claims, remade
 from fvlm.core.params import Params, load_params
+from fvlm.core.recorded import check_recorded
 from fvlm.core.stage import UNFINISHED, run
 from fvlm.model.foveated import ModelParams
 from fvlm.model.saved import CONFIG
+from fvlm.shards.manifest import EncodedManifest, read_manifest
 from fvlm.tracking.tracker import forget_sent
 from fvlm.training.distributed import is_main, join_processes, wait_for_all
 from fvlm.training.finished import FinishedTrainings
@@ -37,6 +39,11 @@ from fvlm.training.optim import TrainParams
 from fvlm.training.trainings import Shards, Training, run_training, spools
 from pipeline.paths import COARSE_ONLY, CURVES, ENCODED, FRAMES, MODEL, TRAIN_METRICS
 
+# Of the shards that are trained on.
+RECORDED = tuple(
+    f"encode.{key}"
+    for key in ("batch_frames", "compile", "dino", "dino_layers", "dtype", "layer", "vae")
+)
 TAIL = 0.1  # share of the steps, at the end, over which the reported losses are means
 
 
@@ -53,6 +60,9 @@ def main() -> None:
     started = time.monotonic()
     with join_processes() as device:
         sections = load_params(Sections)
+        encoded = read_manifest(ENCODED, EncodedManifest)
+        sources = {"dino": encoded.dino.source, "vae": encoded.vae.source}
+        check_recorded(RECORDED, encoded.recipe | sources, ENCODED, stage="encode")
         trainings = list_trainings(sections)
         finished = FinishedTrainings(MODEL)
         with Claims(finished.root) if is_main() else nullcontext() as claims:

@@ -116,6 +116,7 @@ class _Bench:
     def train(self, trial: Trial, seed: int) -> None:
         """Train one trial, and keep its losses on held-out and on as many training clips."""
         changes: Changes = {
+            "encode": {"dino_layers": trial.blocks, "layer": trial.layer},
             "model": {
                 "query_layers": trial.query_layers,
                 "intermediate_tokens": trial.query_layers == 0,

@@ -150,10 +150,15 @@ def _remake(made: Manifest, plans: Iterable[ShardPlan], produce: Produce) -> str
 def _train(trust: bool) -> Shown:
     """The first steps of the first seed's training."""
     from fvlm.core.device import default_device
+    from fvlm.model.foveated import ModelParams
     from fvlm.model.saved import read_config
     from fvlm.training.finished import CURVE
+    from fvlm.training.optim import TrainParams
     from fvlm.training.trainings import Shards, Training, first_steps, read_curve, run_training
-    from pipeline.train import Sections
+
+    class Sections(Params):
+        model: ModelParams
+        train: TrainParams
 
     config = read_config(MODEL)
     new = current(run_training)

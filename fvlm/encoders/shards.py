@@ -95,7 +95,7 @@ def describe_encoding(
     dino, vae = encoder.dino, encoder.vae
     tokens = [stored, dino.num_tokens(size), dino.width]
     deciding = params.model_dump(exclude={"dino", "vae"})
-    weights = {name: source["sha256"] for name, source in sources.items()}
+    weights = {f"{name}_sha256": source["sha256"] for name, source in sources.items()}
     return EncodedManifest(
         stage="encode",
         made_by=made_by(encode_clips, write_shard),

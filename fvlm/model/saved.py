@@ -124,7 +124,7 @@ def read_config(folder: Path) -> ModelConfig:
     if document.get("format") != FORMAT:
         raise CheckpointError(
             f"{folder / CONFIG}: format {document.get('format')}, expected {FORMAT}; "
-            "run `dvc repro -f -s train` to make it anew"
+            "run `dvc repro train` to make it anew"
         )
     try:
         return ModelConfig.model_validate(document)

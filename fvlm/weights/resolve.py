@@ -127,6 +127,15 @@ def local_folder(source: str) -> Path | None:
     return None
 
 
+def hub_snapshot(source: str) -> str:
+    """The commit of a hub id that the local cache holds; why there is none, otherwise."""
+    match = _HUB_ID.fullmatch(source)
+    if match is None:
+        return "no hub id"
+    cached = try_to_load_from_cache(match["repo"], CONFIG, revision=match["revision"])
+    return Path(cached).parent.name if isinstance(cached, str) else "not in the local cache"
+
+
 def _locate(source: str, kind: Kind) -> tuple[Path, str]:
     """Folder and revision."""
     if source.startswith(PACKAGE):

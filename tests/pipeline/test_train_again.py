@@ -98,9 +98,7 @@ def test_a_damaged_or_missing_kept_file_has_it_trained_anew(
         assert again()
 
 
-def test_other_code_trains_anew(
-    project: Path, again: Train, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_code_trains_anew(again: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not again()
     monkeypatch.setattr(trainings, "made_by", lambda *_: "other")
     assert not again()
