@@ -5,6 +5,7 @@ And DVC reads and writes it: its run cache must see every parameter, and leave t
 
 import ast
 import importlib
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -46,6 +47,15 @@ def folder_of(module: str) -> str:
     return str(path.parent if path.parts[0] == "fvlm" else path)
 
 
+def outs_of(entry: dict[str, Any]) -> list[str]:
+    """Paths of all that a stage writes."""
+    return [
+        next(iter(out)) if isinstance(out, dict) else out
+        for kind in ("outs", "metrics", "plots")
+        for out in entry.get(kind, [])
+    ]
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_dependencies_are_the_folders_of_the_imports(stage: str) -> None:
     declared = {dep for dep in STAGES[stage]["deps"] if dep.startswith(("fvlm/", "pipeline/"))}
@@ -73,14 +83,9 @@ def test_paths_are_those_that_the_stage_imports(stage: str) -> None:
         for alias in node.names
     }
     entry = STAGES[stage]
-    outs = [
-        next(iter(out)) if isinstance(out, dict) else out
-        for kind in ("outs", "metrics", "plots")
-        for out in entry.get(kind, [])
-    ]
     # What pretrained parts hold is read from their sources; see fvlm/weights/listing.py.
     code = (*CODE, f"{paths.WEIGHTS}/")
-    declared = {dep for dep in entry["deps"] if not dep.startswith(code)} | set(outs)
+    declared = {dep for dep in entry["deps"] if not dep.startswith(code)} | set(outs_of(entry))
     inside = {(use, name) for use in used for name in declared if Path(use).is_relative_to(name)}
     assert {use for use, _ in inside} == used
     assert {name for _, name in inside} == declared
@@ -99,17 +104,17 @@ def test_pictures_and_metrics_stay_in_git_and_all_else_in_dvcs_cache() -> None:
             for out in entry.get(kind, []):
                 assert next(iter(out.values())) == {"cache": False}
         for out in entry.get("outs", []):
-            assert isinstance(out, str), f"{out}: outs have no options"
-            if out.startswith("plots/"):
+            if isinstance(out, dict):  # a listing that stays when its stage fails
+                assert entry["always_changed"]
+                assert list(out.values()) == [{"persist": True}]
+            elif out.startswith("plots/"):
                 assert f"/{Path(out).name}" in ignored
-    kept = {out for entry in STAGES.values() for out in entry.get("outs", [])}
+    kept = {str(out) for entry in STAGES.values() for out in entry.get("outs", [])}
     assert {f"plots{line}" for line in ignored} == {out for out in kept if out.startswith("plots/")}
 
 
-@pytest.fixture(scope="module")
-def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Stage]:
-    """Every stage as DVC loads it, with dependencies of no meaning and the real parameters."""
-    root = tmp_path_factory.mktemp("dvc")
+def copy_pipelines(root: Path) -> Repo:
+    """The real pipelines and parameters under DVC, with dependencies of no meaning."""
     for file in (*FILES, PARAMS):
         (root / file).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / file, root / file)
@@ -118,7 +123,46 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Stage]:
             path = root / dep
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(dep)
-    repo = Repo.init(str(root), no_scm=True)
+    return Repo.init(str(root), no_scm=True)
+
+
+def test_earlier_parameters_bring_earlier_results_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """There and back again: DVC keeps runs of train, evaluate and uncertainty as dvc.yaml has them.
+
+    Only their commands are others: each copies params.yaml to all outputs of its stage.
+    """
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level("INFO", logger="dvc")
+    copy_pipelines(tmp_path).close()
+    for name in ("train", "evaluate", "uncertainty"):
+        outs = " ".join(outs_of(STAGES[name]))
+        script = f"for out in {outs}; do rm -rf $out; cp params.yaml $out; done\n"
+        (tmp_path / f"{name}.sh").write_text(script)
+    for file in FILES:
+        text = (tmp_path / file).read_text()
+        (tmp_path / file).write_text(re.sub(r"python -m pipeline\.(\w+)", r"sh \1.sh", text))
+    targets = ["train", "evaluate", "uncertainty/dvc.yaml:uncertainty"]
+    first, ran = (tmp_path / PARAMS).read_text(), list[list[str]]()
+    for text in (first, re.sub(r"(lr: 3|  p: 0)\.[01]", r"\1.2", first), first):
+        (tmp_path / PARAMS).write_text(text)
+        caplog.clear()
+        with Repo(str(tmp_path)) as repo:
+            repo.reproduce(targets, single_item=True)
+        ran.append([line for line in caplog.messages if line.startswith(("Running", "Stage"))])
+        for name in ("train", "evaluate", "uncertainty"):
+            for out in outs_of(STAGES[name]):
+                assert (tmp_path / out).read_text() == text, out
+    assert ran[0] == ran[1] == [f"Running stage '{target}':" for target in targets]
+    skipped = "is cached - skipping run, checking out outputs"
+    assert ran[2] == [f"Stage '{target}' {skipped}" for target in targets]
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Stage]:
+    """Every stage as DVC loads it, with dependencies of no meaning and the real parameters."""
+    repo = copy_pipelines(tmp_path_factory.mktemp("dvc"))
     loaded = {stage.name: stage for stage in repo.index.stages}
     for stage in loaded.values():
         stage.save_deps()
@@ -139,12 +183,13 @@ def params_of(stage: Stage) -> ParamsDependency:
     return found
 
 
-def name_of_run(stage: Stage, section: str, changes: dict[str, Any]) -> str:
-    """The name under which DVC keeps a run of the stage with `changes` in one section."""
+def name_of_run(stage: Stage, section: str, changes: dict[str, Any] | str = "") -> str:
+    """The name under which DVC keeps a run of the stage with `changes` in one section or key."""
     held = params_of(stage).hash_info.value
     assert isinstance(held, dict)
     before = held[section]
-    held[section] = before | changes
+    if changes:
+        held[section] = before | changes if isinstance(changes, dict) else changes
     try:
         return str(_get_cache_hash(to_single_stage_lockfile(stage), key=True))
     finally:
@@ -162,6 +207,9 @@ def test_every_parameter_of_every_section_is_part_of_the_name_of_a_run(
             continue  # DVC keeps no run of it
         assert _can_hash(stage), f"DVC keeps no run of {name}"
         for section in STAGES[name]["params"]:
+            if "." in section:  # a single key of another stage's section
+                assert name_of_run(stage, section) != name_of_run(stage, section, "another")
+                continue
             values = params_of(stage).hash_info.value[section]
             runs = {name_of_run(stage, section, {key: "another"}) for key in values}
             runs.add(name_of_run(stage, section, {}))

@@ -13,7 +13,8 @@ from transformers import LlamaConfig
 from fvlm.core.errors import WeightsError
 from fvlm.encoders.dino import DinoEncoder
 from fvlm.encoders.vae import VaeCodec
-from fvlm.uncertainty.tower import Tower, outline_tower
+from fvlm.uncertainty.pixels import Preparation
+from fvlm.uncertainty.tower import Tower, frame_size_of, tower_class
 from fvlm.weights.resolve import PACKAGE, has_tokenizer, local_folder, read_config
 from fvlm.weights.sources import CONFIG, TOKENIZERS, Kind, NotAtHandError
 
@@ -51,7 +52,11 @@ class Parts:
         """The vision tower of `uncertainty.model`."""
 
         def outline(config: dict[str, Any]) -> Tower:
-            return outline_tower(source, config)
+            model_class = tower_class(source, config)
+            own = model_class.config_class.from_dict(config.get("vision_config", config))
+            model = model_class(own)
+            pixels = Preparation((), (), frame_size_of(model), own.patch_size, mode="")
+            return Tower(model, pixels, config_sha256="")
 
         return self._outline("uncertainty.model", source, "tower", outline)
 

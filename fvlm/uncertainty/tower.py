@@ -15,7 +15,6 @@ from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
@@ -231,42 +230,19 @@ def load_tower(source: str) -> tuple[Tower, Provenance]:
     """
     resolved = resolve(source, kind="tower")
     config = read_json(resolved.folder / CONFIG)
-    _check_type(source, config)
-    model = load_pretrained(_class(config), resolved, kind="tower")
-    _check_head(source, model)
+    model = load_pretrained(tower_class(source, config), resolved, kind="tower")
+    if isinstance(model, SiglipVisionModel) and not model.use_head:
+        raise unusable(source, "tower", "it has no pooling head, so it gives no embedding")
     tower = Tower(model, _preparation(model, resolved), sha256_file(resolved.folder / CONFIG))
     return tower.eval(), resolved.provenance
 
 
-def outline_tower(source: str, config: dict[str, Any]) -> Tower:
-    """The tower of a config.json, without weights or memory: to see its sites and pixels.
-
-    Raises WeightsError for a model that is not supported.
-    """
-    _check_type(source, config)
-    model_class = _class(config)
-    own = model_class.config_class.from_dict(config.get("vision_config", config))
-    with torch.device("meta"):
-        model = model_class(own)
-    _check_head(source, model)
-    preparation = Preparation((), (), _pixels(model), own.patch_size, "")
-    return Tower(model, preparation, config_sha256="")
-
-
-def _check_type(source: str, config: dict[str, Any]) -> None:
+def tower_class(source: str, config: dict[str, Any]) -> Any:
+    """The model's class; a CLIP tower saved alone may or may not have its projection."""
     found = config.get("model_type")
     if found not in _MODELS:
         problem = f"model type {found!r} is not supported, only {', '.join(_MODELS)}"
         raise unusable(source, "tower", problem)
-
-
-def _check_head(source: str, model: Any) -> None:
-    if isinstance(model, SiglipVisionModel) and not model.use_head:
-        raise unusable(source, "tower", "it has no pooling head, so it gives no embedding")
-
-
-def _class(config: dict[str, Any]) -> Any:
-    """The model's class; a CLIP tower saved alone may or may not have its projection."""
     if "CLIPVisionModelWithProjection" in (config.get("architectures") or ()):  # may be null
         return CLIPVisionModelWithProjection
     model_class: Any = _MODELS[config["model_type"]]
@@ -277,11 +253,11 @@ def _preparation(model: Any, resolved: Resolved) -> Preparation:
     config = model.config
     if any(getattr(config, name, 0) for name in ("attention_dropout", "drop_path_rate")):
         raise WeightsError(f"{resolved.folder}/{CONFIG}: dropout of its own must be 0")
-    return read_preparation(resolved, size=_pixels(model), patch=config.patch_size)
+    return read_preparation(resolved, size=frame_size_of(model), patch=config.patch_size)
 
 
-def _pixels(model: Any) -> int | None:
-    """The size of frames that the tower takes; None: any, its positions fit."""
+def frame_size_of(model: Any) -> int | None:
+    """The one size of frames, in pixels, that the model takes; None: any, its positions fit."""
     free = isinstance(model, Dinov2Model | DINOv3ViTModel)
     return None if free else int(model.config.image_size)
 

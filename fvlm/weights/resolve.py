@@ -90,18 +90,14 @@ def small_file(source: str, name: str, *, kind: Kind) -> Path | None:
     match = _HUB_ID.fullmatch(source)
     if match is None:
         raise unusable(source, kind, _no_folder(source))
-    place: dict[str, Any] = {
-        "repo_id": match["repo"],
-        "filename": name,
-        "revision": match["revision"],
-    }
+    repo, revision = match["repo"], match["revision"]
     try:
-        cached = try_to_load_from_cache(**place)
+        cached = try_to_load_from_cache(repo, name, revision=revision)
         if isinstance(cached, str):
             return Path(cached)
         # Asked first, since a download without a network is tried again for 20 seconds.
-        get_hf_file_metadata(hf_hub_url(**place), timeout=HUB_SECONDS)
-        return Path(hf_hub_download(**place))
+        get_hf_file_metadata(hf_hub_url(repo, name, revision=revision), timeout=HUB_SECONDS)
+        return Path(hf_hub_download(repo, name, revision=revision))
     except HFValidationError as error:
         raise unusable(source, kind, f"neither a folder here nor a hub id: {error}") from None
     except EntryNotFoundError:

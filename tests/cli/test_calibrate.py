@@ -31,7 +31,10 @@ def project(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             "dino_layers": 0,
             "layer": 3,
         },
-        "model": {"llm": "untrained:32x1", "head_channels": 4},
+        "model": {
+            **{"llm": "untrained:32x1", "llm_layers": 0, "head_channels": 4},
+            **{"query_layers": 0},
+        },
         "train": {"num_frames": 8, "batch_size": 4, "warmup_samples": 0},
         "calibrate": {"seeds": [5]},
     }

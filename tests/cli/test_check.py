@@ -300,6 +300,7 @@ def test_facts_come_from_the_folders_that_are_named(project: Path) -> None:
     ("folder", "damage", "message"),
     [
         ("dino", {"model_type": "bert"}, "encode.dino: dino: "),
+        ("dino", {"model_type": "bert"}, "uncertainty.model: dino: model type 'bert' is not sup"),
         ("dino", {"hidden_dropout_prob": 0.1}, "encode.dino: dino: hidden_dropout_prob: 0.1"),
         ("vae", {"_class_name": "Unet"}, "encode.vae: vae: "),
         ("llm", {"model_type": "gpt2"}, "model.llm: llm: must be of model type llama"),

@@ -13,9 +13,9 @@ from fvlm.clips.batch import Input
 from fvlm.core.errors import CheckpointError, FvlmError
 from fvlm.core.io import read_json, sha256_file, write_json
 from fvlm.encoders.dino import DinoEncoder
-from fvlm.model.build import Architecture, Provenance, model_of
+from fvlm.model.build import FORMAT, Architecture, Provenance, model_of
 from fvlm.model.foveated import FoveatedModel
-from fvlm.model.saved import CONFIG, FORMAT, WEIGHTS, load_model
+from fvlm.model.saved import CONFIG, WEIGHTS, load_model
 from fvlm.shards.manifest import Encoder
 from tests import tiny
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fvlm.cli.parts import Parts
 from fvlm.core.errors import FvlmError, WeightsError
 from fvlm.uncertainty.masks import Row, drop, kept_levels, row_keys
 from fvlm.uncertainty.tower import Tower, load_tower
@@ -154,6 +155,20 @@ def test_a_config_may_name_no_class(folder_of: Callable[[str], Path], name: str)
     expected = type(load_tower(str(folder))[0].model)
     edit_config(folder, architectures=None)
     assert type(load_tower(str(folder))[0].model) is expected
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_config_alone_tells_sites_and_pixels(
+    name: str, folder_of: Callable[[str], Path]
+) -> None:
+    """What `fvlm.cli.check` knows before any weight is read is what is loaded later."""
+    folder, parts = folder_of(name), Parts()
+    loaded, outline = load_tower(str(folder))[0], parts.tower(str(folder))
+    assert parts.unusable == {}
+    assert outline is not None
+    assert outline.sites == loaded.sites
+    assert outline.preparation.size == loaded.preparation.size
+    assert outline.preparation.patch == loaded.preparation.patch
 
 
 def test_a_folder_that_is_missing() -> None:
