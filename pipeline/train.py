@@ -13,8 +13,6 @@ share each training; torchrun itself then exits with 1, as for any code of their
 import shutil
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,12 +26,13 @@ from fvlm.clips.reader import COARSE_ONLY, BatchMemory, ClipReader, open_clips
 from fvlm.core.device import keep_freed_memory, peak_memory_gib
 from fvlm.core.io import hash_json, state_folder, write_csv, write_json
 from fvlm.core.params import Params, load_params
+from fvlm.core.provenance import git_commit
 from fvlm.core.seeding import torch_seed
 from fvlm.core.stage import UNFINISHED, run
 from fvlm.model.build import CONFIG, build_model, build_tokenizer, save_model
 from fvlm.model.foveated import ModelParams
 from fvlm.shards.manifest import read_manifest
-from fvlm.tracking.tracker import Tracker, forget_sent, read_sent
+from fvlm.tracking.tracker import Tracker
 from fvlm.training.checkpoint import Checkpoints, forget_finished
 from fvlm.training.distributed import (
     check_same,
@@ -103,7 +102,6 @@ def main() -> None:
         if is_main():
             forget_models([training.folder for training in trainings])
             forget_finished(states[0].parent, keep=states)
-            forget_sent(spools(), keep={state.name for state in states})
 
 
 def forget_models(keep: list[Path]) -> None:
@@ -149,13 +147,26 @@ def train_model(
     check_same("code, parameters, data or weights", hash_json(identity))
     checkpoints = Checkpoints(state_folder() / "train", identity)
     rows: list[Row] = []
-    with checkpoints.locked(), tracking(checkpoints.folder.name, identity) as tracker:
+    tags = {
+        "git_commit": git_commit(Path()),
+        "data": identity["data"],
+        "weights": hash_json(identity["weights"]),
+    }
+    with (
+        checkpoints.locked(),
+        Tracker(
+            checkpoints.folder.name,
+            title="coarse-only " * training.coarse_only + f"seed {params.seed}",
+            params=identity,
+            tags=tags,
+            active=is_main(),
+        ) as tracker,
+    ):
         began = time.monotonic()
 
         def on_step(row: Row) -> None:
             rows.append(row)
-            if tracker is not None:
-                tracker.log(int(row["step"]), row)
+            tracker.log(row, memory_gib=peak_memory_gib(device))
 
         try:
             state = train(
@@ -165,12 +176,12 @@ def train_model(
                 deadline=started + params.max_hours * 3600,
                 checkpoints=checkpoints,
                 device=device,
+                on_resume=tracker.log_history,
                 on_step=on_step,
                 title=training.title,
             )
         except OutOfTimeError as stop:
-            if tracker is not None:
-                tracker.close(status="KILLED")
+            tracker.close(status="KILLED")
             if is_main():
                 print(f"unfinished: {stop}", file=sys.stderr)
             wait_for_all()  # torchrun kills the others as soon as one has ended with an error
@@ -184,24 +195,6 @@ def train_model(
             write_json(TRAIN_METRICS, summarize(state.history, params, rate, device))
         checkpoints.finish()
     return checkpoints.folder
-
-
-def spools() -> Path:
-    """Below it each training has a folder of what goes to MLflow, named as that of its states."""
-    return state_folder() / "mlflow"
-
-
-@contextmanager
-def tracking(name: str, params: dict[str, Any]) -> Iterator[Tracker | None]:
-    """One MLflow run a training, also when it is resumed; only the main process has one."""
-    if not is_main():
-        yield None
-        return
-    spool = spools() / name
-    with Tracker(
-        run_name=name, run_id=read_sent(spool)["run_id"], params=params, spool=spool
-    ) as tracker:
-        yield tracker
 
 
 def load_batch(reader: ClipReader, positions: range, params: TrainParams) -> Batch:
