@@ -41,6 +41,7 @@ class _Sender:
 
     def __init__(self, about: dict[str, Any]) -> None:
         self.rows: list[dict[str, Any]] = []  # messages with "time_ms" and "row", step 0 first
+        self.answered = threading.Event()  # the server, at least once
         self._about, self._sampled = about, 0.0
         self._client: Any = None
         self._monitor: Any = None
@@ -50,6 +51,7 @@ class _Sender:
         """Send what the run lacks; sent twice, nothing changes."""
         with _lock():  # two processes that make one database at the same time break each other
             rows, run = self.rows.copy(), self._find_run()
+            self.answered.set()
             over = run is not None and run.info.status == "FINISHED"
             if over and rows and (rows[0]["time_ms"] or 0) > run.info.end_time:
                 run = None  # trained again, from step 0 on, after its state was forgotten
@@ -171,7 +173,7 @@ class _Delivery(threading.Thread):
     def __init__(self, sender: _Sender) -> None:
         super().__init__(daemon=True)
         self._sender, self.status = sender, "RUNNING"
-        self.ended, self.answered = threading.Event(), threading.Event()
+        self.ended = threading.Event()
         self.problem = "no answer in time"
         self.is_sent = self._complained = False
 
@@ -181,7 +183,6 @@ class _Delivery(threading.Thread):
             ended = self.ended.is_set()  # asked before sending, so that the last rows are seen
             try:
                 self._sender.send(self.status if ended else "RUNNING")
-                self.answered.set()
                 self.is_sent, failures = ended, 0
             except Exception as error:
                 self.problem, heals = _explain(error)
@@ -200,7 +201,7 @@ class _Delivery(threading.Thread):
         self.status = status
         self.ended.set()
         patience = min(ANSWER_SECONDS, until - time.monotonic())
-        if not tracking_uri().startswith("http") or self.answered.wait(max(0.0, patience)):
+        if not tracking_uri().startswith("http") or self._sender.answered.wait(max(0.0, patience)):
             self.join(max(0.0, until - time.monotonic()))
         if not self.is_sent:
             self.complain()
