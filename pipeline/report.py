@@ -17,6 +17,7 @@ from fvlm.core.errors import ShardError
 from fvlm.core.io import atomic_write, hash_json, read_csv, read_json, read_jsonl
 from fvlm.core.params import Params, load_params
 from fvlm.core.progress import Progress
+from fvlm.core.provenance import git_commit, package_versions
 from fvlm.core.stage import run
 from fvlm.encoders.vae import load_vae
 from fvlm.model.saved import CONFIG, load_model, load_tokenizer_of
@@ -28,7 +29,6 @@ from fvlm.report.gallery import (
     picture_clip,
 )
 from fvlm.report.page import PicturedClip, Report, render_page
-from fvlm.report.provenance import git_commit, package_versions
 from fvlm.report.view import view_clip
 from fvlm.shards.manifest import EncodedManifest, Manifest, read_manifest
 from fvlm.shards.read import open_shards

@@ -31,12 +31,11 @@ from fvlm.core.stage import UNFINISHED, run
 from fvlm.model.foveated import ModelParams
 from fvlm.model.saved import CONFIG
 from fvlm.shards.manifest import EncodedManifest, read_manifest
-from fvlm.tracking.tracker import forget_sent
 from fvlm.training.distributed import is_main, join_processes, wait_for_all
 from fvlm.training.finished import FinishedTrainings
 from fvlm.training.loop import OutOfTimeError, Row
 from fvlm.training.optim import TrainParams
-from fvlm.training.trainings import Shards, Training, run_training, spools
+from fvlm.training.trainings import Shards, Training, run_training
 from pipeline.paths import COARSE_ONLY, CURVES, ENCODED, FRAMES, MODEL, TRAIN_METRICS
 
 # Of the shards that are trained on.
@@ -91,7 +90,6 @@ def main() -> None:
             with claims.alone() as alone:
                 if alone:
                     finished.forget_files(names)
-                    forget_sent(spools(), keep=names)
         write_csv(CURVES, list(trained[0].history))
         write_json(TRAIN_METRICS, summarize(trained[0].history, sections.train))
         rate, peak = trained[0].rate, peak_memory_gib(device)

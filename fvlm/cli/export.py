@@ -11,10 +11,10 @@ from pathlib import Path
 from fvlm.core.document import read_figures
 from fvlm.core.errors import FvlmError, ParamsError
 from fvlm.core.io import atomic_write, read_json
+from fvlm.core.provenance import git_commit, package_versions
 from fvlm.core.stage import command_line, run
 from fvlm.model.saved import CONFIG, TOKENIZER, WEIGHTS, load_model, load_tokenizer_of
 from fvlm.report.card import render_card
-from fvlm.report.provenance import git_commit, package_versions
 from fvlm.statistics.evaluation import Evaluation
 from pipeline.paths import EVALUATE_METRICS, MODEL, TRAIN_METRICS
 

@@ -24,7 +24,14 @@ from fvlm.core.io import hash_json, read_jsonl
 ROOT = Path(__file__).resolve().parents[2]  # of this code
 JOINS = ROOT / "same.jsonl"
 # What no byte depends on: how faults and progress are told, and what the user types.
-NEUTRAL = ("fvlm.core.errors", "fvlm.core.progress", "fvlm.core.stage", "fvlm.cli", "fvlm.tracking")
+NEUTRAL = (
+    "fvlm.core.errors",
+    "fvlm.core.progress",
+    "fvlm.core.provenance",
+    "fvlm.core.stage",
+    "fvlm.cli",
+    "fvlm.tracking",
+)
 NEUTRAL_PACKAGES = (
     "huggingface_hub",
     "pydantic",

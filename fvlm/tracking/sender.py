@@ -1,24 +1,27 @@
-"""The process that sends the spool of a training to MLflow; see `fvlm/tracking.py`.
-
-    python -m fvlm.tracking.sender SPOOL         send what a training that is over has left
-    python -m fvlm.tracking.sender SPOOL follow  send until standard input ends: a Tracker's child
+"""The child process that sends to MLflow what a Tracker hands over; see `tracker.py`.
 
 Only here is mlflow imported. The process gives way to all others, and ends at its deadline.
 """
 
 import fcntl
+import json
+import logging
 import os
+import re
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import contextmanager, suppress
 from typing import Any
 
-from fvlm.core.io import project_root, read_json, state_folder, write_json
-from fvlm.tracking.tracker import DEADLINE_SECONDS, append_row, read_rows, read_sent
+from fvlm.core.errors import FvlmError
+from fvlm.core.io import project_root
+from fvlm.tracking.tracker import DEADLINE_SECONDS, lock_path
 
+TAG = "fvlm.training"  # names the training that a run belongs to
+DIED = "DIED"  # without a word: KILLED, since it can be resumed
 SEND_SECONDS = 5.0  # new rows are looked for this often
 RETRY_SECONDS = 30.0  # longest pause between attempts to reach a server that fails
 LAST_ATTEMPTS = 3  # once the training has ended
@@ -27,116 +30,136 @@ BATCH_METRICS, BATCH_PARAMS, PARAM_LENGTH = 1000, 100, 6000  # limits of MLflow
 MLFLOW_SETTINGS = {  # where the user has set nothing else
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
 }
+LOGIN = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
 
 
 class _Sender:
-    """Sends the rows of a spool to its MLflow run, from where the last sending stopped."""
+    """Brings the MLflow run of a training up to date with `rows`, whatever it has already."""
 
-    def __init__(self, spool: Path) -> None:
+    def __init__(self, about: dict[str, Any]) -> None:
+        self.rows: list[dict[str, Any]] = []  # messages with "time_ms" and "row", step 0 first
+        self.answered = threading.Event()  # the server, at least once
+        self._about, self._sampled = about, 0.0
+        self._client: Any = None
+        self._monitor: Any = None
+        self._system: deque[tuple[int, dict[str, float]]] = deque(maxlen=10_000)  # about a day
+
+    def send(self, status: str) -> None:
+        """Send what the run lacks; sent twice, nothing changes."""
+        with _lock():  # two processes that make one database at the same time break each other
+            rows, run = self.rows.copy(), self._find_run()
+            self.answered.set()
+            over = run is not None and run.info.status == "FINISHED"
+            if over and rows and (rows[0]["time_ms"] or 0) > run.info.end_time:
+                run = None  # trained again, from step 0 on, after its state was forgotten
+            run = run or self._client.create_run(
+                self._experiment,
+                tags=self._about["tags"] | {TAG: self._about["training"]},
+                run_name=self._about["name"],
+            )
+            if status == "RUNNING":
+                self._sample_system()
+            sent = run.data.metrics.get("step", -1)
+            new = [row for row in rows if row["row"]["step"] > sent]
+            if over and not new and not self._about["results"]:
+                return
+            self._send_texts(run)
+            self._send_metrics(run, new)
+            while self._about["artifacts"]:
+                self._client.log_artifact(run.info.run_id, self._about["artifacts"][0])
+                del self._about["artifacts"][0]
+            if status == DIED:  # unless it was started again and has got further already
+                is_ahead = bool(rows) and sent > rows[-1]["row"]["step"]
+                status = run.info.status if is_ahead else "KILLED"
+            if status != run.info.status:
+                change = "update_run" if status == "RUNNING" else "set_terminated"
+                getattr(self._client, change)(run.info.run_id, status=status)
+
+    def _find_run(self) -> Any:
+        """The newest run of this training, with its latest metrics; None when there is none."""
         from mlflow import MlflowClient
-        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-        self._make_monitor = SystemMetricsMonitor
-        self._spool, self._sent = spool, read_sent(spool)
-        # Two processes that make or migrate one database at the same time break each other.
-        with _lock(state_folder() / "mlflow.lock"):
-            self._client = MlflowClient(tracking_uri=tracking_uri())
+        self._client = self._client or MlflowClient(tracking_uri=tracking_uri())
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "fvlm"
+        experiment = self._client.get_experiment_by_name(name)
+        if experiment is None:
+            folder = (lock_path().parent / "artifacts").as_uri()  # a server has a place of its own
+            place = None if tracking_uri().startswith(("http", "databricks")) else folder
+            self._experiment = self._client.create_experiment(name, artifact_location=place)
+            return None
+        self._experiment = experiment.experiment_id
+        if experiment.lifecycle_stage != "active":
+            raise FvlmError(
+                f"experiment {name!r} was deleted and takes no runs: set MLFLOW_EXPERIMENT_NAME to "
+                f"another name, or restore it: MLFLOW_TRACKING_URI={tracking_uri()} mlflow "
+                f"experiments restore --experiment-id {self._experiment}"
+            )
+        query, order = f"tags.`{TAG}` = '{self._about['training']}'", ["attributes.start_time DESC"]
+        runs = self._client.search_runs([self._experiment], query, max_results=1, order_by=order)
+        return runs[0] if runs else None
 
-    def open(self) -> None:
-        """Ask for the run, or for a new one: the first thing that a server is asked."""
-        run = self._open_run(read_json(self._spool / "run.json"))
-        self._run_id, self._start_ms = run.info.run_id, run.info.start_time
-        # The parts of the monitor only: its own thread ends at the first failure of the server.
-        self._monitor = self._make_monitor(self._run_id, tracking_uri=tracking_uri())
-        self._sample()  # processor use is since the last sample
-
-    def _open_run(self, wanted: dict[str, Any]) -> Any:
+    def _send_texts(self, run: Any) -> None:
         from mlflow.entities import Param
 
-        known_id = self._sent["run_id"] or wanted["run_id"]
-        run = self._find_run(known_id) if known_id else None
-        if run is None:
-            if known_id:
-                _say(f"run {known_id} is unknown to {tracking_uri()}; a new run takes its place")
-            experiment_id = self._find_experiment(wanted["experiment"])
-            run = self._client.create_run(experiment_id, run_name=wanted["name"])
-            self._sent["offset"] = 0
-        self._sent["run_id"] = run.info.run_id
-        write_json(self._spool / "sent.json", self._sent)
+        for name, text in self._about["tags"].items():
+            if run.data.tags.get(name) != text:
+                self._client.set_tag(run.info.run_id, name, text)
         params = [  # a parameter never changes in MLflow: the first value stays
             Param(name, text[:PARAM_LENGTH])
-            for name, text in wanted["params"].items()
+            for name, text in self._about["params"].items()
             if name not in run.data.params
         ]
         for start in range(0, len(params), BATCH_PARAMS):
-            batch = params[start : start + BATCH_PARAMS]
-            self._client.log_batch(run.info.run_id, params=batch)
-        return run
+            self._client.log_batch(run.info.run_id, params=params[start : start + BATCH_PARAMS])
 
-    def _find_run(self, run_id: str) -> Any:
-        from mlflow.exceptions import MlflowException
+    def _send_metrics(self, run: Any, new: list[dict[str, Any]]) -> None:
+        """In batches of whole rows, `step` last: the value of that metric is what MLflow has."""
+        from mlflow.entities import Metric
 
-        try:
-            run = self._client.get_run(run_id)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            return None
-        return run if run.info.lifecycle_stage == "active" else None
+        now, system = time.time_ns() // 1_000_000, list(self._system)
+        results = [
+            (now, 0, {name: value})
+            for name, value in self._about["results"].items()
+            if run.data.metrics.get(name) != value
+        ]
+        steps = [(row["time_ms"] or now, row["row"]["step"], curves(row["row"])) for row in new]
+        samples = [(at, (at - run.info.start_time) // 1000, values) for at, values in system]
+        batch: list[Any] = []
+        for at, step, values in [*results, *steps, *samples, (now, 0, {})]:
+            if batch and (not values or len(batch) + len(values) > BATCH_METRICS):
+                self._client.log_batch(run.info.run_id, metrics=batch)
+                batch = []
+            batch += [Metric(name, float(v), at, int(step)) for name, v in values.items()]
+        for _ in system:
+            self._system.popleft()
 
-    def _find_experiment(self, name: str) -> str:
-        experiment = self._client.get_experiment_by_name(name)
-        return str(experiment.experiment_id if experiment else self._client.create_experiment(name))
+    def _sample_system(self) -> None:
+        """When it is time, read processor, memory, network and GPU as mlflow does."""
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-    def _sample(self) -> dict[str, float]:
+        if self._monitor is None:  # its own thread would end at the first failure of the server
+            self._monitor = SystemMetricsMonitor("", tracking_uri=tracking_uri())
+        elif time.monotonic() - self._sampled < self._monitor.sampling_interval:
+            return
         self._sampled = time.monotonic()
         self._monitor.collect_metrics()
         values = self._monitor.aggregate_metrics()
         for part in self._monitor.monitors:
             part.clear_metrics()
-        return {f"system/{name}": value for name, value in values.items()}
+        sample = {f"system/{name}": value for name, value in values.items()}
+        self._system.append((time.time_ns() // 1_000_000, sample))
 
-    def sample_system(self) -> None:
-        """When it is time, add to the spool what mlflow reads of processor, memory and GPU."""
-        if time.monotonic() - self._sampled < self._monitor.sampling_interval:
-            return
-        seconds = int(time.time() - self._start_ms / 1000)
-        _append_to(self._spool, {"step": seconds, "values": self._sample()})
 
-    def send(self) -> None:
-        """Send every row that is there.
-
-        MLflow knows a metric by name, value, time and step: rows sent shortly before a crash, and
-        not yet noted in `sent.json`, are sent again with their old time and are stored once.
-        """
-        from mlflow.entities import Metric
-
-        while True:
-            rows, offset = read_rows(self._spool, self._sent["offset"], limit=BATCH_METRICS)
-            if offset == self._sent["offset"]:
-                return
-            metrics = [
-                Metric(name, value, row["time_ms"], row["step"])
-                for row in rows
-                for name, value in row.get("values", {}).items()
-            ]
-            for start in range(0, len(metrics), BATCH_METRICS):
-                batch = metrics[start : start + BATCH_METRICS]
-                self._client.log_batch(self._run_id, metrics=batch)
-            self._send_status([row for row in rows if "status" in row])
-            self._sent["offset"] = offset
-            write_json(self._spool / "sent.json", self._sent)
-
-    def _send_status(self, rows: list[dict[str, Any]]) -> None:
-        if rows and rows[-1]["status"] == "RUNNING":
-            self._client.update_run(self._run_id, status="RUNNING")
-        elif rows:
-            status, end_ms = rows[-1]["status"], rows[-1]["time_ms"]
-            self._client.set_terminated(self._run_id, status, end_time=end_ms)
+def curves(row: dict[str, float]) -> dict[str, float]:
+    """A row of the history, with the ratio of its losses; `step` comes last."""
+    values = {name: value for name, value in row.items() if name != "step"}
+    if row.get("loss_fine", 0.0) > 0:
+        ratio = row["loss_coarse"] / row["loss_fine"]
+        values = {"coarse_fine_ratio": ratio, "improvement_pct": 100 * (ratio - 1), **values}
+    return {**values, "step": row["step"]}
 
 
 def tracking_uri() -> str:
@@ -147,110 +170,99 @@ def tracking_uri() -> str:
 class _Delivery(threading.Thread):
     """Sends until the training has ended and all is sent, whatever goes wrong."""
 
-    def __init__(self, spool: Path) -> None:
+    def __init__(self, sender: _Sender) -> None:
         super().__init__(daemon=True)
-        self._spool = spool
-        self.ended, self.asked, self.answered = (threading.Event() for _ in range(3))
+        self._sender, self.status = sender, "RUNNING"
+        self.ended = threading.Event()
         self.problem = "no answer in time"
         self.is_sent = self._complained = False
 
     def run(self) -> None:
-        with _lock(self._spool / "lock"):  # the child of a killed training may still be sending
-            self._send_all()
-
-    def _send_all(self) -> None:
-        sender: _Sender | None = None
         failures = last_failures = 0
         while not self.is_sent and last_failures < LAST_ATTEMPTS:
             ended = self.ended.is_set()  # asked before sending, so that the last rows are seen
             try:
-                sender = sender or self._connect()
-                if not ended:
-                    sender.sample_system()
-                sender.send()
+                self._sender.send(self.status if ended else "RUNNING")
                 self.is_sent, failures = ended, 0
             except Exception as error:
-                sender, failures, last_failures = None, failures + 1, last_failures + ended
-                self.asked.set()  # or mlflow could not even be imported
-                self.problem = _root_cause(error)
-                if failures == 2:  # a locked database is free again at the second attempt
+                self.problem, heals = _explain(error)
+                failures, last_failures = failures + 1, last_failures + ended
+                if failures == 2 or not heals:  # a locked database is free at the second attempt
                     self.complain()
+                if ended and not heals:
+                    return
             if ended:
                 time.sleep(0.0 if self.is_sent else 1.0)
             else:
                 self.ended.wait(min(2.0**failures, RETRY_SECONDS) if failures else SEND_SECONDS)
 
-    def _connect(self) -> _Sender:
-        sender = _Sender(self._spool)  # takes long: it imports mlflow, and may migrate a database
-        self.asked.set()
-        sender.open()
-        self.answered.set()
-        return sender
-
-    def wait(self, seconds: float) -> None:
-        """Until all is sent, for at most `seconds`; a silent server gets ANSWER_SECONDS only."""
-        end = time.monotonic() + seconds
-        self.asked.wait(seconds)
-        patience = min(ANSWER_SECONDS, end - time.monotonic())
-        if not tracking_uri().startswith("http") or self.answered.wait(max(0.0, patience)):
-            self.join(max(0.0, end - time.monotonic()))
+    def finish(self, status: str, until: float) -> None:
+        """Wait until all is sent or the deadline; a silent server gets ANSWER_SECONDS only."""
+        self.status = status
+        self.ended.set()
+        patience = min(ANSWER_SECONDS, until - time.monotonic())
+        if not tracking_uri().startswith("http") or self._sender.answered.wait(max(0.0, patience)):
+            self.join(max(0.0, until - time.monotonic()))
+        if not self.is_sent:
+            self.complain()
 
     def complain(self) -> None:
-        """Say once what is wrong and what becomes of the rows."""
+        """Say once what is wrong and what becomes of the rows; no password of an address."""
         if not self._complained:
             self._complained = True
-            _say(
-                f"MLflow at {tracking_uri()} fails ({self.problem}). Training is not affected; "
-                "what is not sent is kept and goes out at its next start, or by "
-                f"`python -m fvlm.tracking.sender {self._spool}`"
+            text = (
+                f"tracking: MLflow at {tracking_uri()} fails ({self.problem}). Training is not "
+                "affected; what is not sent goes out when the stage runs again, also by "
+                "`dvc repro --force --single-item STAGE`"
             )
+            print(re.sub(r"//[^/@\s]+@", "//***@", text), file=sys.stderr, flush=True)
 
 
 @contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
+def _lock() -> Iterator[None]:
+    with lock_path().open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
-def _root_cause(error: BaseException) -> str:
-    """One line: "ConnectionRefusedError: ..." rather than the retries wrapped around it."""
+def _explain(error: BaseException) -> tuple[str, bool]:
+    """What is wrong, in one line, with its remedy; and whether waiting may help.
+
+    "ConnectionRefusedError: ..." rather than the retries wrapped around it.
+    """
+    if isinstance(error, FvlmError):
+        return str(error), False
     cause = current = error
     while inner := current.__cause__ or current.__context__:
         current = inner
         if isinstance(inner, OSError):
             cause = inner
-    return f"{type(cause).__name__}: {cause}".splitlines()[0]
+    text = f"{type(cause).__name__}: {cause}".splitlines()[0]
+    status = error.get_http_status_code() if hasattr(error, "get_http_status_code") else 0
+    return (f"{text}; {LOGIN}", False) if status in {401, 403} else (text, True)
 
 
-def _say(text: str) -> None:
-    print(f"tracking: {text}", flush=True)
-
-
-def _append_to(spool: Path, row: dict[str, Any]) -> None:
-    rows = os.open(spool / "rows.jsonl", os.O_WRONLY | os.O_APPEND)
-    try:
-        append_row(rows, row)
-    finally:
-        os.close(rows)
-
-
-def _main(spool: Path, *, follow: bool) -> None:
+def _main() -> None:
     os.nice(10)  # a tenth of a busy core: 19 would take minutes to import mlflow there
     for name, value in MLFLOW_SETTINGS.items():
         os.environ.setdefault(name, value)
-    delivery = _Delivery(spool)
+    logging.disable()  # stderr is that of the training
+    with suppress(Exception):  # the first attempt to send tells what is wrong
+        import mlflow  # noqa: F401 - so that ANSWER_SECONDS are those of the server
+    lines = (json.loads(line) for line in sys.stdin.buffer if line.endswith(b"\n"))
+    sender = _Sender(next(lines))
+    delivery = _Delivery(sender)
     delivery.start()
-    deadline = sys.stdin.readline() if follow else str(DEADLINE_SECONDS)
-    if not deadline:  # the training died without a word; it can be resumed
-        _append_to(spool, {"status": "KILLED"})
-    delivery.ended.set()
-    delivery.wait(float(deadline or DEADLINE_SECONDS))
-    if not delivery.is_sent:
-        delivery.complain()
+    end: dict[str, Any] = {}
+    for message in lines:
+        if "row" in message:
+            sender.rows.append(message)
+        else:
+            end = message
+    died: dict[str, Any] = {"status": DIED, "until": time.monotonic() + DEADLINE_SECONDS}
+    delivery.finish(**(died | end))
     os._exit(0)  # a thread that hangs in mlflow does not keep the process
 
 
 if __name__ == "__main__":
-    _main(Path(sys.argv[1]), follow=sys.argv[2:] == ["follow"])
+    _main()

@@ -56,13 +56,15 @@ def train(
     checkpoints: Checkpoints,
     device: torch.device,
     deadline: float | None = None,
+    on_resume: Callable[[list[Row]], None] = lambda _: None,
     on_step: Callable[[Row], None] = lambda _: None,
     title: str = "train",
 ) -> TrainState:
     """Train until `params.max_samples` clips were seen, resuming from the newest checkpoint.
 
     `load_batch` returns the clips at the given positions of the sample stream; of several
-    processes each asks for its share. `deadline` on the monotonic clock: `params.max_hours` from
+    processes each asks for its share. `on_resume` gets the history of the checkpoint, `on_step` the
+    row of each step made here. `deadline` on the monotonic clock: `params.max_hours` from
     now, unless given. Raises OutOfTimeError after it or a SIGTERM, with the state saved, and
     TrainingError when a loss or gradient is not finite, with nothing saved from that step.
     """
@@ -73,6 +75,7 @@ def train(
     optimizer = make_optimizer(model, params)
     factor = make_schedule(optimizer, warmup_steps=params.warmup_steps, steps=params.steps)
     state = checkpoints.resume(model, optimizer)
+    on_resume(state.history)
     started, first = time.monotonic(), state.step
     if deadline is None:
         deadline = started + params.max_hours * 3600

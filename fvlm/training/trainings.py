@@ -3,8 +3,8 @@
 import csv
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,17 @@ from fvlm.clips.batch import Batch
 from fvlm.clips.order import random_frames, rows_at
 from fvlm.clips.reader import BatchMemory, ClipReader, open_clips
 from fvlm.clips.tokenizer import CaptionTokenizer
+from fvlm.core.device import peak_memory_gib
 from fvlm.core.identity import made_by
-from fvlm.core.io import hash_json, state_folder, write_csv
+from fvlm.core.io import hash_json, write_csv
 from fvlm.core.kept import Claims
+from fvlm.core.provenance import git_commit
 from fvlm.core.seeding import torch_seed
 from fvlm.model.build import Architecture, build_model, build_tokenizer, weights_behind
 from fvlm.model.foveated import FoveatedModel, ModelParams
 from fvlm.model.saved import save_model
 from fvlm.shards.manifest import EncodedManifest, FrameManifest, Manifest, read_manifest
-from fvlm.tracking.tracker import Tracker, read_sent
+from fvlm.tracking.tracker import Tracker
 from fvlm.training.checkpoint import Checkpoints
 from fvlm.training.distributed import check_same, from_main, is_main, whole
 from fvlm.training.finished import CURVE, FinishedTrainings
@@ -95,7 +97,10 @@ def run_training(
         claims.release(name)
         what = "handed back: trained before with the same code, data and parameters"
         print(f"{training.title}: {what}")
-        return Trained(name, read_curve(training.folder / CURVE), None)
+        history = read_curve(training.folder / CURVE)
+        with _tracker(training, identity, name) as tracker:
+            tracker.log_history(history)  # in case that no server was there
+        return Trained(name, history, None)
     checkpoints = Checkpoints(finished.root, identity, name)
     trained = _train(training, shards, checkpoints, identity, device, deadline)
     if claims is not None:
@@ -138,23 +143,27 @@ def _train(
     params, name = training.params, checkpoints.folder.name
     prepared = _prepare(training, shards, device)
     began, rows = time.monotonic(), list[Row]()
-    with tracking(name, identity) as tracker:
+    with _tracker(training, identity, name) as tracker:
 
         def on_step(row: Row) -> None:
             rows.append(row)
-            if tracker is not None:
-                tracker.log(int(row["step"]), row)
+            tracker.log(row, memory_gib=peak_memory_gib(device))
 
-        state = train(
-            prepared.model,
-            prepared.load,
-            params,
-            deadline=deadline,
-            checkpoints=checkpoints,
-            device=device,
-            on_step=on_step,
-            title=training.title,
-        )
+        try:
+            state = train(
+                prepared.model,
+                prepared.load,
+                params,
+                deadline=deadline,
+                checkpoints=checkpoints,
+                device=device,
+                on_resume=tracker.log_history,
+                on_step=on_step,
+                title=training.title,
+            )
+        except OutOfTimeError:
+            tracker.close(status="KILLED")  # it will be resumed
+            raise
     rate = len(rows) * params.samples_per_step / (time.monotonic() - began)
     weights = whole(prepared.model.state_dict())
     if is_main():
@@ -169,6 +178,21 @@ def _train(
         )
         write_csv(training.folder / CURVE, state.history)
     return Trained(name, state.history, rate)
+
+
+def _tracker(training: Training, identity: dict[str, Any], name: str) -> Tracker:
+    """One MLflow run a training, also when it is resumed; only the main process has one."""
+    return Tracker(
+        name,
+        title="coarse-only " * training.coarse_only + f"seed {training.params.seed}",
+        params=identity,
+        tags={
+            "git_commit": git_commit(Path()),
+            "data": identity["data"],
+            "weights": hash_json(identity["weights"]),
+        },
+        active=is_main(),
+    )
 
 
 @dataclass(frozen=True)
@@ -251,25 +275,3 @@ def read_curve(path: Path) -> list[Row]:
             {name: int(text) if text.isdigit() else float(text) for name, text in row.items()}
             for row in csv.DictReader(file)
         ]
-
-
-def spools() -> Path:
-    """Below it each training has a folder of what goes to MLflow, named as that of its states."""
-    return state_folder() / "mlflow"
-
-
-@contextmanager
-def tracking(name: str, params: dict[str, Any]) -> Iterator[Tracker | None]:
-    """One MLflow run a training, also when it is resumed; only the main process has one."""
-    if not is_main():
-        yield None
-        return
-    spool = spools() / name
-    with Tracker(
-        run_name=name, run_id=read_sent(spool)["run_id"], params=params, spool=spool
-    ) as tracker:
-        try:
-            yield tracker
-        except OutOfTimeError:  # it will be resumed
-            tracker.close(status="KILLED")
-            raise

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from fvlm.report.provenance import PACKAGES, git_commit, package_versions
+from fvlm.core.provenance import PACKAGES, git_commit, package_versions
 
 
 @pytest.fixture
