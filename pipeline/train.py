@@ -137,7 +137,7 @@ def train_model(
         model_params, manifest, input=params.input, coarse_only=training.coarse_only
     )
     if params.encoder_lr > 0:
-        model.train_encoder(recompute=params.gradient_checkpointing)
+        model.train_encoder()
     identity = {
         "code": CODE,
         "model": model_params.model_dump(),

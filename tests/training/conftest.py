@@ -33,7 +33,7 @@ class Trial:
         input="features",
         encoder_lr=0.0,
         query_lr_factor=1.0,
-        gradient_checkpointing=False,
+        gradient_checkpointing="none",
         num_frames=3,
         batch_size=3,
         gradient_accumulation_steps=2,
@@ -47,7 +47,7 @@ class Trial:
         lambda_coarse=1.0,
         lambda_recon=0.1,
         dtype="float32",
-        compile=False,
+        compile="none",
         seeds=[0],
         coarse_only=False,
         checkpoint_samples=12,
@@ -122,7 +122,7 @@ class Trial:
         Its last block reads the queries, and all of it is trained, recomputed in the backward pass.
         """
         make_model, load_batch = self.make_model, self.load_batch
-        self.change(input="frames", encoder_lr=1e-3, gradient_checkpointing=True)
+        self.change(input="frames", encoder_lr=1e-3, gradient_checkpointing="encoder")
 
         def make() -> FoveatedModel:
             plain = make_model()
@@ -143,7 +143,7 @@ class Trial:
                 fine_iterations=1,
                 encoder=encoder,
             )
-            model.train_encoder(recompute=True)
+            model.train_encoder()
             return model
 
         def load(positions: range) -> Batch:
