@@ -1,6 +1,6 @@
 """First contact with a GPU: is everything right there, and how fast is it?
 
-    make gpu-check        or: PYTHONPATH=. python3 -m benchmarks.gpu_check [--minutes 7] [--only A,B]
+    make gpu-check   or   PYTHONPATH=. python3 -m benchmarks.gpu_check [--minutes 7] [--only A,B]
 
 Needs a checkout, torch 2.11 or newer and what `make gpu-wheels` gathers; neither .venv nor network.
 All weights are random, of real sizes; without CUDA everything is tiny, to try the script. Phases
@@ -30,11 +30,14 @@ import numpy as np
 import torch
 import transformers
 from torch import Tensor, distributed, nn
+from torch._C._autograd import DeviceType
 from transformers import Dinov2Config, Dinov2Model, LlamaConfig, LlamaModel
 
 from benchmarks import bench_step as bench
 from fvlm.clips.batch import Batch, Captions
+from fvlm.clips.reader import BatchMemory
 from fvlm.core.device import default_device, peak_memory_gib, reset_peak_memory
+from fvlm.core.params import PARAMS, read_yaml
 from fvlm.encoders.dino import DinoEncoder
 from fvlm.encoders.frames import EncodeParams, FrameEncoder
 from fvlm.encoders.vae import VaeCodec
@@ -90,15 +93,15 @@ def apart(one: Any, other: Any) -> float:
 def stock_dino(blocks: int) -> Dinov2Model:
     """DINOv2 ViT-S/14."""
     torch.manual_seed(1)
-    sizes = {"num_hidden_layers": blocks, "num_attention_heads": 6, "patch_size": 14}
+    sizes: Any = {"num_hidden_layers": blocks, "num_attention_heads": 6, "patch_size": 14}
     return Dinov2Model(Dinov2Config(hidden_size=384, **sizes)).eval()
 
 
 def small_model(*, deep: int = 0, frames: bool = False, text: Any = "none") -> FoveatedModel:
     """Two blocks of SmolLM2-135M's shape, two fine passes, and 1,000 words."""
     torch.manual_seed(0)
-    heads = {"num_attention_heads": 9, "num_key_value_heads": 3}
-    sizes = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 2}
+    heads: Any = {"num_attention_heads": 9, "num_key_value_heads": 3}
+    sizes: Any = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 2}
     language = fuse_norms(LlamaModel(LlamaConfig(vocab_size=1000, **sizes, **heads)))
     if text == "none":
         language.set_input_embeddings(nn.Identity())
@@ -212,15 +215,17 @@ def run_training(
     params: TrainParams, folder: Path, stop: int
 ) -> tuple[dict[str, Tensor], list[float]]:
     """Final weights and all losses; with `stop` it is asked to end after that many steps."""
-    corpus, model = small_batch(32), small_model()
-    inputs, latents = (
-        torch.empty(value.shape, dtype=value.dtype, pin_memory=CUDA).copy_(value)
-        for value in (corpus.inputs, corpus.latents)
-    )
+    corpus, model, memory = small_batch(32), small_model(), BatchMemory(2, pinned=CUDA)
 
     def load(positions: range) -> Batch:
-        rows = [position % 32 for position in positions]
-        return Batch(inputs[rows], latents[rows], [str(row) for row in rows])
+        """Into memory that the batch before the last was read into, as the stage does."""
+        memory.turn()
+        rows, found = [position % 32 for position in positions], []
+        for name, values in (("inputs", corpus.inputs), ("latents", corpus.latents)):
+            array = memory.array(name, (len(rows), *values.shape[1:]), "float16")
+            np.copyto(array, values[rows].numpy())
+            found.append(torch.from_numpy(array))
+        return Batch(found[0], found[1], [str(row) for row in rows])
 
     def on_step(row: dict[str, float]) -> None:
         if row["step"] + 1 == stop:
@@ -290,7 +295,8 @@ def compare_processes() -> Found:
     try:
         for dtype in ("float32", "bfloat16"):
             params = bench.make_params(2, dtype=dtype)
-            for way in ("alone", "ddp", "fsdp"):
+            ways: tuple[Any, ...] = ("alone", "ddp", "fsdp")
+            for way in ways:
                 model, batch = small_model(), small_batch(2).to(DEVICE)
                 module: nn.Module = Losses(model, params).to(DEVICE)
                 if way != "alone":
@@ -377,34 +383,36 @@ def measure_machine() -> Found:
     }
 
 
-def measure_graph() -> Found:
+def measure_graph(mode: str) -> Callable[[], Found]:
     """Forward and backward as one CUDA graph; clipping and the optimizer stay outside of it."""
-    found: Found = {}
-    for mode in ("none", "default") if CUDA else ():
+
+    def run() -> Found:
+        if not CUDA:
+            return {"skipped": "no CUDA"}
         torch._dynamo.reset()
         reset_peak_memory(DEVICE)
         training = make_training(BATCH, compile=mode)
-        model, params = training.model, list(training.model.parameters())
-        stream = torch.cuda.Stream()
+        params, stream = list(training.model.parameters()), torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(3):
                 training.losses(training.batch)["loss"].backward()
         torch.cuda.current_stream().wait_stream(stream)
-        model.zero_grad(set_to_none=True)
+        training.model.zero_grad(set_to_none=True)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             loss = training.losses(training.batch)["loss"]
             loss.backward()
 
         def step() -> None:
-            graph.replay()  # noqa: B023
-            nn.utils.clip_grad_norm_(params, 1.0)  # noqa: B023
-            training.optimizer.step()  # noqa: B023
+            graph.replay()  # gradients are overwritten, not added to
+            nn.utils.clip_grad_norm_(params, 1.0)
+            training.optimizer.step()
 
-        found[mode] = {"replay_ms": seconds(graph.replay) * 1e3, "loss": float(loss)}
-        found[mode] |= rate(BATCH, seconds(step))
-        del graph, training
-    return found
+        found = {"replay_ms": seconds(graph.replay) * 1e3, "loss": float(loss)}
+        return found | rate(BATCH, seconds(step))
+
+    return run
 
 
 def measure_batches(mode: str, batches: tuple[int, ...]) -> Callable[[], Found]:
@@ -442,13 +450,12 @@ def profile_kernels() -> Found:
     training = make_training(BATCH)
     for _ in range(3):
         training()
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    activities += [torch.profiler.ProfilerActivity.CUDA] if CUDA else []
-    with torch.profiler.profile(activities=activities) as made:
+    kinds = torch.profiler.ProfilerActivity
+    with torch.profiler.profile(activities=[kinds.CUDA if CUDA else kinds.CPU]) as made:
         training()
         synchronize()
     rows = made.key_averages()
-    kind = torch.autograd.DeviceType.CUDA if CUDA else torch.autograd.DeviceType.CPU
+    kind = DeviceType.CUDA if CUDA else DeviceType.CPU
 
     def busy(row: Any) -> float:
         return float(row.self_device_time_total if CUDA else row.self_cpu_time_total) / 1e3
@@ -490,6 +497,7 @@ def measure_encode(frames: int, *, compile: bool = False) -> Callable[[], Found]
     """Clips of 24 frames a second through both encoders, and milliseconds of each alone."""
 
     def run() -> Found:
+        reset_peak_memory(DEVICE)
         size, count = (256, 16) if CUDA else (56, 2)
         widths = (128, 256, 512, 512) if CUDA else (8, 8, 8, 8)
         options: Any = {"blocks": 12, "widths": widths, "frames": frames, "compile": compile}
@@ -525,7 +533,7 @@ def measure_encode(frames: int, *, compile: bool = False) -> Callable[[], Found]
 def make_sampler(device: torch.device, batch: int, dtype: str, *, passes: int) -> Sampler:
     """Dropout behind the last three blocks of DINOv2-S."""
     tower = Tower(stock_dino(12), Preparation((0.5,) * 3, (0.2,) * 3, None, 14, "bicubic"), "")
-    values = bench.read_yaml(bench.PARAMS)["uncertainty"]
+    values = read_yaml(PARAMS)["uncertainty"]
     values |= {"batch_size": batch, "dtype": dtype, "passes": passes, "snapshots": []}
     params = UncertaintyParams.model_validate(values)
     sites = tuple(site for site in tower.sites if site.endswith("mlp.fc2"))[-3:]
@@ -562,7 +570,8 @@ PHASES: tuple[tuple[str, float, Callable[[], Found]], ...] = (  # and the second
     ("models", 60, compare_models),
     ("eager", 20, measure_batches("none", (BATCH,))),
     ("compiled", 30, measure_batches("default", (BATCH,))),
-    ("graph", 40, measure_graph),
+    ("graph", 20, measure_graph("none")),
+    ("graph compiled", 30, measure_graph("default")),
     ("inference", 10, compare_inference),
     ("training", 20, compare_training),
     ("encoders", 20, compare_encoders),

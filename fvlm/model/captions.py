@@ -125,8 +125,8 @@ def token_losses(states: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy of `softmax(states @ weight.T)`, float32 [n]; states [n,H], targets int64 [n].
 
     The logits [n,V] never exist as a whole: they are made in parts, and again in the backward pass.
-    Under autocast they are made in its type; sums are float32. A torch that is older than 2.13 makes
-    them as a whole, and this is said once.
+    Under autocast they are made in its type; sums are float32. A torch older than 2.13 makes them
+    as a whole, and this is said once.
     """
     dtype = product_dtype(states.device, states.dtype)
     states, weight = states.to(dtype), weight.to(dtype)
@@ -141,7 +141,7 @@ def token_losses(states: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 @cache
 def _say_plain() -> None:
     print(
-        f"captions: torch {torch.__version__} has no linear_cross_entropy (2.13 has); all logits are "
-        "made at once, which takes more memory",
+        f"captions: torch {torch.__version__} has no linear_cross_entropy (2.13 has); all logits "
+        "are made at once, which takes more memory",
         file=sys.stderr,
     )

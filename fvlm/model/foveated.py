@@ -15,7 +15,7 @@ M caption tokens.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import torch
 from pydantic import Field, ValidationInfo, field_validator
@@ -28,6 +28,7 @@ from fvlm.core.params import Params
 from fvlm.encoders.dino import DinoEncoder
 from fvlm.model.captions import Prefix, Text, caption_losses
 from fvlm.model.film_head import CHANNELS, FilmHead
+from fvlm.model.language import causal_states
 from fvlm.model.query_attention import (
     DeepAttention,
     FrameCache,
@@ -245,12 +246,15 @@ class FoveatedModel(nn.Module):
 
     def run_language(self, sequence: Tensor, prefix: Prefix | None) -> Tensor:
         """States [B,S,H] of a sequence [B,S,H] after the captions of the prefix, causal."""
-        options: dict[str, Any] = {"use_cache": False}
-        if prefix:
-            past = prefix.in_front(self.language)
-            options = {"past_key_values": past, "use_cache": True}
-            options |= prefix.places(0, sequence.shape[1])
-        states: Tensor = self.language(inputs_embeds=sequence, **options).last_hidden_state
+        if prefix is None:
+            return causal_states(self.language, sequence)
+        output = self.language(
+            inputs_embeds=sequence,
+            past_key_values=prefix.in_front(self.language),
+            use_cache=True,
+            **prefix.places(0, sequence.shape[1]),
+        )
+        states: Tensor = output.last_hidden_state
         return states
 
     def caption_losses(self, output: PassOutput, captions: Captions | None) -> Tensor | None:

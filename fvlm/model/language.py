@@ -3,6 +3,7 @@
 import re
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
@@ -96,6 +97,21 @@ def language_from_config(config: dict[str, Any]) -> LlamaModel:
     """The architecture of a trunk with random weights, from its `config.to_diff_dict()`."""
     model: LlamaModel = LlamaModel(LlamaConfig.from_dict(config)).eval()
     return fuse_norms(model)
+
+
+def causal_states(model: LlamaModel, sequence: Tensor) -> Tensor:
+    """States [B,S,H] of a sequence [B,S,H] in which each position sees itself and those before.
+
+    What the model's own forward computes; that one looks for several sequences in a row first, and
+    so waits for a GPU in every pass.
+    """
+    assert model.config._attn_implementation == "sdpa"  # causal where it is given no mask
+    places = torch.arange(sequence.shape[1], device=sequence.device)[None]
+    phases = model.rotary_emb(sequence, position_ids=places)
+    for block in model.layers:
+        sequence = block(sequence, position_embeddings=phases)
+    states: Tensor = model.norm(sequence)
+    return states
 
 
 class _RMSNorm(nn.RMSNorm):

@@ -163,8 +163,8 @@ class Step:
             # Gradients are shared by now; the loss still tells in which process it began.
             elsewhere = math.isfinite(self.own_loss) and not math.isfinite(row["loss"])
             raise TrainingError(
-                f"step {self.number}: loss {row['loss']}, gradient norm {row['gradient_norm']}: not "
-                "finite; nothing of this step was saved. Lower train.lr or inspect its clips: "
+                f"step {self.number}: loss {row['loss']}, gradient norm {row['gradient_norm']}: "
+                "not finite; nothing of this step was saved. Lower train.lr or inspect its clips: "
                 + ("another process names them" if elsewhere else ", ".join(self.keys))
             )
         return row, votes > 0
