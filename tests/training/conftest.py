@@ -62,6 +62,7 @@ class Trial:
         self.latents = (torch.randn(CLIPS, STORED, *LATENT, generator=drawn) + 1).half()
         self.dropout = 0.0
         self.captions = {f"clip{number}": caption for number, caption in enumerate(CAPTIONS)}
+        self.late: bool | None = None
         self.seen: list[str] = []
         self.on_step: Callable[[Row], None] = lambda _: None
         self.on_forward: Callable[[int], None] = lambda _: None  # with the forwards done before
@@ -185,6 +186,7 @@ class Trial:
             checkpoints=self.checkpoints(),
             device=torch.device("cpu"),
             on_step=lambda row: self.on_step(row),
+            late=self.late,
         )
 
     def last_state(self) -> TrainState:
