@@ -4,8 +4,9 @@
 
 Needs a checkout, torch 2.11 or newer and what `make gpu-wheels` gathers; neither .venv nor network.
 All weights are random, of real sizes. Without CUDA everything is tiny, and the training step is
-compiled by a backend that makes no kernels (aot_eager), to try the script. Phases run in turn; one that fails does not stop the next, and one that the time left does not allow is
-skipped, and said. After every phase the results stand in gpu_check.json, in $OUT or build/.
+compiled by a backend that makes no kernels, to try the script. Phases run in turn; one that fails
+does not stop the next, and one that the time left does not allow is skipped, and said. After every
+phase the results stand in gpu_check.json, in $OUT or build/.
 
 Right: the GPU against the CPU, compiled against eager, DDP and FSDP2 with one process, and a
 training that was stopped and resumed. Fast: a training step of SmolLM2-135M on 16 frames of 325
@@ -67,8 +68,8 @@ STEPS = 10 if CUDA else 1
 Found = dict[str, Any]
 
 
-def without_kernels(graph: Any, inputs: Any, mode: str = "default") -> Any:
-    """A backend of torch.compile that runs what a compiler would be given; `mode` is not used."""
+def without_kernels(graph: Any, inputs: Any, **_: Any) -> Any:
+    """A backend of torch.compile that runs what a compiler would be given, in any mode."""
     return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
 
 

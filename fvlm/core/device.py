@@ -3,11 +3,24 @@
 import ctypes
 import sys
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import BeforeValidator
 
-Dtype = Literal["float32", "bfloat16"]
+
+def _resolved(value: object) -> object:
+    """Kept work is named after its parameters, and `auto` would name different types."""
+    if value == "auto":
+        raise ValueError(
+            "auto stands in presets only, which are applied as what it means on this machine: "
+            f"write {auto_dtype()}"
+        )
+    return value
+
+
+Dtype = Annotated[Literal["float32", "bfloat16"], BeforeValidator(_resolved)]
+HalfDtype = Annotated[Literal["float32", "bfloat16", "float16"], BeforeValidator(_resolved)]
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # glibc's malloc.h
 
@@ -33,11 +46,27 @@ def set_arithmetic() -> None:
     torch.backends.cudnn.benchmark = False
 
 
-def autocast(device: torch.device, dtype: Dtype) -> AbstractContextManager[object]:
-    """Compute matrix products in bfloat16; weights, normalisations and losses stay float32."""
+def auto_dtype() -> Literal["float32", "bfloat16"]:
+    """What `auto` means here: bfloat16 where the device multiplies matrices in it, else float32."""
+    kind = default_device().type
+    if kind == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = kind == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    return "bfloat16" if fast else "float32"
+
+
+def autocast(device: torch.device, dtype: HalfDtype) -> AbstractContextManager[object]:
+    """Compute matrix products in the type; weights, normalisations and losses stay float32."""
     if dtype == "float32":
         return nullcontext()
-    return torch.autocast(device.type, dtype=torch.bfloat16)
+    return torch.autocast(device.type, dtype=getattr(torch, dtype))
+
+
+def arithmetic(device: torch.device, dtype: HalfDtype) -> str:
+    """In words: for metrics, since figures of two devices or types differ in their last digits."""
+    place = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return f"{dtype} products on {place}, no TF32, sums and norms in float32"
 
 
 def product_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:

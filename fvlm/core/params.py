@@ -94,12 +94,21 @@ def overlay_params(sections: type[P], overlay: Path, path: Path = PARAMS) -> Non
         if section not in document:
             raise ParamsError(f"{overlay}: {section}: {path} has no such section")
         for key, value in values.items():
-            document[section][key] = value
+            document[section][key] = _resolve_dtype(value) if key == "dtype" else value
     validate_params(sections, document, overlay)
     text = io.StringIO()
     yaml.dump(document, text)
     with atomic_write(path) as file:
         file.write(text.getvalue().encode())
+
+
+def _resolve_dtype(value: Any) -> Any:
+    """`auto` as what it means on this machine."""
+    if value != "auto":
+        return value
+    from fvlm.core.device import auto_dtype  # heavy, and only here needed
+
+    return auto_dtype()
 
 
 def _describe(fault: ErrorDetails, sections: type[Params]) -> str:
