@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: repro status calibrate test test-slow lint bench clean help
+.PHONY: repro status calibrate test test-slow lint bench gpu-wheels gpu-check clean help
 
 repro: .venv/installed  ## run the pipeline on real video and print the verdict
 	dvc repro
@@ -29,6 +29,23 @@ lint: .venv/installed-dev  ## format, lint and types, exactly as in CI
 bench: .venv/installed-dev  ## every benchmark; the last line of each is one JSON object
 	@set -e; for script in benchmarks/bench_*.py; do \
 		name=benchmarks.$$(basename $$script .py); echo "== $$name"; python -m $$name; done
+
+# What an image with torch 2.11 and transformers lacks; a newer transformers knows the encoders' parts.
+GPU_PACKAGES := annotated-types diffusers importlib_metadata pydantic pydantic_core ruamel.yaml \
+	transformers typing-inspection zipp
+
+gpu-wheels:  ## gather what a bare CUDA machine with Python 3.12 lacks, into build/gpu-wheels
+	rm -rf build/gpu-wheels
+	grep -E "^($$(echo $(GPU_PACKAGES) | tr ' ' '|'))==" constraints.txt > build/gpu-packages.txt
+	python3 -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.12 \
+		--implementation cp --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
+		-r build/gpu-packages.txt -d build/gpu-wheels
+
+gpu-check:  ## is a GPU right, and how fast? needs no .venv; options: make gpu-check OPTIONS="--minutes 7"
+	@if [ ! -d .venv ] && ls build/gpu-wheels/*.whl > /dev/null 2>&1; then \
+		python3 -m pip install --quiet --no-index --no-deps --no-compile --upgrade \
+			--target build/gpu-site build/gpu-wheels/*.whl; fi
+	PYTHONPATH=build/gpu-site:$(CURDIR) python3 -m benchmarks.gpu_check $(OPTIONS)
 
 clean:  ## remove .venv and what the stages made; DVC's cache and ~/.cache/fvlm stay
 	rm -rf .venv .state build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis mlflow.db

@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from transformers import Dinov2Config, Dinov2Model, LlamaConfig, LlamaModel
@@ -45,28 +45,29 @@ from fvlm.core.device import default_device, keep_freed_memory, peak_memory_gib
 from fvlm.core.params import PARAMS, read_yaml
 from fvlm.encoders.dino import DinoEncoder
 from fvlm.model.foveated import FoveatedModel
+from fvlm.model.language import fuse_norms
 from fvlm.model.query_attention import ShallowAttention
 from fvlm.shards.manifest import Manifest, ShardEntry, write_manifest
 from fvlm.shards.read import ShardReader, open_shards
 from fvlm.shards.write import write_shard
-from fvlm.training.loop import Losses, compile_parts, train_step
+from fvlm.training.blocks import compile_parts
+from fvlm.training.loop import Losses, train_step
 from fvlm.training.optim import TrainParams, make_optimizer
 from fvlm.training.prefetch import prefetched
 
 T, STORED, N, D, LATENT, VOCABULARY = 16, 24, 325, 384, (4, 32, 32), 49152
 CLIPS = 12  # on disk
-_SDPA = "_scaled_dot_product_flash_attention"
-CPU_ATTENTION = {  # what FlopCounterMode does not know yet, counted as it counts the GPU's
-    getattr(torch.ops.aten, f"{_SDPA}_for_cpu{end}"): flop_registry[
-        getattr(torch.ops.aten, f"{_SDPA}{end}")
-    ]
-    for end in ("", "_backward")
-}
 PAIRS = 3  # steps with a resident batch and with the loader, in turns
 
 
-def make_model(layers: int, *, frames: bool = False) -> FoveatedModel:
-    """The foveated model with SmolLM2-135M's shape, shallow queries, one fine pass."""
+def make_model(
+    layers: int,
+    *,
+    frames: bool = False,
+    iterations: int = 1,
+    latent: tuple[int, int, int] = LATENT,
+) -> FoveatedModel:
+    """The foveated model with SmolLM2-135M's shape and shallow queries."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
@@ -76,17 +77,17 @@ def make_model(layers: int, *, frames: bool = False) -> FoveatedModel:
         num_attention_heads=9,
         num_key_value_heads=3,
     )
-    language: LlamaModel = LlamaModel(config)
+    language = fuse_norms(LlamaModel(config))
     language.set_input_embeddings(nn.Identity())
     model = FoveatedModel(
         language=language,
         attention=ShallowAttention(D, temperature=1.0),
-        latent_shape=LATENT,
-        fine_iterations=1,
+        latent_shape=latent,
+        fine_iterations=iterations,
         encoder=make_encoder() if frames else None,
     )
     if frames:
-        model.train_encoder(recompute=False)
+        model.train_encoder()
     return model
 
 
@@ -114,6 +115,36 @@ def make_batch(clips: int, device: torch.device, *, frames: bool = False) -> Bat
     return Batch(inputs, latents, [str(n) for n in range(clips)]).to(device)
 
 
+def count_flops(run: Callable[[], object]) -> dict[str, int]:
+    """Floating-point operations of a call in matrix products and in convolutions."""
+    with FlopCounterMode(display=False) as counter:
+        counter.flop_registry |= attention_formulas()
+        run()
+    found = {"matmul": 0, "conv": 0}
+    for operator, amount in counter.get_flop_counts()["Global"].items():
+        found["conv" if "conv" in str(operator) else "matmul"] += amount
+    return found
+
+
+def attention_formulas() -> dict[Any, Callable[..., int]]:
+    """How attention is counted: also the CPU's, and also where several queries share a key."""
+    formulas = {}
+    for end, query in (("", 0), ("_backward", 1)):
+        known = flop_registry[getattr(torch.ops.aten, f"_scaled_dot_product_flash_attention{end}")]
+
+        def count(*given: Any, known: Any = known, query: int = query, **options: Any) -> int:
+            shapes = [value.shape if isinstance(value, Tensor) else value for value in given]
+            heads = shapes[query][1]
+            for n in (query + 1, query + 2):
+                shapes[n] = torch.Size((shapes[n][0], heads, *shapes[n][2:]))
+            return int(known(*shapes, **options))
+
+        for kind in ("flash_attention", "flash_attention_for_cpu", "efficient_attention",
+                     "cudnn_attention"):  # fmt: skip
+            formulas[getattr(torch.ops.aten, f"_scaled_dot_product_{kind}{end}")] = count
+    return formulas
+
+
 class Side:
     """This project's training step on one batch, or on any stream of batches."""
 
@@ -129,18 +160,11 @@ class Side:
 
     def step(self, batches: Iterator[Batch] | None = None) -> dict[str, float]:
         stream = batches or iter([self.batch])
-        row, _ = train_step(self.losses, self.optimizer, stream, self.params, step=0)
-        return row
+        return train_step(self.losses, self.optimizer, stream, self.params, step=0).read()[0]
 
     def flops(self) -> dict[str, int]:
         """Floating-point operations of a step in matrix products and in convolutions."""
-        with FlopCounterMode(display=False) as counter:
-            counter.flop_registry |= CPU_ATTENTION
-            self.step()
-        found = {"matmul": 0, "conv": 0}
-        for operator, amount in counter.get_flop_counts()["Global"].items():
-            found["conv" if "conv" in str(operator) else "matmul"] += amount
-        return found
+        return count_flops(self.step)
 
 
 class Reference:
@@ -316,7 +340,7 @@ def gpu_table(layers: int) -> None:
         side = Side(make_batch(size, device), device, layers)
         flops = sum(side.flops().values())
         if compiled:
-            compile_parts(side.model)
+            compile_parts(side.model, "default")
         for _ in range(3):
             side.step()
         torch.cuda.reset_peak_memory_stats(device)

@@ -3,17 +3,31 @@
 import ctypes
 import sys
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import BeforeValidator
 
-Dtype = Literal["float32", "bfloat16"]
+
+def _resolved(value: object) -> object:
+    """Kept work is named after its parameters, and `auto` would name different types."""
+    if value == "auto":
+        raise ValueError(
+            "auto stands in presets only, which are applied as what it means on this machine: "
+            f"write {auto_dtype()}"
+        )
+    return value
+
+
+Dtype = Annotated[Literal["float32", "bfloat16"], BeforeValidator(_resolved)]
+HalfDtype = Annotated[Literal["float32", "bfloat16", "float16"], BeforeValidator(_resolved)]
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # glibc's malloc.h
 
 
 def default_device() -> torch.device:
-    """The GPU when there is one (CUDA or Apple's MPS), else the CPU."""
+    """The GPU when there is one (CUDA or Apple's MPS), else the CPU; its arithmetic is set."""
+    set_arithmetic()
     if torch.cuda.is_available():
         return torch.device("cuda")
     if torch.backends.mps.is_available():
@@ -21,11 +35,45 @@ def default_device() -> torch.device:
     return torch.device("cpu")
 
 
-def autocast(device: torch.device, dtype: Dtype) -> AbstractContextManager[object]:
-    """Compute matrix products in bfloat16; weights, normalisations and losses stay float32."""
+def set_arithmetic() -> None:
+    """float32 means float32, also on a GPU: torch's own choice is TF32 for convolutions.
+
+    No search for the fastest convolution (cudnn.benchmark): what it finds differs from run to run,
+    and with it the bits of a resumed training.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = False
+
+
+def auto_dtype() -> Literal["float32", "bfloat16"]:
+    """What `auto` means here: bfloat16 where the device multiplies matrices in it, else float32."""
+    kind = default_device().type
+    if kind == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = kind == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    return "bfloat16" if fast else "float32"
+
+
+def autocast(device: torch.device, dtype: HalfDtype) -> AbstractContextManager[object]:
+    """Compute matrix products in the type; weights, normalisations and losses stay float32."""
     if dtype == "float32":
         return nullcontext()
-    return torch.autocast(device.type, dtype=torch.bfloat16)
+    return torch.autocast(device.type, dtype=getattr(torch, dtype))
+
+
+def arithmetic(device: torch.device, dtype: HalfDtype) -> str:
+    """In words: for metrics, since figures of two devices or types differ in their last digits."""
+    place = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return f"{dtype} products on {place}, no TF32, sums and norms in float32"
+
+
+def product_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """The type of matrix products of values of `dtype` here: autocast's, where it is on."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.get_autocast_dtype(device.type)
+    return dtype
 
 
 def keep_freed_memory() -> None:
@@ -40,6 +88,17 @@ def keep_freed_memory() -> None:
         mallopt(_M_MMAP_THRESHOLD, 2**30)
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
         mallopt(_M_TOP_PAD, 2**26)  # the size of a thread's heap: one that is empty stays
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """From now on the peak is that of what follows; of a GPU, resident memory knows no reset."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def reserved_memory_gib(device: torch.device) -> float | None:
+    """Largest memory that torch held of the GPU, in use or not; None where there is no GPU."""
+    return torch.cuda.max_memory_reserved(device) / 2**30 if device.type == "cuda" else None
 
 
 def peak_memory_gib(device: torch.device) -> float:

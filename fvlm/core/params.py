@@ -173,6 +173,7 @@ def overlay_params(sections: type[P], overlay: Path, path: Path = PARAMS) -> lis
             raise ParamsError(f"{overlay}: {section}: {path} has no such section")
         for key, value in values.items():
             old = before[section].get(key)
+            value = _resolve_dtype(value) if key == "dtype" else value
             if type(old) is not type(value) or old != value:
                 changes.append(f"{section}.{key}: {old} -> {value}")
                 document[section][key] = value
@@ -182,6 +183,15 @@ def overlay_params(sections: type[P], overlay: Path, path: Path = PARAMS) -> lis
     with atomic_write(path) as file:
         file.write(text.getvalue().encode())
     return changes
+
+
+def _resolve_dtype(value: Any) -> Any:
+    """`auto` as what it means on this machine."""
+    if value != "auto":
+        return value
+    from fvlm.core.device import auto_dtype  # heavy, and only here needed
+
+    return auto_dtype()
 
 
 def _describe(fault: ErrorDetails, sections: type[Params]) -> str:

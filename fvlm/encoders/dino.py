@@ -17,7 +17,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 from transformers import Dinov2Config, Dinov2Model, DINOv3ViTConfig, DINOv3ViTModel
 from transformers.models.dinov2.modeling_dinov2 import Dinov2Layer
 from transformers.models.dinov3_vit.modeling_dinov3_vit import DINOv3ViTLayer
@@ -41,10 +40,7 @@ class EncoderBlock(nn.Module):
     """One pre-norm transformer block: x + scale1(out(attention(norm1(x)))), then the same with mlp.
 
     `q`, `k`, `v`, `out` are linear [..,D] -> [..,D]; `scale1`, `scale2` multiply by LayerScale.
-    With `recompute` only the input is kept for the backward pass, in which the block runs again.
     """
-
-    recompute = False
 
     def __init__(self, layer: Any, num_heads: int) -> None:
         """`layer` is a Dinov2Layer or DINOv3ViTLayer; its weights are shared, not copied."""
@@ -62,14 +58,6 @@ class EncoderBlock(nn.Module):
 
     def forward(self, x: Tensor, positions: Positions) -> Tensor:
         """Tokens [B,N,D] -> [B,N,D], as the stock layer."""
-        if self.recompute and torch.is_grad_enabled():
-            # Nothing in a block is random.
-            options: Any = {"use_reentrant": False, "preserve_rng_state": False}
-            recomputed: Tensor = checkpoint(self._forward, x, positions, **options)
-            return recomputed
-        return self._forward(x, positions)
-
-    def _forward(self, x: Tensor, positions: Positions) -> Tensor:
         normed = self.norm1(x)
         key, value = self._project(normed, positions)
         query = self.rotate(self.split_heads(self.q(normed)), positions)

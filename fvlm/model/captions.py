@@ -8,20 +8,23 @@ A padding position is known by the mask alone, never by its token id: the same i
 Axes: B clips, M tokens of the longest caption, H hidden width, V vocabulary, d width of one head.
 """
 
+import sys
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
-from torch.nn import LinearCrossEntropyOptions
+from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import DynamicCache, LlamaModel
+from transformers import DynamicCache, LlamaConfig, LlamaModel
 
 from fvlm.clips.batch import Captions
+from fvlm.core.device import product_dtype
 
 Text = Literal["none", "condition", "caption"]
 # Tokens whose logits exist at once. The library chooses 32 here, which takes a CPU 5 times as long.
 CHUNK = 256
+FUSED = hasattr(F, "linear_cross_entropy")  # since torch 2.13
 
 
 @dataclass(frozen=True)
@@ -44,14 +47,15 @@ class Prefix:
         causal = torch.ones(M, M, dtype=torch.bool, device=mask.device).tril()
         # Padding sees itself: a row that sees nothing has no softmax.
         itself = torch.eye(M, dtype=torch.bool, device=mask.device)
+        reading = _Reading(config=language.config)
         output = language(
             inputs_embeds=language.get_input_embeddings()(captions.ids),
             attention_mask=((causal & mask[:, None]) | itself)[:, None],
             position_ids=(mask.cumsum(1) - 1).clamp(min=0),
-            past_key_values=DynamicCache(config=language.config),
+            past_key_values=reading,
             use_cache=True,
         )
-        blocks = [(layer.keys, layer.values) for layer in output.past_key_values.layers]
+        blocks = [reading.found[number] for number in range(len(language.layers))]
         # The last block's output serves nobody, but stays in the graph: fully_shard gathers weights
         # again when the gradient of their block's output arrives, before keys and values need them.
         keys, values = blocks[-1]
@@ -60,9 +64,15 @@ class Prefix:
 
     def memory(self, language: LlamaModel) -> DynamicCache:
         """A cache that starts with the captions; growing it leaves this prefix as it is."""
-        past = DynamicCache(config=language.config)
+        return self._fill(DynamicCache(config=language.config))
+
+    def in_front(self, language: LlamaModel) -> DynamicCache:
+        """A cache of the captions that does not grow: for one sequence as a whole."""
+        return self._fill(_InFront(config=language.config))
+
+    def _fill(self, past: DynamicCache) -> DynamicCache:
         for number, (keys, values) in enumerate(self.blocks):
-            past.update(keys, values, number)
+            DynamicCache.update(past, keys, values, number)
         return past
 
     def places(self, before: int, count: int) -> dict[str, Tensor]:
@@ -73,6 +83,31 @@ class Prefix:
             "attention_mask": torch.cat([self.mask, seen], dim=1).long(),
             "position_ids": self.lengths[:, None] + steps,
         }
+
+
+class _Reading(DynamicCache):
+    """Hands out the keys and values of each block; a block that runs again changes nothing."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__(config=config)
+        self.found: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        self.found[layer_idx] = (key_states, value_states)
+        return key_states, value_states
+
+
+class _InFront(DynamicCache):
+    """What is read stands before each sequence; a block that runs again changes nothing."""
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        before: Any = self.layers[layer_idx]
+        keys = torch.cat([before.keys, key_states], dim=-2)
+        return keys, torch.cat([before.values, value_states], dim=-2)
 
 
 def caption_losses(states: Tensor, weight: Tensor, captions: Captions) -> Tensor:
@@ -90,14 +125,23 @@ def token_losses(states: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy of `softmax(states @ weight.T)`, float32 [n]; states [n,H], targets int64 [n].
 
     The logits [n,V] never exist as a whole: they are made in parts, and again in the backward pass.
-    Under autocast they are made in its type; sums are float32.
+    Under autocast they are made in its type; sums are float32. A torch older than 2.13 makes them
+    as a whole, and this is said once.
     """
-    kind = states.device.type
-    if torch.is_autocast_enabled(kind):
-        dtype = torch.get_autocast_dtype(kind)
-        states, weight = states.to(dtype), weight.to(dtype)
-    options: Any = LinearCrossEntropyOptions(chunking_method=None, batch_chunk_size=CHUNK)
-    losses = F.linear_cross_entropy(
-        states, weight.to(states.dtype), targets, reduction="none", options=options
-    )
+    dtype = product_dtype(states.device, states.dtype)
+    states, weight = states.to(dtype), weight.to(dtype)
+    if not FUSED:
+        _say_plain()
+        return F.cross_entropy((states @ weight.T).float(), targets, reduction="none")
+    options: Any = nn.LinearCrossEntropyOptions(chunking_method=None, batch_chunk_size=CHUNK)
+    losses = F.linear_cross_entropy(states, weight, targets, reduction="none", options=options)
     return losses.float()
+
+
+@cache
+def _say_plain() -> None:
+    print(
+        f"captions: torch {torch.__version__} has no linear_cross_entropy (2.13 has); all logits "
+        "are made at once, which takes more memory",
+        file=sys.stderr,
+    )

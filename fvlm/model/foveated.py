@@ -15,7 +15,7 @@ M caption tokens.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import torch
 from pydantic import Field, ValidationInfo, field_validator
@@ -25,9 +25,10 @@ from transformers import LlamaModel
 
 from fvlm.clips.batch import Captions, Input
 from fvlm.core.params import Params
-from fvlm.encoders.dino import DinoEncoder, EncoderBlock
+from fvlm.encoders.dino import DinoEncoder
 from fvlm.model.captions import Prefix, Text, caption_losses
 from fvlm.model.film_head import CHANNELS, FilmHead
+from fvlm.model.language import causal_states
 from fvlm.model.query_attention import (
     DeepAttention,
     FrameCache,
@@ -150,20 +151,14 @@ class FoveatedModel(nn.Module):
         """What `forward` takes: `features` (stored tokens) or `frames`."""
         return "frames" if self.encoder else "features"
 
-    def train_encoder(self, *, recompute: bool) -> None:
-        """Let the patch encoder learn with the rest; only for a model that takes frames.
-
-        With `recompute` its blocks run again in the backward pass, which saves most of its memory.
-        """
+    def train_encoder(self) -> None:
+        """Let the patch encoder learn with the rest; only for a model that takes frames."""
         assert self.encoder is not None
         for name, part in self.named_children():
             if name in ("encoder", "attention"):
                 for parameter_name, parameter in part.named_parameters():
                     # No frame is masked: under several processes an unused weight is an error.
                     parameter.requires_grad_("mask_token" not in parameter_name)
-                for module in part.modules():
-                    if isinstance(module, EncoderBlock):
-                        module.recompute = recompute
 
     def forward(
         self, inputs: Tensor, latents: Tensor, captions: Captions | None = None
@@ -197,14 +192,10 @@ class FoveatedModel(nn.Module):
         if (captions is None) != (self.text == "none"):
             raise TypeError(f"model.text is {self.text}, got captions {captions}")
         frames = inputs.flatten(0, 1)
-        tokens = (
-            self.encoder(frames, layer=len(self.encoder.layers))
-            if self.encoder
-            else frames.to(self.q_static.dtype)
-        )
+        tokens = self.encoder(frames, layer=len(self.encoder.layers)) if self.encoder else frames
         before = captions is not None and self.text == "condition"
         return ClipCache(
-            frames=self.attention.cache_frames(tokens),
+            frames=self.attention.cache_frames(tokens, dtype=self.q_static.dtype),
             prefix=Prefix.read(self.language, captions) if captions and before else None,
         )
 
@@ -255,12 +246,15 @@ class FoveatedModel(nn.Module):
 
     def run_language(self, sequence: Tensor, prefix: Prefix | None) -> Tensor:
         """States [B,S,H] of a sequence [B,S,H] after the captions of the prefix, causal."""
-        options: dict[str, Any] = {"use_cache": False}
-        if prefix:
-            past = prefix.memory(self.language)
-            options = {"past_key_values": past, "use_cache": True}
-            options |= prefix.places(0, sequence.shape[1])
-        states: Tensor = self.language(inputs_embeds=sequence, **options).last_hidden_state
+        if prefix is None:
+            return causal_states(self.language, sequence)
+        output = self.language(
+            inputs_embeds=sequence,
+            past_key_values=prefix.in_front(self.language),
+            use_cache=True,
+            **prefix.places(0, sequence.shape[1]),
+        )
+        states: Tensor = output.last_hidden_state
         return states
 
     def caption_losses(self, output: PassOutput, captions: Captions | None) -> Tensor | None:

@@ -3,7 +3,9 @@
 import re
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import (
     AutoTokenizer,
     LlamaConfig,
@@ -11,6 +13,7 @@ from transformers import (
     LlamaModel,
     PreTrainedTokenizerBase,
 )
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from fvlm.core.errors import ParamsError
 from fvlm.core.io import read_json
@@ -45,7 +48,7 @@ def load_language(source: str, *, layers: int = 0) -> tuple[LlamaModel, Provenan
     config = LlamaConfig.from_pretrained(resolved.folder, local_files_only=True)
     config.num_hidden_layers = _count_layers(layers, config.num_hidden_layers, source)
     trunk: LlamaModel = load_pretrained(LlamaModel, resolved, kind="language", config=config)
-    return trunk, resolved.provenance
+    return fuse_norms(trunk), resolved.provenance
 
 
 def is_untrained(source: str) -> bool:
@@ -83,7 +86,7 @@ def _make_untrained(width: int, blocks: int) -> LlamaModel:
         num_key_value_heads=heads,
     )
     model: LlamaModel = LlamaModel(config).eval()
-    return model
+    return fuse_norms(model)
 
 
 def _count_layers(wanted: int, available: int, source: str) -> int:
@@ -98,6 +101,39 @@ def _count_layers(wanted: int, available: int, source: str) -> int:
 def language_from_config(config: dict[str, Any]) -> LlamaModel:
     """The architecture of a trunk with random weights, from its `config.to_diff_dict()`."""
     model: LlamaModel = LlamaModel(LlamaConfig.from_dict(config)).eval()
+    return fuse_norms(model)
+
+
+def causal_states(model: LlamaModel, sequence: Tensor) -> Tensor:
+    """States [B,S,H] of a sequence [B,S,H] in which each position sees itself and those before.
+
+    What the model's own forward computes; that one looks for several sequences in a row first, and
+    so waits for a GPU in every pass.
+    """
+    assert model.config._attn_implementation == "sdpa"  # causal where it is given no mask
+    places = torch.arange(sequence.shape[1], device=sequence.device)[None]
+    phases = model.rotary_emb(sequence, position_ids=places)
+    for block in model.layers:
+        sequence = block(sequence, position_embeddings=phases)
+    states: Tensor = model.norm(sequence)
+    return states
+
+
+class _RMSNorm(nn.RMSNorm):
+    """In the type of what it normalises: weights may have been gathered in bfloat16."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
+def fuse_norms(model: LlamaModel) -> LlamaModel:
+    """The model with torch's RMSNorm in the place of its own: one kernel on a GPU, and not six."""
+    for parent in list(model.modules()):
+        for name, norm in parent.named_children():
+            if isinstance(norm, LlamaRMSNorm):
+                fused = _RMSNorm(norm.weight.shape[0], eps=norm.variance_epsilon)
+                fused.weight = norm.weight
+                parent.add_module(name, fused.train(norm.training))
     return model
 
 

@@ -18,6 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from fvlm.core.device import product_dtype
 from fvlm.encoders.dino import EncoderBlock, EncoderTail
 
 QueryRole = Literal["token", "question"]
@@ -42,9 +43,12 @@ class ShallowAttention(nn.Module):
         self.width = width
         self.scale = 1 / (math.sqrt(width) * temperature)
 
-    def cache_frames(self, tokens: Tensor) -> FrameCache:
-        """Tokens [F,N,D] serve as keys and as values."""
-        heads = tokens[:, None]
+    def cache_frames(self, tokens: Tensor, *, dtype: torch.dtype | None = None) -> FrameCache:
+        """Tokens [F,N,D] serve as keys and as values, of type `dtype`; None: their own.
+
+        Under autocast of its type: cast here and once, and not for every product of every pass.
+        """
+        heads = tokens.to(product_dtype(tokens.device, dtype or tokens.dtype))[:, None]
         return FrameCache([(heads, heads)])
 
     def forward(self, queries: Tensor, cache: FrameCache) -> tuple[Tensor, Tensor]:
@@ -76,9 +80,12 @@ class DeepAttention(nn.Module):
         self.role, self.temperature = role, temperature
         self.tail = tail.requires_grad_(False)
 
-    def cache_frames(self, tokens: Tensor) -> FrameCache:
-        """Tokens [F,N,D] entering the first of the k blocks -> keys and values of each block."""
-        return FrameCache(self.tail.cache_frames(tokens))
+    def cache_frames(self, tokens: Tensor, *, dtype: torch.dtype | None = None) -> FrameCache:
+        """Tokens [F,N,D] entering the first of the k blocks -> keys and values of each block.
+
+        dtype: of the stream of residuals; None: that of the tokens.
+        """
+        return FrameCache(self.tail.cache_frames(tokens.to(dtype or tokens.dtype)))
 
     def forward(self, queries: Tensor, cache: FrameCache) -> tuple[Tensor, Tensor]:
         """Queries [F,D] -> their final token [F,D] and last-block attention [F,N].

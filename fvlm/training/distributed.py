@@ -14,11 +14,11 @@ from typing import Literal
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from fvlm.core.device import default_device
+from fvlm.core.device import Dtype, default_device
 from fvlm.core.errors import ParamsError, TrainingError
 from fvlm.model.foveated import FoveatedModel
 
@@ -78,23 +78,32 @@ def share_of(positions: range) -> range:
 
 
 def distribute(
-    module: nn.Module, model: FoveatedModel, parallel: Parallel, device: torch.device
+    module: nn.Module,
+    model: FoveatedModel,
+    parallel: Parallel,
+    dtype: Dtype,
+    device: torch.device,
 ) -> nn.Module:
     """`module`, whose forward uses `model`, on the device; gradients are means over all processes.
 
     ddp: every process holds all of the model. fsdp: every process holds a part of every weight,
     gradient and moment; blocks of the language model and of the encoder are gathered one by one,
     when they are used, and reach the device in parts only: no device ever holds all of the model.
+    With bfloat16 they are gathered in it, which halves what is sent; gradients are summed, and
+    weights kept, in float32.
     The model keeps its own names of parameters, so that checkpoints do not tell the difference.
     """
-    if count() == 1:
+    if not distributed.is_initialized():
         return module.to(device)
     if parallel == "ddp":
         return DistributedDataParallel(module.to(device), gradient_as_bucket_view=True)
     mesh = init_device_mesh(device.type, (count(),))
     encoder = model.encoder.layers if model.encoder else ()
+    # The blocks' inputs stay float32, as autocast has them.
+    gathered = torch.bfloat16 if dtype == "bfloat16" else None
+    policy = MixedPrecisionPolicy(gathered, torch.float32, cast_forward_inputs=False)
     for block in (*model.language.layers, *encoder):
-        fully_shard(block, mesh=mesh)
+        fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(module, mesh=mesh)
     return module
 

@@ -6,17 +6,20 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from fvlm.clips.batch import Batch
-from fvlm.core.device import peak_memory_gib
+from fvlm.core.device import peak_memory_gib, reset_peak_memory
 from fvlm.core.errors import TrainingError
 from fvlm.core.progress import Progress
 from fvlm.core.seeding import torch_seed
 from fvlm.model.foveated import FoveatedModel
+from fvlm.training.blocks import compile_parts, recompute_blocks
 from fvlm.training.checkpoint import Checkpoints, TrainState
 from fvlm.training.distributed import (
     distribute,
@@ -59,6 +62,7 @@ def train(
     on_resume: Callable[[list[Row]], None] = lambda _: None,
     on_step: Callable[[Row], None] = lambda _: None,
     title: str = "train",
+    late: bool | None = None,
 ) -> TrainState:
     """Train until `params.max_samples` clips were seen, resuming from the newest checkpoint.
 
@@ -67,11 +71,17 @@ def train(
     row of each step made here. `deadline` on the monotonic clock: `params.max_hours` from
     now, unless given. Raises OutOfTimeError after it or a SIGTERM, with the state saved, and
     TrainingError when a loss or gradient is not finite, with nothing saved from that step.
+
+    late: read the figures of a step while the next one is computed, so that a GPU never waits for
+    Python; by default so on CUDA, unless weights are held in parts.
     """
     model.train()
-    if params.compile:
-        compile_parts(model)
-    losses = distribute(Losses(model, params), model, params.parallel, device)
+    reset_peak_memory(device)
+    compile_parts(model, params.compile)
+    recompute_blocks(model, params.gradient_checkpointing)
+    losses = distribute(Losses(model, params), model, params.parallel, params.dtype, device)
+    if late is None:
+        late = device.type == "cuda" and not isinstance(losses, FSDPModule)
     optimizer = make_optimizer(model, params)
     factor = make_schedule(optimizer, warmup_steps=params.warmup_steps, steps=params.steps)
     state = checkpoints.resume(model, optimizer)
@@ -91,17 +101,30 @@ def train(
             title, total=params.steps, unit="step", initial=first, silent=not is_main()
         ) as progress,
     ):
-        for step in range(first, params.steps):
-            set_learning_rate(optimizer, params.lr * factor(step))
-            row, stop = train_step(losses, optimizer, batches, params, step=step, asked=asked)
-            state.step = step + 1
+        unread: list[Step] = []
+
+        def read() -> bool:
+            """Note the step computed first; is training to stop?"""
+            row, stop = unread.pop(0).read()
+            state.step += 1
             state.history.append(row)
             on_step(row)
             rate = (state.step - first) * params.samples_per_step / (time.monotonic() - started)
             progress.advance(1, **_notes(row, rate, device, fine=model.fine_iterations > 0))
-            finished = state.step == params.steps
-            stopping = stop and not finished
-            if finished or stopping or state.step % every == 0:
+            return stop
+
+        for step in range(first, params.steps):
+            set_learning_rate(optimizer, params.lr * factor(step))
+            unread.append(
+                train_step(losses, optimizer, batches, params, step=step, asked=asked, late=late)
+            )
+            finished = step + 1 == params.steps
+            saving = finished or (step + 1) % every == 0
+            stopping = len(unread) > late and read()
+            while unread and (saving or stopping):
+                stopping |= read()
+            stopping &= not finished
+            if saving or stopping:
                 checkpoints.save(model, optimizer, state)
             if stopping:
                 raise OutOfTimeError(
@@ -111,15 +134,43 @@ def train(
     return state
 
 
-def compile_parts(model: FoveatedModel) -> None:
-    """Compile, in place, what holds nearly all of the work; names of weights stay.
+@dataclass(frozen=True)
+class Step:
+    """An optimizer step that was computed, or that a GPU is still computing.
 
-    Without text shapes never change in a training, so that nothing is compiled twice; captions
-    differ in length.
+    figures [n]: the losses by name, the gradient's norm and the share of processes that were asked
+    to stop, means over all processes; own_loss: that of this process.
     """
-    encoder = [model.encoder] if model.encoder is not None else []
-    for part in (model.language, model.head.before, model.head.after, *encoder):
-        part.compile(dynamic=False if model.text == "none" else None)
+
+    number: int
+    params: TrainParams
+    names: list[str]
+    figures: Tensor
+    own_loss: Tensor
+    lr: float
+    keys: list[str]
+    copied: torch.cuda.Event | None
+
+    def read(self) -> tuple[Row, bool]:
+        """Its row of the loss curves, and whether any process was asked to stop; waits for it.
+
+        Raises TrainingError when its loss or gradient is not finite.
+        """
+        if self.copied:
+            self.copied.synchronize()
+        *means, votes = self.figures.tolist()
+        values = dict(zip(self.names, means, strict=True))
+        samples = (self.number + 1) * self.params.samples_per_step
+        row: Row = {"step": self.number, "samples": samples, **values, "lr": self.lr}
+        if not (math.isfinite(row["loss"]) and math.isfinite(row["gradient_norm"])):
+            # Gradients are shared by now; the loss still tells in which process it began.
+            elsewhere = math.isfinite(self.own_loss) and not math.isfinite(row["loss"])
+            raise TrainingError(
+                f"step {self.number}: loss {row['loss']}, gradient norm {row['gradient_norm']}: "
+                "not finite; nothing of this step was saved. Lower train.lr or inspect its clips: "
+                + ("another process names them" if elsewhere else ", ".join(self.keys))
+            )
+        return row, votes > 0
 
 
 def train_step(
@@ -130,11 +181,13 @@ def train_step(
     *,
     step: int,
     asked: Callable[[], bool] = lambda: False,
-) -> tuple[Row, bool]:
+    late: bool = False,
+) -> Step:
     """One optimizer step over `gradient_accumulation_steps` batches.
 
-    Returns its row of the loss curves, and whether any process was `asked` to stop by the end of
-    the last backward pass.
+    `asked`: is this process to stop, by the end of the last backward pass? Where the loss or the
+    gradient is not finite, weights and moments stay as they are: TrainingError is raised here or,
+    `late`, when the step is read; the device then skips the update by itself.
     """
     torch.manual_seed(torch_seed(params.seed, "step", step))
     optimizer.zero_grad(set_to_none=True)
@@ -152,22 +205,38 @@ def train_step(
             part = value.detach() / params.gradient_accumulation_steps
             sums[name] = sums[name] + part if name in sums else part
     norm = _clip_gradients(optimizer, params.max_grad_norm)
-    # The one moment of a step at which processes wait for each other, and this one for its GPU.
-    vote = torch.tensor(float(asked()), device=norm.device)
-    *means, votes = mean_over_processes(torch.stack([*sums.values(), norm, vote])).tolist()
-    values = dict(zip([*sums, "gradient_norm"], means, strict=True))
-    row: Row = {"step": step, "samples": (step + 1) * params.samples_per_step, **values}
-    row["lr"] = optimizer.param_groups[0]["lr"]
-    if not (math.isfinite(row["loss"]) and math.isfinite(row["gradient_norm"])):
-        # Gradients are shared by now; the loss still tells in which process it began.
-        elsewhere = math.isfinite(sums["loss"]) and not math.isfinite(row["loss"])
-        raise TrainingError(
-            f"step {step}: loss {row['loss']}, gradient norm {row['gradient_norm']}: not finite; "
-            "nothing of this step was saved. Lower train.lr or inspect its clips: "
-            + ("another process names them" if elsewhere else ", ".join(keys))
-        )
+    # The one moment of a step at which processes wait for each other.
+    vote = torch.full_like(norm, float(asked()))
+    figures = mean_over_processes(torch.stack([*sums.values(), norm, vote]))
+    done = Step(
+        number=step,
+        params=params,
+        names=[*sums, "gradient_norm"],
+        figures=figures,
+        own_loss=sums["loss"],
+        lr=optimizer.param_groups[0]["lr"],
+        keys=keys,
+        copied=None,
+    )
+    if late:
+        # Fused AdamW leaves out an update that this flag says is not finite.
+        optimizer.found_inf = 1 - figures.isfinite().all().float()  # type: ignore[attr-defined]
+        done = _copied(done)
+    else:
+        done.read()
     optimizer.step()
-    return row, votes > 0
+    return done
+
+
+def _copied(step: Step) -> Step:
+    """The step with its figures on their way to the CPU, in the order of the GPU's own work."""
+    if not step.figures.is_cuda:
+        return step
+    figures = torch.empty_like(step.figures, device="cpu", pin_memory=True)
+    figures.copy_(step.figures, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record()
+    return replace(step, figures=figures, copied=copied)
 
 
 def _clip_gradients(optimizer: torch.optim.Optimizer, largest: float) -> Tensor:

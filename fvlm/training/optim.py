@@ -13,6 +13,7 @@ from fvlm.clips.batch import Input
 from fvlm.core.device import Dtype
 from fvlm.core.params import Params
 from fvlm.encoders.dino import DinoEncoder, EncoderTail
+from fvlm.training.blocks import Checkpointing, CompileMode, CompileModes
 from fvlm.training.distributed import Parallel
 
 
@@ -28,7 +29,7 @@ class TrainParams(Params):
     lr: float = Field(gt=0)
     encoder_lr: float = Field(ge=0)
     query_lr_factor: float = Field(gt=0)
-    gradient_checkpointing: bool
+    gradient_checkpointing: Checkpointing
     warmup_samples: int = Field(ge=0)
     weight_decay: float = Field(ge=0)
     max_grad_norm: float = Field(gt=0)
@@ -36,7 +37,7 @@ class TrainParams(Params):
     lambda_coarse: float = Field(ge=0)
     lambda_recon: float = Field(ge=0)
     dtype: Dtype
-    compile: bool
+    compile: CompileMode | CompileModes
     seeds: list[int] = Field(min_length=1)
     coarse_only: bool
     checkpoint_samples: int = Field(ge=1)

@@ -8,6 +8,8 @@ import torch
 
 from fvlm.clips.batch import Batch
 
+BATCHES = 2  # in memory: one is copied to the device or computed while the other is read
+
 
 @contextmanager
 def prefetched(
@@ -19,31 +21,38 @@ def prefetched(
     """
     # Of its own stream, a copy does not wait for the computation that is queued on the GPU.
     copies = torch.cuda.Stream(device) if device.type == "cuda" else None
+    under_way: list[torch.cuda.Event] = []
 
-    def load(wanted: range) -> Batch:
+    def load(wanted: range) -> tuple[Batch, torch.cuda.Event | None]:
         if copies is None:
-            return load_batch(wanted).to(device)
+            return load_batch(wanted).to(device), None
+        if len(under_way) == BATCHES:  # the next one is read into the memory that this came from
+            under_way.pop(0).synchronize()
+        batch, copied = load_batch(wanted), torch.cuda.Event()
         with torch.cuda.stream(copies):
-            batch = load_batch(wanted).to(device)
-            copies.synchronize()
-        return batch
+            batch = batch.to(device)
+            copied.record()
+        under_way.append(copied)
+        return batch, copied
 
     def stream(executor: ThreadPoolExecutor) -> Iterator[Batch]:
         pending = None
         for wanted in positions:
             following = executor.submit(load, wanted)
             if pending is not None:
-                yield _ready(pending.result())
+                yield _ready(*pending.result())
             pending = following
         if pending is not None:
-            yield _ready(pending.result())
+            yield _ready(*pending.result())
 
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader") as executor:
         yield stream(executor)
 
 
-def _ready(batch: Batch) -> Batch:
-    """Keep the GPU's memory of this batch until the computation that uses it is done."""
+def _ready(batch: Batch, copied: torch.cuda.Event | None) -> Batch:
+    """What follows on a GPU waits for the copy, and the copy's memory is kept until it is done."""
+    if copied is not None:
+        torch.cuda.current_stream().wait_event(copied)
     for value in batch.tensors():
         if value.is_cuda:
             value.record_stream(torch.cuda.current_stream())

@@ -223,7 +223,7 @@ def _prepare(training: Training, shards: Shards, device: torch.device) -> _Prepa
         training.model, manifest, input=params.input, coarse_only=training.coarse_only
     )
     if params.encoder_lr > 0:
-        model.train_encoder(recompute=params.gradient_checkpointing)
+        model.train_encoder()
     return _Prepared(
         model, architecture, tokenizer, lambda positions: load_batch(reader, positions, params)
     )

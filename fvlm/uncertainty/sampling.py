@@ -21,7 +21,7 @@ from pydantic import Field, field_validator, model_validator
 from safetensors.numpy import load, save
 from torch import Tensor
 
-from fvlm.core.device import Dtype, autocast
+from fvlm.core.device import HalfDtype, autocast
 from fvlm.core.errors import FvlmError
 from fvlm.core.io import atomic_write
 from fvlm.core.params import Params
@@ -47,7 +47,9 @@ class UncertaintyParams(Params):
     max_clips: int = Field(ge=1)
     frames_per_clip: int = Field(ge=1)
     batch_size: int = Field(ge=1)
-    dtype: Dtype  # bfloat16 adds its rounding to weak scores: up to 2.8x with a single projection
+    dtype: (
+        HalfDtype  # bfloat16 adds its rounding to weak scores: up to 2.8x with a single projection
+    )
     blur_sigma: float = Field(gt=0)
     downsample: int = Field(ge=2)
     bootstrap_samples: int = Field(ge=1)

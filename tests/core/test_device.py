@@ -5,7 +5,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from fvlm.core.device import autocast, default_device, peak_memory_gib
+from fvlm.core.device import (
+    Dtype,
+    arithmetic,
+    auto_dtype,
+    autocast,
+    default_device,
+    peak_memory_gib,
+)
+from fvlm.core.errors import ParamsError
+from fvlm.core.params import Params, load_params, overlay_params
 
 CPU = torch.device("cpu")
 PAGE_FAULTS = """
@@ -31,6 +40,42 @@ def test_bfloat16_computes_products_and_keeps_float32_weights() -> None:
     with autocast(CPU, "bfloat16"):
         assert layer(torch.randn(2, 8)).dtype == torch.bfloat16
     assert layer.weight.dtype == torch.float32
+
+
+class Section(Params):
+    dtype: Dtype
+
+
+class Sections(Params):
+    train: Section
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_a_preset_may_say_auto_and_parameters_hold_what_it_means(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fast: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: fast)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    meant = "bfloat16" if fast else "float32"
+    assert auto_dtype() == meant
+    params, preset = tmp_path / "params.yaml", tmp_path / "preset.yaml"
+    params.write_text("train:\n  dtype: float32  # compute type\n")
+    preset.write_text("train:\n  dtype: auto\n")
+    with pytest.raises(ParamsError, match=f"train.dtype: auto stands in presets .* write {meant}"):
+        load_params(Sections, preset)
+    overlay_params(Sections, preset, params)
+    assert load_params(Sections, params).train.dtype == meant
+    assert "# compute type" in params.read_text()
+
+
+def test_float32_is_float32_on_every_device_and_said() -> None:
+    torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
+    default_device()
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32
+    assert not torch.backends.cudnn.benchmark
+    assert arithmetic(CPU, "float32").startswith("float32 products on cpu, no TF32")
 
 
 def test_float32_is_untouched() -> None:

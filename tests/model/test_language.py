@@ -10,7 +10,12 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
 from fvlm.core.errors import ParamsError, WeightsError
-from fvlm.model.language import language_from_config, load_language, load_tokenizer
+from fvlm.model.language import (
+    causal_states,
+    language_from_config,
+    load_language,
+    load_tokenizer,
+)
 
 
 def need_package(name: str) -> None:
@@ -33,6 +38,14 @@ def test_trunk_equals_the_full_model(language_folder: Path, layers: int) -> None
     assert not trunk.training
     assert len(trunk.layers) == (layers or 3)
     assert trunk.config.hidden_size == 32
+
+
+@torch.no_grad()
+def test_states_without_a_mask_are_those_of_the_model_itself(language_folder: Path) -> None:
+    trunk, _ = load_language(str(language_folder))
+    sequence = torch.randn(2, 5, 32)
+    expected = trunk(inputs_embeds=sequence, use_cache=False).last_hidden_state
+    assert torch.equal(causal_states(trunk, sequence), expected)
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Dinov2Config, Dinov2Model, DINOv3ViTConfig, DINOv3ViTModel
 
 from fvlm.encoders.dino import DinoEncoder, EncoderBlock
@@ -198,3 +199,23 @@ def test_a_cache_can_be_reordered() -> None:
     assert isinstance(cache.take(order), FrameCache)
     found, _ = attention(query[order], cache.take(order))
     torch.testing.assert_close(found, attention(query, cache)[0][order])
+
+
+def test_shallow_attention_casts_its_tokens_once_however_often_they_are_read() -> None:
+    attention, cast = ShallowAttention(D, temperature=1.0), list[int]()
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, operation: Any, types: Any, given: Any = (), options: Any = None
+        ) -> Any:
+            if "_to_copy" in str(operation):
+                cast.append(given[0].numel())
+            return operation(*given, **(options or {}))
+
+    tokens = torch.randn(3, 7, D).half()
+    with torch.autocast("cpu", dtype=torch.bfloat16), Watch():
+        cache = attention.cache_frames(tokens, dtype=torch.float32)
+        found = [attention(torch.randn(3, D), cache)[0] for _ in range(3)]
+    assert cast.count(tokens.numel()) == 1
+    assert {value.dtype for value in (*found, *cache.blocks[0])} == {torch.bfloat16}
+    assert attention.cache_frames(tokens, dtype=torch.float32).blocks[0][0].dtype == torch.float32

@@ -114,8 +114,8 @@ def test_frames_train_the_encoder_and_both_halves_of_it(project: Path) -> None:
     frames = {
         "input": "frames",
         "encoder_lr": 1e-3,
-        "gradient_checkpointing": True,
-        "compile": False,
+        "gradient_checkpointing": "encoder",
+        "compile": "none",
     }
     set_params(project, {"model": {"query_layers": 1}, "train": frames})
     assert_parts_equal_one_run(project)

@@ -34,7 +34,7 @@ class Trial:
         input="features",
         encoder_lr=0.0,
         query_lr_factor=1.0,
-        gradient_checkpointing=False,
+        gradient_checkpointing="none",
         num_frames=3,
         batch_size=3,
         gradient_accumulation_steps=2,
@@ -48,7 +48,7 @@ class Trial:
         lambda_coarse=1.0,
         lambda_recon=0.1,
         dtype="float32",
-        compile=False,
+        compile="none",
         seeds=[0],
         coarse_only=False,
         checkpoint_samples=12,
@@ -63,6 +63,7 @@ class Trial:
         self.latents = (torch.randn(CLIPS, STORED, *LATENT, generator=drawn) + 1).half()
         self.dropout = 0.0
         self.captions = {f"clip{number}": caption for number, caption in enumerate(CAPTIONS)}
+        self.late: bool | None = None
         self.seen: list[str] = []
         self.on_step: Callable[[Row], None] = lambda _: None
         self.on_forward: Callable[[int], None] = lambda _: None  # with the forwards done before
@@ -123,7 +124,7 @@ class Trial:
         Its last block reads the queries, and all of it is trained, recomputed in the backward pass.
         """
         make_model, load_batch = self.make_model, self.load_batch
-        self.change(input="frames", encoder_lr=1e-3, gradient_checkpointing=True)
+        self.change(input="frames", encoder_lr=1e-3, gradient_checkpointing="encoder")
 
         def make() -> FoveatedModel:
             plain = make_model()
@@ -144,7 +145,7 @@ class Trial:
                 fine_iterations=1,
                 encoder=encoder,
             )
-            model.train_encoder(recompute=True)
+            model.train_encoder()
             return model
 
         def load(positions: range) -> Batch:
@@ -186,6 +187,7 @@ class Trial:
             checkpoints=self.checkpoints(),
             device=torch.device("cpu"),
             on_step=lambda row: self.on_step(row),
+            late=self.late,
         )
 
     def last_state(self) -> TrainState:

@@ -130,6 +130,36 @@ def test_under_fsdp_a_process_only_ever_holds_its_part(
         assert max(held) < 0.6 * whole
 
 
+def test_under_fsdp_bfloat16_is_gathered_in_it_and_kept_in_float32(make_trial: MakeTrial) -> None:
+    alone, shared = make_trial("alone"), make_trial("shared")
+    for trial in (alone, shared):
+        trial.change(batch_size=6, max_samples=72, dtype="bfloat16", parallel="fsdp")
+    alone.run()
+    make_model, run = shared.make_model, shared.run
+    gathered: set[str] = set()
+
+    def make() -> Any:
+        model = make_model()
+        for block in model.language.layers:
+            linear = block.mlp.up_proj
+            linear.register_forward_hook(lambda part, *_: gathered.add(str(part.weight.dtype)))
+        return model
+
+    def run_and_tell() -> None:
+        run()
+        kept = {str(value.dtype) for value in shared.model.parameters()}
+        types = {"gathered": sorted(gathered), "kept": sorted(kept)}
+        (shared.root / f"{distributed.rank()}.json").write_text(json.dumps(types))
+
+    shared.make_model, shared.run = make, run_and_tell
+    assert run_in_processes(shared, 2) == [0, 0]
+    types = json.loads((shared.root / "0.json").read_text())
+    assert types == {"gathered": ["torch.bfloat16"], "kept": ["torch.float32"]}
+    shared.make_model = make_model
+    for row, same in zip(alone.last_state().history, shared.last_state().history, strict=True):
+        assert row == pytest.approx(same, rel=2e-2)
+
+
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_a_trained_encoder_is_shared_too(make_trial: MakeTrial, parallel: str) -> None:
     """Frames through an encoder whose last block reads the queries, recomputed in the backward."""

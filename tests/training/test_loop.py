@@ -1,3 +1,5 @@
+import itertools
+import os
 import signal
 import threading
 from collections import Counter
@@ -11,7 +13,8 @@ from fvlm.clips.batch import Batch
 from fvlm.clips.order import rows_at
 from fvlm.core.errors import TrainingError
 from fvlm.model.foveated import FoveatedModel
-from fvlm.training.loop import Row
+from fvlm.training.loop import Losses, OutOfTimeError, Row, Step, train_step
+from fvlm.training.optim import make_optimizer
 
 MakeTrial = Callable[[str], Any]  # Trial of conftest.py, which tests cannot import
 
@@ -170,15 +173,17 @@ def test_weights_and_moments_stay_float32_under_bfloat16(trial: Any) -> None:
     assert all(moved)
 
 
+@pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("field", ["tokens", "latents"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_stops_before_the_update(
-    trial: Any, field: str, value: float
+    trial: Any, field: str, value: float, late: bool
 ) -> None:
     """The clip that is not in the first step of 6 of 7 clips is in the second one."""
     absent = set(range(7)) - set(rows_at(range(6), clips=7, seed=0).tolist())
     (row,) = absent
     trial.change(checkpoint_samples=6)
+    trial.late = late
     getattr(trial, field)[row] = value
     with pytest.raises(TrainingError, match=rf"step 1: .*not finite.*\bclip{row}\b"):
         trial.run()
@@ -186,7 +191,10 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(
     assert all(torch.isfinite(parameter).all() for parameter in trial.model.parameters())
 
 
-def test_a_gradient_that_is_not_finite_stops_too(trial: Any) -> None:
+@pytest.mark.parametrize("late", [False, True])
+def test_a_gradient_that_is_not_finite_stops_too(trial: Any, late: bool) -> None:
+    trial.late = late
+
     def explode(gradient: torch.Tensor) -> torch.Tensor:
         return gradient * float("inf")
 
@@ -220,43 +228,69 @@ def test_an_error_of_the_loader_arrives_at_its_step(trial: Any) -> None:
     assert steps == [0, 1]
 
 
-@pytest.mark.parametrize("compile", [False, True])
-def test_what_holds_the_work_is_compiled_when_asked(
-    trial: Any, monkeypatch: pytest.MonkeyPatch, compile: bool
+def test_figures_read_late_are_the_same_and_so_is_the_training(make_trial: MakeTrial) -> None:
+    """Each step is noted while the next one is computed, but for those before a checkpoint."""
+    noted: dict[bool, list[tuple[float, int]]] = {}
+    for late in (False, True):
+        trial = make_trial(str(late)).change(checkpoint_samples=18)
+        trial.late, noted[late] = late, []
+        done = itertools.count(1)
+        computed = [0]
+
+        def count(_: int, computed: list[int] = computed, done: Any = done) -> None:
+            computed[0] = next(done)
+
+        def note(row: Row, rows: list[Any] = noted[late], computed: list[int] = computed) -> None:
+            rows.append((row["step"], computed[0] // 2))
+
+        trial.on_forward, trial.on_step = count, note
+        trial.run()
+    one, other = make_trial("False"), make_trial("True")
+    for trial in (one, other):
+        trial.change(checkpoint_samples=18)
+    assert one.last_checkpoint() == other.last_checkpoint()
+    assert noted[False] == [(step, step + 1) for step in range(6)]
+    assert noted[True] == [(0, 2), (1, 3), (2, 3), (3, 5), (4, 6), (5, 6)]
+
+
+def test_a_stop_read_late_costs_at_most_two_steps_and_changes_nothing(
+    make_trial: MakeTrial,
 ) -> None:
-    trial.give_encoder()
-    trial.change(compile=compile, max_samples=6, warmup_samples=0)
-    compiled: list[torch.nn.Module] = []
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda part, **_: compiled.append(part))
-    trial.run()
-    model = trial.model
-    parts = [model.language, model.head.before, model.head.after, model.encoder]
-    assert compiled == (parts if compile else [])
+    whole, stopped = make_trial("whole"), make_trial("stopped")
+    whole.run()
+
+    def on_forward(done: int) -> None:
+        if done == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    stopped.change(checkpoint_samples=36)
+    stopped.late, stopped.on_forward = True, on_forward
+    with pytest.raises(OutOfTimeError, match="after step 3 of 6"):
+        stopped.run()
+    stopped.on_forward = lambda _: None
+    stopped.run()
+    assert stopped.last_checkpoint() == whole.last_checkpoint()
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # of the compiler itself
-def test_compiled_equals_eager_and_keeps_the_names_of_weights(make_trial: MakeTrial) -> None:
-    eager, compiled = make_trial("eager"), make_trial("compiled").change(compile=True)
-    first, second = eager.run(), compiled.run()
-    for row, same in zip(first.history, second.history, strict=True):
-        assert row == pytest.approx(same, rel=1e-3)
-    assert compiled.last_checkpoint().keys() == eager.last_checkpoint().keys()
-    assert compiled.model.state_dict().keys() == eager.model.state_dict().keys()
+def test_an_update_that_is_not_finite_leaves_weights_and_moments(trial: Any) -> None:
+    model = trial.make_model()
+    optimizer, losses = make_optimizer(model, trial.params), Losses(model, trial.params)
 
+    def run(batch: Batch) -> Step:
+        params = trial.params.model_copy(update={"gradient_accumulation_steps": 1})
+        return train_step(losses, optimizer, iter([batch]), params, step=0, late=True)
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # of the compiler itself
-@pytest.mark.parametrize("text", ["condition", "caption"])
-def test_compiled_with_captions_of_any_length_equals_eager(
-    make_trial: MakeTrial, text: str
-) -> None:
-    """Fused kernels round differently: up to 1e-6 of a value was found in 6 steps."""
-    eager, compiled = make_trial("eager"), make_trial("compiled").change(compile=True)
-    for trial in (eager, compiled):
-        trial.give_captions(text)
-    first, second = eager.run(), compiled.run()
-    lengths = [len(compiled.captions[key].split()) for key in compiled.seen]
-    assert len({max(lengths[n : n + 3]) for n in range(0, len(lengths), 3)}) > 2
-    for row, same in zip(first.history, second.history, strict=True):
-        assert row == pytest.approx(same, rel=2e-5)
+    def state() -> list[Any]:
+        moments = [value.clone() for held in optimizer.state.values() for value in held.values()]
+        return [value.detach().clone() for value in model.parameters()] + moments
+
+    start = state()
+    run(trial.load_batch(range(3))).read()
+    before = state()
+    assert not all(map(torch.equal, start, before))
+    batch = trial.load_batch(range(3))
+    batch.latents[0, 0] = float("nan")
+    step = run(batch)
+    assert all(map(torch.equal, before, state()))
+    with pytest.raises(TrainingError, match=r"step 0: loss nan.*clip"):
+        step.read()

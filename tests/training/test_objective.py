@@ -69,7 +69,7 @@ def make_params(**changes: object) -> TrainParams:
         "lr": 1e-3,
         "encoder_lr": 0.0,
         "query_lr_factor": 1.0,
-        "gradient_checkpointing": False,
+        "gradient_checkpointing": "none",
         "warmup_samples": 0,
         "weight_decay": 0.0,
         "max_grad_norm": 1.0,
@@ -80,7 +80,7 @@ def make_params(**changes: object) -> TrainParams:
         "seeds": [0],
         "coarse_only": False,
         "checkpoint_samples": B,
-        "compile": False,
+        "compile": "none",
         "parallel": "ddp",
     }
     return TrainParams.model_validate(values | changes)

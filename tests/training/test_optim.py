@@ -24,7 +24,7 @@ def make_params(**changes: object) -> TrainParams:
         "lr": 1e-3,
         "encoder_lr": 0.0,
         "query_lr_factor": 1.0,
-        "gradient_checkpointing": False,
+        "gradient_checkpointing": "none",
         "warmup_samples": 20,
         "weight_decay": 0.1,
         "max_grad_norm": 1.0,
@@ -32,7 +32,7 @@ def make_params(**changes: object) -> TrainParams:
         "lambda_coarse": 1.0,
         "lambda_recon": 0.1,
         "dtype": "float32",
-        "compile": False,
+        "compile": "none",
         "seeds": [0],
         "coarse_only": False,
         "checkpoint_samples": 8,
@@ -148,7 +148,7 @@ def test_the_encoder_has_its_own_rate() -> None:
         encoder=encoder,
     )
     frozen = make_optimizer(model, make_params(input="frames"))
-    model.train_encoder(recompute=False)
+    model.train_encoder()
     optimizer = make_optimizer(model, make_params(input="frames", lr=1e-3, encoder_lr=1e-4))
     set_learning_rate(optimizer, 0.5)
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx(
