@@ -62,7 +62,7 @@ def test_the_card_shows_ratios_with_intervals_and_controls(project: dict[str, An
     for arm, meaning in ARMS.items():
         assert f"| {meaning} | {project['loss_' + arm]:.5f}" in card
     weights = json.loads(Path("out/config.json").read_text())["weights_sha256"]
-    for fact in (weights, "parts/x", "7 steps, 56 clips", '"query_layers": 0', "torch 2"):
+    for fact in (weights, "assets/tiny", "7 steps, 56 clips", '"query_layers": 0', "torch 2"):
         assert fact in card
 
 
