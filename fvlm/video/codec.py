@@ -1,7 +1,5 @@
 """The decoder with every check switched on: an error or a doubtful frame raises."""
 
-from collections.abc import Iterable, Iterator
-
 from av.packet import Packet
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
@@ -31,18 +29,11 @@ def decode_packet(
     return frames
 
 
-def decode_packets(
-    decoder: VideoCodecContext, packets: "Iterable[Packet[VideoStream]]"
-) -> Iterator[VideoFrame]:
-    """All frames of the packets in display order, including those that the decoder holds back."""
-    for packet in packets:
-        yield from decode_packet(decoder, packet)
-    yield from decode_packet(decoder, None)
+def packet_of(frame: VideoFrame) -> int:
+    """The packet that holds the frame, by the stamp that `Timeline.read` gave it.
 
-
-def frame_time(frame: VideoFrame) -> int:
-    """When the frame is shown, in ticks; raises VideoError(no_timestamps)."""
-    time = frame.pts if frame.pts is not None else frame.dts
-    if time is None:
-        raise VideoError(Reason.NO_TIMESTAMPS, "a decoded frame has no timestamp")
-    return time
+    Raises VideoError(no_timestamps) where the decoder has lost it.
+    """
+    if frame.pts is None:
+        raise VideoError(Reason.NO_TIMESTAMPS, "a decoded frame has lost its timestamp")
+    return frame.pts

@@ -1,5 +1,6 @@
 """Facts about a video from its container and the first picture; all other frames stay encoded."""
 
+import itertools
 from dataclasses import asdict
 from typing import Any
 
@@ -7,19 +8,18 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from fvlm.errors import VideoError
-from fvlm.video.codec import decode_packets
+from fvlm.video.codec import decode_packet
 from fvlm.video.container import (
     TOLERANT,
-    Timeline,
     codec_name,
     container_name,
     content_sha256,
     open_stream,
-    read_timeline,
 )
 from fvlm.video.facts import VideoFacts
 from fvlm.video.geometry import Orientation, orientation_of
 from fvlm.video.reasons import Reason
+from fvlm.video.timeline import Timeline, read_timeline
 
 
 def probe_video(path: str) -> VideoFacts:
@@ -57,6 +57,8 @@ def _facts(
         codec=codec_name(stream),
         container=container_name(container),
         rotation=orientation.degrees,
+        video_stream=[s.index for s in container.streams.video].index(stream.index) + 1,
+        video_streams=len(container.streams.video),
     )
 
 
@@ -64,6 +66,7 @@ def _first_orientation(
     stream: VideoStream, timeline: Timeline, container: InputContainer
 ) -> Orientation:
     """Orientation of the first frame that decodes; raises VideoError(decode_error) if none does."""
-    for frame in decode_packets(stream.codec_context, timeline.read()):
-        return orientation_of(frame)
+    for packet in itertools.chain(timeline.read(), [None]):
+        for frame in decode_packet(stream.codec_context, packet):
+            return orientation_of(frame)
     raise VideoError(Reason.DECODE_ERROR, f"{container.name}: no frame can be decoded")

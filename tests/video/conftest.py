@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -35,6 +36,25 @@ def picture(index: int, width: int, height: int) -> np.ndarray:
     return frame.round().astype(np.uint8)
 
 
+def numbered(index: int, width: int, height: int) -> np.ndarray:
+    """Frame `index` as its binary number: nine black or white blocks fill the centre square."""
+    bits = [255 * (index >> bit & 1) for bit in range(9)]
+    side = min(width, height)
+    square = np.array(bits, np.uint8).reshape(3, 3).repeat(side // 3, 0).repeat(side // 3, 1)
+    frame = np.full((height, width, 3), 128, np.uint8)
+    top, left = (height - len(square)) // 2, (width - len(square)) // 2
+    frame[top : top + len(square), left : left + len(square)] = square[..., None]
+    return frame
+
+
+def numbers(frames: np.ndarray) -> list[int]:
+    """The numbers in stored frames [T, 3, S, S]; S a multiple of 6."""
+    third = frames.shape[-1] // 3
+    centres = frames[:, 1, third // 2 :: third, third // 2 :: third]
+    bits = (centres > 127).reshape(len(frames), 9)
+    return [int(number) for number in bits @ (1 << np.arange(9))]
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How to render one video; `times` are frame times in units of 1/FPS seconds."""
@@ -50,14 +70,19 @@ class Recipe:
     shift: int = 0  # added to all times after encoding; negative makes an edit list
     rotation: int = 0  # degrees anticlockwise, as FFmpeg counts
     sample_aspect_ratio: Fraction | None = None
+    draw: Callable[[int, int, int], np.ndarray] = picture
+    container: str | None = None  # FFmpeg's name, where the suffix does not tell
+    fps: int = FPS
 
     def render(self, path: Path) -> Path:
         """Encode into `path`, whose suffix chooses the container."""
-        with av.open(str(path), "w", options=self.container_options) as container:
-            stream = container.add_stream(self.codec, rate=FPS, options=self.options)
+        with av.open(
+            str(path), "w", format=self.container, options=self.container_options
+        ) as container:
+            stream = container.add_stream(self.codec, rate=self.fps, options=self.options)
             assert isinstance(stream, VideoStream)
             stream.width, stream.height, stream.pix_fmt = self.width, self.height, self.pixel_format
-            stream.codec_context.time_base = Fraction(1, FPS)
+            stream.codec_context.time_base = Fraction(1, self.fps)
             stream.codec_context.thread_count = 1
             if self.sample_aspect_ratio:
                 stream.codec_context.sample_aspect_ratio = self.sample_aspect_ratio
@@ -66,9 +91,9 @@ class Recipe:
             for index in [*range(self.num_frames), None]:
                 frame = None
                 if index is not None:
-                    pixels = picture(index, self.width, self.height)
+                    pixels = self.draw(index, self.width, self.height)
                     frame = VideoFrame.from_ndarray(pixels, format="rgb24")
-                    frame.pts, frame.time_base = self.times(index), Fraction(1, FPS)
+                    frame.pts, frame.time_base = self.times(index), Fraction(1, self.fps)
                 for packet in stream.encode(frame):
                     if packet.pts is not None and packet.dts is not None:
                         packet.pts += self.shift
@@ -182,6 +207,23 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def rendered_picture() -> Callable[[int, int, int], np.ndarray]:
     """Frame `index` as it was before encoding, for a width and a height."""
     return picture
+
+
+@pytest.fixture(scope="session")
+def numbered_recipe() -> Callable[..., Recipe]:
+    """numbered_recipe(codec, first=0, ...): a film whose frame n shows the number `first + n`."""
+
+    def make(codec: str, *, first: int = 0, **facts: Any) -> Recipe:
+        facts = {"width": 96, "height": 96, **facts}
+        return Recipe(codec, draw=lambda n, *size: numbered(first + n, *size), **facts)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def numbers_of() -> Callable[[np.ndarray], list[int]]:
+    """The numbers that frames [T, 3, S, S] show."""
+    return numbers
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ few = settings(max_examples=50, deadline=None)  # the machine may be busy
 
 
 def facts(seconds: float, sha256: str = "0") -> Facts:
-    return Facts(seconds, 24.0, int(24 * seconds), 640, 360, "h264", "mp4", 0, sha256)
+    return Facts(seconds, 24.0, int(24 * seconds), 640, 360, "h264", "mp4", 0, 1, 1, sha256)
 
 
 @pytest.mark.parametrize(

@@ -167,7 +167,7 @@ def test_packets_of_a_large_file_are_read_twice(
     videos: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held = decode_video(str(videos["h264_b.mp4"]), num_frames=8, size=SIZE)
-    monkeypatch.setattr("fvlm.video.container.HELD_BYTES", 1000)
+    monkeypatch.setattr("fvlm.video.timeline.HELD_BYTES", 1000)
     read_again = decode_video(str(videos["h264_b.mp4"]), num_frames=8, size=SIZE)
     np.testing.assert_array_equal(held.frames, read_again.frames)
 

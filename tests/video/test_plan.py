@@ -1,7 +1,7 @@
 """Which packets are decoded: leading frames, closed and open groups, doubtful timelines."""
 
-from fvlm.video.container import PacketFacts
 from fvlm.video.plan import plan_spans
+from fvlm.video.timeline import PacketFacts
 
 
 def packets(times: str, keys: set[int]) -> list[PacketFacts]:

@@ -10,9 +10,10 @@ from typing import Any, NoReturn
 import numpy as np
 
 from fvlm.errors import VideoError
-from fvlm.video.codec import decode_packets
-from fvlm.video.container import STRICT, open_stream, read_timeline
+from fvlm.video.container import STRICT, open_stream
+from fvlm.video.decode import play
 from fvlm.video.geometry import FrameConverter
+from fvlm.video.timeline import read_timeline
 
 
 def echo(request: dict[str, Any]) -> dict[str, Any]:
@@ -35,7 +36,7 @@ def threads(request: dict[str, Any]) -> dict[str, Any]:
     converter, counts = FrameConverter(32, None), []
     with open_stream(request["path"], STRICT) as (container, stream):
         timeline = read_timeline(request["path"], container, stream)
-        for frame in decode_packets(stream.codec_context, timeline.read()):
+        for _, frame in play(timeline, stream):
             converter.convert(frame)
             counts.append(len(list(Path("/proc/self/task").iterdir())))
     return {"most": max(counts)}
