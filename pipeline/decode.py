@@ -27,7 +27,7 @@ VIDEOS, SHARDS, METRICS = (
     Path("data/decode"),
     Path("metrics/decode.json"),
 )
-CODE = 2  # raise when the same parameters give other frames: stored shards are then made anew
+CODE = 3  # raise when the same parameters give other frames: stored shards are then made anew
 
 Row = dict[str, Any]
 
