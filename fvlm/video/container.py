@@ -16,7 +16,7 @@ from av.stream import Discard, Disposition
 from av.video.stream import VideoStream
 
 from fvlm.errors import VideoError
-from fvlm.video.reasons import Reason
+from fvlm.video.reasons import Reason, in_words
 
 MAX_PIXELS = 8192 * 4320  # per picture; 8K video passes, a decompression bomb does not
 # Codecs of still pictures: beside a film they are its cover.
@@ -28,12 +28,14 @@ CONTAINERS = (
     *("gxf", "nut", "dv", "wtv", "nsv", "swf", "ivf", "obu", "h261", "h263", "h264", "hevc", "vvc"),
     *("m4v", "vc1", "dirac", "mjpeg", "gif", "apng", "yuv4mpegpipe"),
 )
+ALLOWED = ",".join(CONTAINERS)
+SOUND = ("mp3", "wav", "flac", "aac", "ac3", "eac3", "aiff", "au", "caf", "amr", "ape", "w64", "wv")
 # Report damage instead of guessing a picture. Source: FFmpeg's `-err_detect`.
 STRICT = {
     "err_detect": "crccheck+bitstream+buffer+explode",
     "max_pixels": str(MAX_PIXELS),
     "threads": "1",
-    "format_whitelist": ",".join(CONTAINERS),
+    "format_whitelist": ALLOWED,
 }
 # Find damage, but do not refuse what decoders forgive.
 TOLERANT = {**STRICT, "err_detect": "crccheck+bitstream+buffer"}
@@ -84,17 +86,30 @@ def open_stream(path: str, options: dict[str, str]) -> Iterator[tuple[InputConta
     except MemoryError as error:
         raise VideoError(Reason.OUT_OF_MEMORY, f"{path}: {error}") from None
     except Exception as error:  # FFmpeg's bindings raise IndexError, UnicodeDecodeError, ...
-        message = f"{path}: {type(error).__name__}: {error}"
-        raise VideoError(Reason.UNREADABLE, message) from None
+        raise VideoError(Reason.UNREADABLE, f"{path}: {in_words(error)}") from None
 
 
 def _open(path: str, options: dict[str, str]) -> InputContainer:
     try:
         # `file:` keeps FFmpeg from taking a name such as `concat:a|b` for a protocol.
         return av.open(f"file:{path}", options=options, metadata_errors="replace")
-    except av.ArgumentError:  # FFmpeg's answer to a format that is not on the list
-        message = f"{path} is a playlist, or no container of videos that is known"
+    except av.InvalidDataError:
+        message = f"{path} is not a video file, or its beginning is damaged"
         raise VideoError(Reason.UNREADABLE, message) from None
+    except av.ArgumentError:  # FFmpeg's answer to a format that is not on the list
+        if options["format_whitelist"] == ALLOWED and _is_sound(path):
+            raise VideoError(Reason.NO_VIDEO_STREAM, f"{path} holds sound only") from None
+        message = f"{path} is no container of videos: a playlist, a picture or text"
+        raise VideoError(Reason.UNREADABLE, message) from None
+
+
+def _is_sound(path: str) -> bool:
+    """Whether the file is in a format of music and speech."""
+    try:
+        with _open(path, {"format_whitelist": ",".join(SOUND)}):
+            return True
+    except VideoError:
+        return False
 
 
 def check_file(path: str) -> None:

@@ -13,13 +13,12 @@ from typing import Any
 
 import numpy as np
 from av.packet import Packet
-from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from pydantic import Field
 
 from fvlm.errors import VideoError
 from fvlm.params import Params
-from fvlm.video.codec import decode_packet, packet_of
+from fvlm.video.codec import Shown, decode_packet, packet_of, play
 from fvlm.video.container import (
     STRICT,
     TOLERANT,
@@ -36,7 +35,6 @@ from fvlm.video.reasons import Reason
 from fvlm.video.sample import choose_frames
 from fvlm.video.timeline import Timeline, read_timeline
 
-Shown = tuple[int, VideoFrame]  # the place of its packet in the timeline, and the frame
 DISORDER = "frames come out in another order than the container's times"
 
 
@@ -231,17 +229,6 @@ def decode_all(
         shown, end = times, max(end, times[-1] + 1)
         stream.codec_context.flush_buffers()
     raise VideoError(Reason.WRONG_FRAMES, "decoding twice gave different frames")
-
-
-def play(timeline: Timeline, stream: VideoStream) -> Iterator[Shown]:
-    """All frames as the decoder shows them; it starts anew where recordings are joined."""
-    decoder = stream.codec_context
-    for place, packet in enumerate(timeline.read()):
-        if place in timeline.joints:
-            yield from ((packet_of(frame), frame) for frame in decode_packet(decoder, None))
-            decoder.flush_buffers()
-        yield from ((packet_of(frame), frame) for frame in decode_packet(decoder, packet))
-    yield from ((packet_of(frame), frame) for frame in decode_packet(decoder, None))
 
 
 def check_delivered(timeline: Timeline, times: list[int]) -> None:

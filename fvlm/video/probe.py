@@ -1,6 +1,5 @@
 """Facts about a video from its container and the first picture; all other frames stay encoded."""
 
-import itertools
 from dataclasses import asdict
 from typing import Any
 
@@ -8,7 +7,7 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from fvlm.errors import VideoError
-from fvlm.video.codec import decode_packet
+from fvlm.video.codec import play
 from fvlm.video.container import (
     TOLERANT,
     codec_name,
@@ -30,7 +29,7 @@ def probe_video(path: str) -> VideoFacts:
     """
     with open_stream(path, TOLERANT) as (container, stream):
         timeline = read_timeline(path, container, stream)
-        orientation = _first_orientation(stream, timeline, container)
+        orientation = _first_orientation(stream, timeline)
         return _facts(container, stream, timeline, orientation)
 
 
@@ -62,11 +61,8 @@ def _facts(
     )
 
 
-def _first_orientation(
-    stream: VideoStream, timeline: Timeline, container: InputContainer
-) -> Orientation:
+def _first_orientation(stream: VideoStream, timeline: Timeline) -> Orientation:
     """Orientation of the first frame that decodes; raises VideoError(decode_error) if none does."""
-    for packet in itertools.chain(timeline.read(), [None]):
-        for frame in decode_packet(stream.codec_context, packet):
-            return orientation_of(frame)
-    raise VideoError(Reason.DECODE_ERROR, f"{container.name}: no frame can be decoded")
+    for _, frame in play(timeline, stream):
+        return orientation_of(frame)
+    raise VideoError(Reason.DECODE_ERROR, f"{timeline.path}: no frame can be decoded")

@@ -43,6 +43,11 @@ PASSING = frozenset(
 )
 
 
+def in_words(error: Exception) -> str:
+    """What a library's exception says, without its numbers and names of classes."""
+    return getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+
+
 def count_reasons(rows: Iterable[Mapping[str, object]]) -> dict[str, int]:
     """How often each `reason` stands in the rows, by name."""
     return dict(sorted(Counter(str(row["reason"]) for row in rows).items()))

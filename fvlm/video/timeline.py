@@ -103,8 +103,8 @@ def read_timeline(path: str, container: InputContainer, stream: VideoStream) -> 
         if held_bytes <= HELD_BYTES:
             held.append(packet)
     if not any(packet.is_shown for packet in packets):
-        raise VideoError(Reason.NO_FRAMES, f"{container.name}: no frame to show")
-    facts, time_base = _clocked(container, stream, packets)
+        raise VideoError(Reason.NO_FRAMES, f"{path}: no frame to show")
+    facts, time_base = _clocked(path, container, stream, packets)
     joints = [0]
     if container.format.flags & AVFMT_TS_DISCONT:
         jump = JUMP_SECONDS / time_base if container.format.name in CLOCKED else None
@@ -113,9 +113,9 @@ def read_timeline(path: str, container: InputContainer, stream: VideoStream) -> 
     # Where another recording begins, the demuxer takes one of the last packets for cut short.
     ends = {joint - back for joint in joints for back in (1, 2)}
     if any(packet.is_corrupt and place not in ends for place, packet in enumerate(packets)):
-        raise VideoError(Reason.MISSING_FRAMES, f"{container.name}: a packet is cut short")
+        raise VideoError(Reason.MISSING_FRAMES, f"{path}: a packet is cut short")
     if is_declared:
-        check_declared(container, stream, facts)
+        check_declared(path, container, stream, facts)
     orphans = frozenset[int]().union(
         *(_orphans(facts, codec_name(stream), a, b) for a, b in pairwise([*joints, len(facts)]))
     )
@@ -128,7 +128,7 @@ def read_timeline(path: str, container: InputContainer, stream: VideoStream) -> 
         orphans,
         frozenset(sum(place < joint for place in kept) for joint in joints[1:]),
     )
-    _check_order(container.name, timeline, codec_name(stream))
+    _check_order(path, timeline, codec_name(stream))
     return timeline
 
 
@@ -180,25 +180,24 @@ _IS_HIDDEN = {"vp8": _is_hidden_vp8, "vp9": _is_hidden_vp9}
 
 
 def _clocked(
-    container: InputContainer, stream: VideoStream, packets: Sequence[_Stamps]
+    path: str, container: InputContainer, stream: VideoStream, packets: Sequence[_Stamps]
 ) -> tuple[list[PacketFacts], Fraction]:
     """Facts and their time base. A raw stream has no clock: its own frame rate gives one."""
-    name = container.name
     if container.format.flags & AVFMT_NOTIMESTAMPS:
         rate = stream.codec_context.framerate
         if not rate:
-            advice = f"wrap it: ffmpeg -framerate RATE -i {name} -c copy {name}.mkv"
-            message = f"{name}: a raw stream that does not say its frame rate; {advice}"
+            advice = f"wrap it: ffmpeg -framerate RATE -i {path} -c copy {path}.mkv"
+            message = f"{path}: a raw stream that does not say its frame rate; {advice}"
             raise VideoError(Reason.NO_TIMESTAMPS, message)
         return [PacketFacts(i, 1, *p[3:5], False) for i, p in enumerate(packets)], 1 / rate
     if not stream.time_base:
-        raise VideoError(Reason.NO_TIMESTAMPS, f"{name}: no time base")
+        raise VideoError(Reason.NO_TIMESTAMPS, f"{path}: no time base")
     times = [packet.pts if packet.pts is not None else packet.dts for packet in packets]
     if "matroska" in container.format.name:
         times = _before_zero(times, packets)
     known = [time for time in times if time is not None]
     if len(known) < len(times):
-        raise VideoError(Reason.NO_TIMESTAMPS, f"{name}: a packet has no timestamp")
+        raise VideoError(Reason.NO_TIMESTAMPS, f"{path}: a packet has no timestamp")
     decoding = [packet.dts for packet in packets if packet.dts is not None]
     if container_name(container) in DECODING_TIMES and len(decoding) == len(known):
         # Presentation times that FFmpeg has guessed tell the order at best.
@@ -281,32 +280,32 @@ def _orphans(facts: list[PacketFacts], codec: str, start: int, stop: int) -> fro
     return frozenset(orphans)
 
 
-def _check_order(name: str, timeline: Timeline, codec: str) -> None:
+def _check_order(path: str, timeline: Timeline, codec: str) -> None:
     """Raise VideoError where the times cannot be those at which a player shows the frames."""
     shown = [packet.time for packet in timeline.facts if packet.is_shown]
     if not shown:
-        raise VideoError(Reason.NO_FRAMES, f"{name}: no frame after the first keyframe")
+        raise VideoError(Reason.NO_FRAMES, f"{path}: no frame after the first keyframe")
     if len(set(shown)) < len(shown):
-        raise VideoError(Reason.WRONG_FRAMES, f"{name}: two frames are shown at the same time")
+        raise VideoError(Reason.WRONG_FRAMES, f"{path}: two frames are shown at the same time")
     if codec in IN_ORDER and shown != timeline.shown:
-        raise VideoError(Reason.WRONG_FRAMES, f"{name}: timestamps run backwards")
+        raise VideoError(Reason.WRONG_FRAMES, f"{path}: timestamps run backwards")
     ranks = {time: rank for rank, time in enumerate(timeline.shown)}
     if any(abs(ranks[time] - place) > MOST_REORDERED for place, time in enumerate(shown)):
-        message = f"{name}: the clock starts again, or runs backwards, inside the film"
+        message = f"{path}: the clock starts again, or runs backwards, inside the film"
         raise VideoError(Reason.WRONG_FRAMES, message)
 
 
 def check_declared(
-    container: InputContainer, stream: VideoStream, facts: list[PacketFacts]
+    path: str, container: InputContainer, stream: VideoStream, facts: list[PacketFacts]
 ) -> None:
     """A container that declares more than it delivers is truncated, otherwise damaged."""
     kind, indexed = container_name(container), len(stream.index_entries)
     if kind == "mp4" and len(facts) < indexed:
-        message = f"{container.name}: {indexed} frames declared, {len(facts)} found"
+        message = f"{path}: {indexed} frames declared, {len(facts)} found"
         raise VideoError(Reason.MISSING_FRAMES, message)
     entries = stream.index_entries
     if kind == "mp4" and indexed and entries[0].is_keyframe and not facts[0].is_keyframe:
-        message = f"{container.name}: the first frame is declared as a keyframe and is none"
+        message = f"{path}: the first frame is declared as a keyframe and is none"
         raise VideoError(Reason.DECODE_ERROR, message)
     tick = float(stream.time_base or 0)
     shown = [p for p in facts if p.is_shown]
@@ -321,10 +320,10 @@ def check_declared(
     if not declared or any(abs(declared - span) <= slack for span in spans):
         return
     if spans[0] < declared:
-        message = f"{container.name}: {declared:.2f} s declared, {spans[0]:.2f} s found"
+        message = f"{path}: {declared:.2f} s declared, {spans[0]:.2f} s found"
         raise VideoError(Reason.MISSING_FRAMES, message)
     if not (kind == "mp4" and len(facts) == indexed):  # all frames are there: the header is wrong
-        message = f"{container.name}: {declared:.2f} s declared, {spans[0]:.2f} s found"
+        message = f"{path}: {declared:.2f} s declared, {spans[0]:.2f} s found"
         raise VideoError(Reason.WRONG_FRAMES, message)
 
 

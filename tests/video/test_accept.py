@@ -36,6 +36,8 @@ def facts(seconds: float, sha256: str = "0") -> Facts:
         (60.0, Verdict("accepted")),
         (60.042, Verdict("filtered", "too_long", "60.042 s > 60 s")),
         (0.0, Verdict("filtered", "too_short", "0.000 s < 20 s")),
+        (19.99999, Verdict("filtered", "too_short", "19.99999 s < 20 s")),
+        (60.0004, Verdict("filtered", "too_long", "60.0004 s > 60 s")),
     ],
 )
 def test_bounds_are_included(seconds: float, verdict: Verdict) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -202,13 +203,14 @@ def test_too_few_frames(videos: dict[str, Path]) -> None:
 
 def test_damaged_pictures_are_errors(videos: dict[str, Path], tmp_path: Path) -> None:
     data = bytearray(videos["h264_b.mp4"].read_bytes())
-    start = data.index(b"mdat") + 400
+    start = len(data) // 2
     data[start : start + 4000] = np.random.default_rng(0).bytes(4000)
     path = tmp_path / "damaged.mp4"
     path.write_bytes(data)
     with pytest.raises(VideoError) as error:
         decode_video(str(path), num_frames=24, size=SIZE)
-    assert error.value.reason in ("decode_error", "missing_frames", "wrong_frames")
+    assert error.value.reason == "decode_error"
+    assert re.fullmatch(r"damaged picture at [0-3]\.\d s", str(error.value))
 
 
 def test_a_frame_that_the_decoder_marks(videos: dict[str, Path], tmp_path: Path) -> None:
@@ -222,7 +224,7 @@ def test_a_frame_that_the_decoder_marks(videos: dict[str, Path], tmp_path: Path)
             decode_video(str(path), num_frames=NUM_FRAMES, size=SIZE)
         except VideoError as error:
             messages.add(str(error))
-    assert "the decoder marks a frame as corrupt" in messages
+    assert any("picture that the decoder marks as damaged at " in message for message in messages)
 
 
 def test_a_packet_that_the_demuxer_marks(videos: dict[str, Path], tmp_path: Path) -> None:

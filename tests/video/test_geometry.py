@@ -57,7 +57,7 @@ def _weights(size: int, whole: int, part: Fraction) -> np.ndarray:
     pixels = np.arange(whole)
     low, high = np.array(edges[:-1])[:, None], np.array(edges[1:])[:, None]
     covered = np.clip(np.minimum(high, pixels + 1) - np.maximum(low, pixels), 0, None)
-    return covered / covered.sum(axis=1, keepdims=True)
+    return np.asarray(covered / covered.sum(axis=1, keepdims=True))
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from typing import Any, NoReturn
 import numpy as np
 
 from fvlm.errors import VideoError
+from fvlm.video.codec import play
 from fvlm.video.container import STRICT, open_stream
-from fvlm.video.decode import play
 from fvlm.video.geometry import FrameConverter
 from fvlm.video.timeline import read_timeline
 
