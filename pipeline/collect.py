@@ -9,7 +9,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from fvlm.corpus.listing import CollectParams, list_videos
+from fvlm.corpus.listing import CollectParams, in_words, list_videos
 from fvlm.errors import ParamsError
 from fvlm.io import atomic_write, state_folder, write_jsonl
 from fvlm.params import Params, hash_params, load_params
@@ -27,11 +27,13 @@ class Sections(Params):
 def main() -> None:
     """Write one line a video."""
     params = load_params(Sections).collect
-    videos = list_videos(params)
+    videos, left_out = list_videos(params)
     write_jsonl(VIDEOS, map(asdict, videos))
     captioned = sum(bool(video.caption) for video in videos)
     counted = f"{len(videos)} videos ({sum(video.size for video in videos) / 1e6:.1f} MB)"
     print(f"collect: {counted}, {captioned} with a caption, in {params.source}")
+    if left_out:
+        print(f"collect: left out {in_words(left_out)}")
 
 
 def check_params() -> None:
