@@ -4,9 +4,6 @@ Nothing here trusts the file: every exception of the demuxer becomes a VideoErro
 in the sandboxed worker (`fvlm.video.worker`), because FFmpeg itself may crash or never return.
 """
 
-import hashlib
-import os
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,9 +13,11 @@ from av.stream import Discard, Disposition
 from av.video.stream import VideoStream
 
 from fvlm.errors import VideoError
+from fvlm.video.files import Reader, opened
 from fvlm.video.reasons import Reason, in_words
 
 MAX_PIXELS = 8192 * 4320  # per picture; 8K video passes, a decompression bomb does not
+BUFFER_BYTES = 2**16  # what FFmpeg reads at once
 # Codecs of still pictures: beside a film they are its cover.
 PICTURES = frozenset({"mjpeg", "png", "bmp", "gif", "webp", "tiff", "jpeg2000", "jpegls"})
 # FFmpeg's names of formats that hold the video themselves: playlists (concat, hls, dash, sdp, ..)
@@ -46,15 +45,6 @@ def codec_name(stream: VideoStream) -> str:
     return stream.codec_context.codec.canonical_name
 
 
-def content_sha256(path: str) -> str:
-    """Hex sha256 of the file; raises VideoError(not_a_file) when it has vanished."""
-    try:
-        with open(path, "rb") as file:  # noqa: PTH123 - names may hold bytes that are not UTF-8
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise VideoError(Reason.NOT_A_FILE, f"{path}: {error}") from None
-
-
 def container_name(container: InputContainer) -> str:
     """One short name for FFmpeg's list of aliases."""
     names = container.format.name.split(",")
@@ -72,7 +62,6 @@ def open_stream(path: str, options: dict[str, str]) -> Iterator[tuple[InputConta
     `options` is STRICT or TOLERANT. Raises VideoError for everything that is not a readable video;
     errors of the demuxer inside the block are translated too.
     """
-    check_file(path)
     try:
         with _open(path, options) as container:
             stream = _video_stream(path, container)
@@ -89,18 +78,25 @@ def open_stream(path: str, options: dict[str, str]) -> Iterator[tuple[InputConta
         raise VideoError(Reason.UNREADABLE, f"{path}: {in_words(error)}") from None
 
 
-def _open(path: str, options: dict[str, str]) -> InputContainer:
-    try:
-        # `file:` keeps FFmpeg from taking a name such as `concat:a|b` for a protocol.
-        return av.open(f"file:{path}", options=options, metadata_errors="replace")
-    except av.InvalidDataError:
-        message = f"{path} is not a video file, or its beginning is damaged"
-        raise VideoError(Reason.UNREADABLE, message) from None
-    except av.ArgumentError:  # FFmpeg's answer to a format that is not on the list
-        if options["format_whitelist"] == ALLOWED and _is_sound(path):
-            raise VideoError(Reason.NO_VIDEO_STREAM, f"{path} holds sound only") from None
-        message = f"{path} is no container of videos: a playlist, a picture or text"
-        raise VideoError(Reason.UNREADABLE, message) from None
+@contextmanager
+def _open(path: str, options: dict[str, str]) -> Iterator[InputContainer]:
+    """FFmpeg reads by a descriptor, so that no name can be taken for a protocol (`concat:a|b`)."""
+    with opened(path) as descriptor:
+        try:
+            reader = Reader(descriptor, path)
+            container = av.open(
+                reader, "r", options=options, metadata_errors="replace", buffer_size=BUFFER_BYTES
+            )
+        except av.InvalidDataError:
+            message = f"{path} is not a video file, or its beginning is damaged"
+            raise VideoError(Reason.UNREADABLE, message) from None
+        except av.ArgumentError:  # FFmpeg's answer to a format that is not on the list
+            if options["format_whitelist"] == ALLOWED and _is_sound(path):
+                raise VideoError(Reason.NO_VIDEO_STREAM, f"{path} holds sound only") from None
+            message = f"{path} is no container of videos: a playlist, a picture or text"
+            raise VideoError(Reason.UNREADABLE, message) from None
+        with container:
+            yield container
 
 
 def _is_sound(path: str) -> bool:
@@ -110,18 +106,6 @@ def _is_sound(path: str) -> bool:
             return True
     except VideoError:
         return False
-
-
-def check_file(path: str) -> None:
-    """Raise VideoError unless `path` is a regular file with content; opens nothing."""
-    try:
-        facts = os.stat(path)  # noqa: PTH116 - names may hold bytes that are not UTF-8
-    except (OSError, ValueError) as error:
-        raise VideoError(Reason.NOT_A_FILE, f"{path}: {error}") from None
-    if not stat.S_ISREG(facts.st_mode):
-        raise VideoError(Reason.NOT_A_FILE, f"{path} is not a regular file")
-    if facts.st_size == 0:
-        raise VideoError(Reason.EMPTY_FILE, f"{path} is empty")
 
 
 def _video_stream(path: str, container: InputContainer) -> VideoStream:

@@ -24,9 +24,9 @@ from fvlm.video.container import (
     TOLERANT,
     codec_name,
     container_name,
-    content_sha256,
     open_stream,
 )
+from fvlm.video.files import content_sha256
 from fvlm.video.geometry import FrameConverter
 from fvlm.video.h264 import has_predicted_idr
 from fvlm.video.messages import Messages

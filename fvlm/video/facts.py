@@ -19,7 +19,17 @@ from fvlm.video.reasons import PASSING, Reason
 
 PROBE = "fvlm.video.probe:probe_request"
 # The modules of this folder that PROBE runs.
-PROBING = ("codec", "container", "facts", "geometry", "probe", "reasons", "structure", "timeline")
+PROBING = (
+    "codec",
+    "container",
+    "facts",
+    "files",
+    "geometry",
+    "probe",
+    "reasons",
+    "structure",
+    "timeline",
+)
 
 
 @dataclass(frozen=True)

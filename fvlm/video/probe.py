@@ -12,10 +12,10 @@ from fvlm.video.container import (
     TOLERANT,
     codec_name,
     container_name,
-    content_sha256,
     open_stream,
 )
 from fvlm.video.facts import VideoFacts
+from fvlm.video.files import content_sha256
 from fvlm.video.geometry import Orientation, orientation_of
 from fvlm.video.reasons import Reason
 from fvlm.video.timeline import Timeline, read_timeline

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import IO
 
 from fvlm.errors import VideoError
+from fvlm.video.files import opened
 from fvlm.video.reasons import Reason
 
 SEGMENT, CLUSTER, CRC_32 = 0x18538067, 0x1F43B675, 0xBF
@@ -39,7 +40,7 @@ def check_structure(path: str, container: str) -> bool:
     check = {"mp4": _check_mp4, "mkv": _check_matroska, "webm": _check_matroska, "avi": _check_avi}
     if container not in check:
         return True
-    with open(path, "rb") as file:  # noqa: PTH123 - names may hold bytes that are not UTF-8
+    with opened(path) as descriptor, os.fdopen(os.dup(descriptor), "rb") as file:
         size = file.seek(0, 2)
         file.seek(0)
         return check[container](file, size) is not False

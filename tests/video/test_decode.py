@@ -315,7 +315,7 @@ def test_a_printing_decoder_is_heard_where_stderr_is_a_file(tmp_path: Path) -> N
         "os.write(2, b'[h264 @ 0x55] concealing 99 DC, 99 AC, 99 MV errors in P frame\\n')\n"
         "print(heard.damage('h264'), Messages().damage('h264'))\n"
     )
-    with (tmp_path / "stderr").open("w") as stderr:
+    with (tmp_path / "stderr").open("w+") as stderr:
         done = subprocess.run(
             [sys.executable, "-c", code],
             stdout=subprocess.PIPE,
