@@ -138,7 +138,7 @@ class _Decoder:
         """Show progress; stop with the list when too many of the videos cannot be decoded."""
         self._failed += failed
         self._progress.advance(videos, **count_reasons(self._failed))
-        if len(self._failed) > self._params.max_failed_fraction * len(self._rows):
+        if len(self._failed) > self._params.most_failed(len(self._rows)):
             lines = (f"\n  {n['video_id']}: {n['reason']}: {n['message']}" for n in self._failed)
             raise FvlmError(
                 f"{len(self._failed)} of {len(self._rows)} videos cannot be decoded, more than "

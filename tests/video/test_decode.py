@@ -15,7 +15,7 @@ import pytest
 
 from fvlm.errors import VideoError
 from fvlm.video import decode
-from fvlm.video.decode import DecodedClip, decode_request, decode_video
+from fvlm.video.decode import DecodedClip, DecodeParams, decode_request, decode_video
 from fvlm.video.geometry import FrameConverter
 from fvlm.video.worker import Outcome, map_isolated
 
@@ -254,6 +254,15 @@ def test_what_only_a_message_tells(videos: dict[str, Path], tmp_path: Path) -> N
     assert isinstance(outcome, VideoError)
     assert outcome.reason == "decode_error"
     assert "Invalid track number" in str(outcome)
+
+
+@pytest.mark.parametrize(
+    ("fraction", "videos", "most"),
+    [(0.0, 1000, 0), (0.1, 5, 3), (0.1, 3, 2), (0.1, 40, 4), (0.01, 40, 3), (1.0, 3, 3)],
+)
+def test_how_many_may_fail(fraction: float, videos: int, most: int) -> None:
+    params = DecodeParams(num_frames=1, size=8, clips_per_shard=1, max_failed_fraction=fraction)
+    assert params.most_failed(videos) == pytest.approx(most)
 
 
 def test_request_checks_the_content(videos: dict[str, Path], tmp_path: Path) -> None:
