@@ -7,8 +7,9 @@ reordering and skipping all have something to get wrong.
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ import numpy as np
 import pytest
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
+
+from fvlm.video.decode import DecodedClip, decode_video
+from fvlm.video.probe import probe_video
 
 NUM_FRAMES = 100
 FPS = 25
@@ -186,6 +190,33 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
+B_FRAMES = {"g": "12", "bf": "2"}
+LIBVPX = {"g": "12", "deadline": "realtime", "auto-alt-ref": "1", "lag-in-frames": "8"}
+CODECS: dict[str, tuple[str, dict[str, str]]] = {
+    "h264": ("libx264", {"preset": "veryfast", "g": "12", "bf": "3"}),
+    "hevc": (
+        "libx265",
+        {"preset": "ultrafast", "g": "12", "x265-params": "log-level=none:bframes=3"},
+    ),
+    "vp8": ("libvpx", LIBVPX),
+    "vp9": ("libvpx-vp9", {**LIBVPX, "cpu-used": "8"}),
+    "mpeg4": ("mpeg4", B_FRAMES),
+    "mpeg2": ("mpeg2video", B_FRAMES),
+    "mpeg1": ("mpeg1video", B_FRAMES),
+    "mjpeg": ("mjpeg", {}),
+    "wmv2": ("wmv2", {}),
+    "msmpeg4": ("msmpeg4", {}),
+    "flv": ("flv", {}),
+    "h263p": ("h263p", {}),
+    "ffv1": ("ffv1", {}),
+    "rv20": ("rv20", {}),
+    "prores": ("prores_ks", {}),
+    "gif": ("gif", {}),
+}
+FORMATS = {"h264": "yuv420p", "mjpeg": "yuvj420p", "prores": "yuv422p10le", "gif": "rgb8"}
+RAW = {"h264": "h264", "hevc": "hevc", "m4v": "m4v", "m2v": "mpeg2video"}  # suffix: muxer
+
+
 def render_all(folder: Path) -> dict[str, Path]:
     """Render every recipe; SVT-AV1 can hang in a process that ran other encoders, so in its own."""
     for name, recipe in RECIPES.items():
@@ -210,20 +241,51 @@ def rendered_picture() -> Callable[[int, int, int], np.ndarray]:
 
 
 @pytest.fixture(scope="session")
-def numbered_recipe() -> Callable[..., Recipe]:
-    """numbered_recipe(codec, first=0, ...): a film whose frame n shows the number `first + n`."""
+def numbers_of() -> Callable[[np.ndarray], list[int]]:
+    """The numbers that frames [T, 3, S, S] show."""
+    return numbers
 
-    def make(codec: str, *, first: int = 0, **facts: Any) -> Recipe:
-        facts = {"width": 96, "height": 96, **facts}
-        return Recipe(codec, draw=lambda n, *size: numbered(first + n, *size), **facts)
+
+@pytest.fixture
+def render(tmp_path: Path) -> Callable[..., Path]:
+    """render("h264.mp4", frames=40, first=0, ...): a film whose frame n shows `first + n`."""
+
+    def make(pair: str, *, name: str = "", frames: int = 40, first: int = 0, **more: Any) -> Path:
+        codec, suffix = pair.split(".", 1)
+        encoder, options = CODECS[codec]
+        recipe = Recipe(
+            encoder,
+            96,
+            96,
+            draw=lambda n, *size: numbered(first + n, *size),
+            num_frames=frames,
+            pixel_format=FORMATS.get(codec, "yuv420p"),
+            container=RAW.get(suffix),
+            fps=25 if codec in ("mpeg1", "mpeg2") else 10,
+        )
+        return Path(
+            replace(recipe, **{"options": options, **more}).render(tmp_path / (name or pair))
+        )
 
     return make
 
 
-@pytest.fixture(scope="session")
-def numbers_of() -> Callable[[np.ndarray], list[int]]:
-    """The numbers that frames [T, 3, S, S] show."""
-    return numbers
+@pytest.fixture
+def every_frame() -> Callable[[Path], DecodedClip]:
+    """All frames of a file, as they are stored, 96 x 96."""
+
+    def decode(path: Path) -> DecodedClip:
+        clip = decode_video(str(path), num_frames=probe_video(str(path)).frames, size=96)
+        assert all(a < b for a, b in pairwise(clip.pts_seconds))
+        return clip
+
+    return decode
+
+
+@pytest.fixture
+def shown(every_frame: Callable[[Path], DecodedClip]) -> Callable[[Path], list[int]]:
+    """The numbers that all frames of a file show, as they are stored."""
+    return lambda path: numbers(every_frame(path).frames)
 
 
 if __name__ == "__main__":
