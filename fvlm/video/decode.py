@@ -241,14 +241,12 @@ def decode_all(
 def check_delivered(timeline: Timeline, times: list[int]) -> None:
     """Raise VideoError unless the delivered frames are those the container declares.
 
-    One deviation is sound: frames before the first keyframe that nothing can decode.
+    One deviation is sound: early frames that nothing can decode.
     """
     declared = timeline.shown
     if any(a >= b for a, b in pairwise(times)):
         raise VideoError(Reason.WRONG_FRAMES, DISORDER)
-    first_key = next((p.time for p in timeline.facts if p.is_keyframe), declared[0])
-    missing = [time for time in set(declared) - set(times) if time >= first_key]
-    if missing or not times:
+    if set(declared) - set(times) - timeline.early or not times:
         message = f"{len(declared)} frames declared, {len(times)} decoded"
         raise VideoError(Reason.MISSING_FRAMES, message)
     if not set(times) <= set(declared):

@@ -82,6 +82,16 @@ class Timeline:
         return all(a.time < b.time for a, b in pairwise(p for p in self.facts if p.is_shown))
 
     @property
+    def early(self) -> set[int]:
+        """Times of frames that are shown before the first keyframe of their recording."""
+        times: set[int] = set()
+        for start, stop in pairwise([0, *sorted(self.joints), len(self.facts)]):
+            part = self.facts[start:stop]
+            first = next((fact.time for fact in part if fact.is_keyframe), part[0].time)
+            times |= {fact.time for fact in part if fact.time < first}
+        return times
+
+    @property
     def end(self) -> int:
         """When the last frame disappears, in ticks."""
         return _end([packet for packet in self.facts if packet.is_shown])

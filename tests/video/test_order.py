@@ -5,6 +5,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
@@ -142,7 +143,52 @@ def test_a_file_without_presentation_times(every_frame: Every, render: Film, sho
     path = render("h264.mp4")
     path.write_bytes(path.read_bytes().replace(b"ctts", b"free").replace(b"edts", b"free"))
     assert shown(path) == list(range(FRAMES))
-    few = decode_video(str(path), num_frames=7, size=SIZE)
     every = every_frame(path)
-    places = [every.pts_seconds.index(seconds) for seconds in few.pts_seconds]
-    np.testing.assert_array_equal(few.frames, every.frames[places])
+    for num_frames in (1, 2, 3, 4, 5, 7):  # that the fast way must not take what it has skipped
+        few = decode_video(str(path), num_frames=num_frames, size=SIZE)
+        places = [every.pts_seconds.index(seconds) for seconds in few.pts_seconds]
+        np.testing.assert_array_equal(few.frames, every.frames[places])
+
+
+def test_a_clock_that_starts_again_between_the_frames(render: Film) -> None:
+    """No two frames share a time, but twice as many are shown in a second."""
+    parts = [
+        render("h264.mkv", name=f"{late}.mkv", fps=20, times=lambda n, late=late: 2 * n + late)
+        for late in (0, 1)
+    ]
+    path = parts[0]
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    with pytest.raises(VideoError, match="the clock starts again") as error:
+        probe_video(str(path))
+    assert error.value.reason == "wrong_frames"
+
+
+def test_a_recording_joined_in_the_middle_of_a_group(
+    render: Film, tmp_path: Path, numbers_of: Callable[[np.ndarray], list[int]]
+) -> None:
+    """Frames that refer to what was cut away must not be decoded from the recording before."""
+    options = {
+        "preset": "ultrafast",
+        "g": "12",
+        "x265-params": "log-level=none:bframes=4:open-gop=1",
+    }
+    whole = render("hevc.ts", options=options, first=100)
+    cut = tmp_path / "cut.ts"
+    with av.open(str(whole)) as source, av.open(str(cut), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for place, packet in enumerate(source.demux(video=0)):
+            if packet.size and place >= 5:
+                packet.stream = stream
+                target.mux(packet)
+    path = render("hevc.ts", options=options, name="joined.ts", frames=20)
+    path.write_bytes(path.read_bytes() + cut.read_bytes())
+    clip = decode_video(str(path), num_frames=40, size=SIZE)
+    found = numbers_of(clip.frames)
+    offsets = [
+        number - round(10 * seconds)
+        for number, seconds in zip(found, clip.pts_seconds, strict=True)
+    ]
+    before = sum(number < 100 for number in found)
+    assert set(offsets[:before]) == {0}
+    assert len(set(offsets[before:])) == 1
+    assert found == sorted(found)
