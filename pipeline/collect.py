@@ -12,7 +12,7 @@ from fvlm.core.errors import ParamsError
 from fvlm.core.io import write_json, write_jsonl
 from fvlm.core.params import PARAMS, Params, is_checked, load_params, read_yaml
 from fvlm.core.stage import run
-from fvlm.corpus.listing import CollectParams, list_videos
+from fvlm.corpus.listing import CollectParams, in_words, list_videos
 from fvlm.weights.listing import list_weights
 from pipeline.paths import VIDEOS, WEIGHTS
 
@@ -26,11 +26,13 @@ class Sections(Params):
 def main() -> None:
     """Write one line a video, and what tells the pretrained parts apart."""
     params = load_params(Sections).collect
-    videos = list_videos(params)
+    videos, left_out = list_videos(params)
     write_jsonl(VIDEOS, map(asdict, videos))
     captioned = sum(bool(video.caption) for video in videos)
     counted = f"{len(videos)} videos ({sum(video.size for video in videos) / 1e6:.1f} MB)"
     print(f"collect: {counted}, {captioned} with a caption, in {params.source}")
+    if left_out:
+        print(f"collect: left out {in_words(left_out)}")
     for kind, described in list_weights(read_yaml(PARAMS)).items():
         write_json(WEIGHTS / f"{kind}.json", described)
 

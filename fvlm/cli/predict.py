@@ -31,6 +31,7 @@ from fvlm.report.movie import encode_movie, movie_frames
 from fvlm.report.pictures import fixation_sheet, prediction_sheet, printable
 from fvlm.report.view import ClipView, view_clip
 from fvlm.video.decode import decode_request
+from fvlm.video.reasons import Reason
 from fvlm.video.worker import map_isolated
 
 BATCH_FRAMES = 48  # frames in one forward of the encoders
@@ -113,7 +114,8 @@ def decode(video: Path, *, num_frames: int, size: int) -> tuple[NDArray[np.uint8
     request |= {"num_frames": num_frames, "size": size}
     ((_, outcome),) = map_isolated(decode_request, [request], workers=1)
     if isinstance(outcome, VideoError):
-        raise FvlmError(f"{video} cannot be used: {outcome.reason}: {outcome}")
+        advice = "; choose fewer with --frames" if outcome.reason == Reason.TOO_FEW_FRAMES else ""
+        raise FvlmError(f"{video} cannot be used: {outcome.reason}: {outcome}{advice}")
     return outcome.arrays["frames"], outcome.values["pts_seconds"]
 
 

@@ -1,18 +1,22 @@
 """List the videos of `collect.source` without opening them: a stat per file, captions from text.
 
-A folder is walked recursively. Taken are regular files with a suffix of VIDEO_SUFFIXES in any case;
-hidden files and folders are left out, as are FIFOs, sockets and devices. Links are followed; a
-folder that several links lead to is walked once, by its real place where that lies inside.
+A folder is walked recursively. Taken are regular files with a suffix of VIDEO_SUFFIXES in any case.
+All else is counted: other files by suffix; hidden files and folders, FIFOs, sockets, devices and
+links that lead nowhere by their kind. Links are followed; a folder that several links lead to is
+walked once, by its real place where that lies inside.
 A list is a .csv or .jsonl file of rows with `path`, relative to the list, and optional `caption`.
 A video without a caption in its row has the text of NAME.txt beside it, or "caption" of NAME.json.
 """
 
 import csv
+import errno
 import json
 import os
 import stat
+from collections import Counter
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +32,15 @@ from fvlm.corpus.rendered import rendered_folder
 # fmt: off
 VIDEO_SUFFIXES = frozenset({
     ".3g2", ".3gp", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".gif", ".h264", ".h265",
-    ".hevc", ".ivf", ".m2ts", ".m2v", ".m4v", ".mjpeg", ".mjpg", ".mkv", ".mov", ".mp4", ".mpe",
-    ".mpeg", ".mpg", ".mts", ".mxf", ".nut", ".obu", ".ogg", ".ogm", ".ogv", ".qt", ".rm",
-    ".rmvb", ".ts", ".vob", ".webm", ".wmv", ".wtv", ".y4m",
+    ".hevc", ".ivf", ".m2ts", ".m2v", ".m4v", ".mkv", ".mov", ".mp4", ".mpe", ".mpeg", ".mpg",
+    ".mts", ".mxf", ".nut", ".ogg", ".ogm", ".ogv", ".qt", ".rm", ".rmvb", ".ts", ".vob", ".webm",
+    ".wmv", ".wtv", ".y4m",
 })
+# Raw streams that do not say how fast they play: they have to be wrapped.
+RAW_SUFFIXES = frozenset({".mjpeg", ".mjpg", ".obu"})
+KINDS = {
+    stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket", stat.S_IFBLK: "device", stat.S_IFCHR: "device",
+}
 # fmt: on
 LIST_SUFFIXES = (".csv", ".jsonl")
 CAPTION_SUFFIXES = (".txt", ".json")
@@ -76,8 +85,8 @@ class ListedVideo:
     caption: str
 
 
-def list_videos(params: CollectParams) -> list[ListedVideo]:
-    """The videos of `collect.source`, sorted by video_id.
+def list_videos(params: CollectParams) -> tuple[list[ListedVideo], Counter[str]]:
+    """The videos of `collect.source`, sorted by video_id; and what else lies there, by kind.
 
     Raises SourceError when the source does not exist or holds no video, and for every faulty row
     and caption, all of them together.
@@ -85,24 +94,34 @@ def list_videos(params: CollectParams) -> list[ListedVideo]:
     source = params.source
     if source == "demo":
         captions = demo_captions()
-        listed = _list_folder(demo_folder())
-        return [replace(video, caption=captions[video.video_id]) for video in listed]
+        listed, left_out = _list_folder(demo_folder())
+        named = [replace(video, caption=captions[video.video_id]) for video in listed]
+        return named, left_out
     for corpus in RENDERED:
         if source == corpus:
             clips, seed = params.control_clips, params.control_seed
             return _list_folder(rendered_folder(corpus, clips=clips, seed=seed))
     path = project_root() / Path(source).expanduser()
     if path.is_dir():
-        videos = _list_folder(path)
+        videos, left_out = _list_folder(path)
     elif path.is_file() and path.suffix.lower() in LIST_SUFFIXES:
-        videos = _list_rows(path)
+        videos, left_out = _list_rows(path), Counter()
     elif path.exists():
         raise _source_error(f"{path} is neither a folder nor a .csv or .jsonl list")
     else:
         raise _source_error(f"{path} does not exist")
     if not videos:
-        raise _source_error(f"no videos in {path}")
-    return sorted(videos, key=lambda video: video.video_id)
+        found = f", only {in_words(left_out)}" if left_out else ""
+        raise _source_error(f"no videos in {path}{found}")
+    return sorted(videos, key=lambda video: video.video_id), left_out
+
+
+def in_words(left_out: Counter[str]) -> str:
+    """What was left out, the most frequent first; with advice for raw streams."""
+    words = ", ".join(f"{count} {kind}" for kind, count in left_out.most_common())
+    for suffix in sorted(RAW_SUFFIXES & left_out.keys()):
+        words += f"; wrap {suffix}: ffmpeg -framerate RATE -i NAME{suffix} -c copy NAME.mkv"
+    return words
 
 
 def _source_error(fault: str) -> SourceError:
@@ -113,29 +132,35 @@ def _source_error(fault: str) -> SourceError:
     )
 
 
-def _list_folder(root: Path) -> list[ListedVideo]:
-    videos, faults = [], []
-    for folder, entries in _walk(str(root)):
+def _list_folder(root: Path) -> tuple[list[ListedVideo], Counter[str]]:
+    videos, faults, left_out = list[ListedVideo](), list[str](), Counter[str]()
+    for folder, entries in _walk(str(root), left_out):
         names = {entry.name for entry in entries}
         for entry in entries:
-            if os.path.splitext(entry.name)[1].lower() not in VIDEO_SUFFIXES:  # noqa: PTH122
+            suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122
+            if suffix not in VIDEO_SUFFIXES:
+                left_out[suffix or "file without a suffix"] += 1
                 continue
             path = os.path.join(folder, entry.name)  # noqa: PTH118 - a Path a file costs more
             try:
                 status, caption = entry.stat(), _sidecar_caption(path, names)
             except FileNotFoundError:
-                continue  # vanished while the folder was read
+                left_out["vanished file"] += 1
+                continue
             except SourceError as error:
                 faults.append(str(error))
                 continue
             video_id = os.path.relpath(path, root)
             videos.append(ListedVideo(video_id, path, status.st_size, status.st_mtime_ns, caption))
     _raise_faults(faults)
-    return videos
+    return videos, left_out
 
 
-def _walk(root: str) -> Iterator[tuple[str, list[os.DirEntry[str]]]]:
-    """Every folder once, with its visible regular files; real folders before linked ones."""
+def _walk(root: str, left_out: Counter[str]) -> Iterator[tuple[str, list[os.DirEntry[str]]]]:
+    """Every folder once, with its visible regular files; real folders before linked ones.
+
+    Adds to `left_out` what is neither.
+    """
     visited: set[tuple[int, int]] = set()
     real, linked = [root], list[str]()
     while real or linked:
@@ -143,29 +168,41 @@ def _walk(root: str) -> Iterator[tuple[str, list[os.DirEntry[str]]]]:
         try:
             status = os.stat(folder)  # noqa: PTH116
             if (status.st_dev, status.st_ino) in visited:
+                left_out["link to a folder that is listed"] += 1
                 continue
             visited.add((status.st_dev, status.st_ino))
             with os.scandir(folder) as scan:
                 entries = sorted(scan, key=lambda entry: entry.name)
         except OSError as error:
             raise SourceError(f"{folder}: {error.strerror}") from None
-        modes = {entry: _mode(entry) for entry in entries if not entry.name.startswith(".")}
-        for entry, mode in modes.items():
-            if stat.S_ISDIR(mode):
+        files = []
+        for entry in entries:
+            kind = _kind(entry)
+            if kind == "folder":
                 (linked if entry.is_symlink() else real).append(entry.path)
-        yield folder, [entry for entry, mode in modes.items() if stat.S_ISREG(mode)]
+            elif kind == "file":
+                files.append(entry)
+            else:
+                left_out[kind] += 1
+        yield folder, files
 
 
-def _mode(entry: os.DirEntry[str]) -> int:
-    """Kind of what an entry leads to; 0 for a link that leads nowhere or in a circle."""
+def _kind(entry: os.DirEntry[str]) -> str:
+    """What an entry is or leads to."""
+    if entry.name.startswith("."):
+        return "hidden"
     try:
-        return entry.stat().st_mode
-    except OSError:
-        return 0
+        mode = entry.stat().st_mode
+    except OSError as error:
+        reasons = {errno.ENOENT: "dangling link", errno.ELOOP: "loop of links"}
+        return reasons.get(error.errno or 0, "unreadable entry")
+    if stat.S_ISDIR(mode):
+        return "folder"
+    return "file" if stat.S_ISREG(mode) else KINDS.get(stat.S_IFMT(mode), "entry of another kind")
 
 
 def _list_rows(path: Path) -> list[ListedVideo]:
-    videos, faults = [], []
+    videos, faults = list[ListedVideo](), dict[int, str]()
     line_of: dict[str, int] = {}
     for line, row in _READERS[path.suffix.lower()](path):
         try:
@@ -175,9 +212,18 @@ def _list_rows(path: Path) -> list[ListedVideo]:
                 raise SourceError(f"{video.video_id!r} stands in line {first} already")
             videos.append(video)
         except SourceError as error:
-            faults.append(f"{path}:{line}: {error}")
-    _raise_faults(faults)
+            faults[line] = f"{path}:{line}: {error}"
+    _raise_faults(list(faults.values()), _ranges(list(faults)[MAX_FAULTS:]))
     return videos
+
+
+def _ranges(lines: list[int]) -> str:
+    """All the line numbers, ascending: 3, 7-9."""
+    ranges = []
+    for _, run in groupby(enumerate(lines), key=lambda pair: pair[1] - pair[0]):
+        numbers = [line for _, line in run]
+        ranges.append("-".join(map(str, dict.fromkeys((numbers[0], numbers[-1])))))
+    return ", ".join(ranges)
 
 
 def _parse_row(folder: Path, row: dict[str, Any]) -> ListedVideo:
@@ -263,8 +309,10 @@ def _read_caption(path: Path) -> str:
     return (caption or "").strip()
 
 
-def _raise_faults(faults: list[str]) -> None:
+def _raise_faults(faults: list[str], lines: str = "") -> None:
+    """Name all of them: the first in full, the others by their `lines` where these are known."""
     if faults:
         more = len(faults) - MAX_FAULTS
-        shown = faults[:MAX_FAULTS] + ([f"and {more} more"] if more > 0 else [])
+        where = f", in lines {lines}" if lines else ""
+        shown = faults[:MAX_FAULTS] + ([f"and {more} more{where}"] if more > 0 else [])
         raise SourceError("collect.source is invalid:\n  " + "\n  ".join(shown))

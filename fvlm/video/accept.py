@@ -53,10 +53,18 @@ def classify(outcome: Facts | VideoError, params: FilterParams) -> Verdict:
         return Verdict("quarantined", str(outcome.reason), str(outcome))
     seconds = outcome.duration_seconds
     if seconds < params.min_seconds:
-        return Verdict("filtered", "too_short", f"{seconds:.3f} s < {params.min_seconds:g} s")
+        message = f"{_apart(seconds, params.min_seconds)} s < {params.min_seconds:.15g} s"
+        return Verdict("filtered", "too_short", message)
     if seconds > params.max_seconds:
-        return Verdict("filtered", "too_long", f"{seconds:.3f} s > {params.max_seconds:g} s")
+        message = f"{_apart(seconds, params.max_seconds)} s > {params.max_seconds:.15g} s"
+        return Verdict("filtered", "too_long", message)
     return ACCEPTED
+
+
+def _apart(seconds: float, bound: float) -> str:
+    """The duration with as many digits, at least 3, as it takes to differ from the bound."""
+    digits = next((n for n in range(3, 15) if round(seconds, n) != bound), 15)
+    return f"{seconds:.{digits}f}"
 
 
 def classify_all(

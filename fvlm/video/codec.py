@@ -1,14 +1,18 @@
 """The decoder with every check switched on: an error or a doubtful frame raises."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
+import av
 from av.packet import Packet
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from fvlm.core.errors import VideoError
-from fvlm.video.reasons import Reason
+from fvlm.video.reasons import Reason, in_words
+from fvlm.video.timeline import Timeline
+
+Shown = tuple[int, VideoFrame]  # the place of its packet in the timeline, and the frame
 
 
 def decode_packet(
@@ -24,25 +28,37 @@ def decode_packet(
         return []
     except MemoryError as error:
         raise VideoError(Reason.OUT_OF_MEMORY, f"the decoder ran out of memory: {error}") from None
+    except av.InvalidDataError:
+        raise VideoError(Reason.DECODE_ERROR, "damaged picture") from None
     except Exception as error:  # the bindings raise more than FFmpeg's errors
-        raise VideoError(Reason.DECODE_ERROR, f"{type(error).__name__}: {error}") from None
+        raise VideoError(Reason.DECODE_ERROR, f"picture not decoded: {in_words(error)}") from None
     if any(frame.is_corrupt for frame in frames):
-        raise VideoError(Reason.DECODE_ERROR, "the decoder marks a frame as corrupt")
+        raise VideoError(Reason.DECODE_ERROR, "picture that the decoder marks as damaged")
     return frames
 
 
-def decode_packets(
-    decoder: VideoCodecContext, packets: "Iterable[Packet[VideoStream]]"
-) -> Iterator[VideoFrame]:
-    """All frames of the packets in display order, including those that the decoder holds back."""
-    for packet in packets:
-        yield from decode_packet(decoder, packet)
-    yield from decode_packet(decoder, None)
+def packet_of(frame: VideoFrame) -> int:
+    """The packet that holds the frame, by the stamp that `Timeline.read` gave it.
+
+    Raises VideoError(no_timestamps) where the decoder has lost it.
+    """
+    if frame.pts is None:
+        raise VideoError(Reason.NO_TIMESTAMPS, "a decoded frame has lost its timestamp")
+    return frame.pts
 
 
-def frame_time(frame: VideoFrame) -> int:
-    """When the frame is shown, in ticks; raises VideoError(no_timestamps)."""
-    time = frame.pts if frame.pts is not None else frame.dts
-    if time is None:
-        raise VideoError(Reason.NO_TIMESTAMPS, "a decoded frame has no timestamp")
-    return time
+def play(timeline: Timeline, stream: VideoStream) -> Iterator[Shown]:
+    """All frames as the decoder shows them; it starts anew where recordings are joined."""
+    decoder, place = stream.codec_context, 0
+    try:
+        for place, packet in enumerate(timeline.read()):
+            if place in timeline.joints:
+                yield from ((packet_of(frame), frame) for frame in decode_packet(decoder, None))
+                decoder.flush_buffers()
+            yield from ((packet_of(frame), frame) for frame in decode_packet(decoder, packet))
+        yield from ((packet_of(frame), frame) for frame in decode_packet(decoder, None))
+    except VideoError as error:
+        if error.reason != Reason.DECODE_ERROR:
+            raise
+        seconds = (timeline.facts[place].time - timeline.shown[0]) * timeline.time_base
+        raise VideoError(error.reason, f"{error} at {float(seconds):.1f} s") from None

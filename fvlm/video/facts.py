@@ -29,6 +29,7 @@ class VideoFacts:
     fps: average frames per second. frames: number of frames that are shown.
     width, height: pixels, after rotation. rotation: degrees clockwise that a player turns the
     coded picture (0, 90, 180, 270). container: short name such as mp4, webm, avi.
+    video_stream: which of the file's video_streams it is, from 1.
     """
 
     duration_seconds: float
@@ -39,6 +40,8 @@ class VideoFacts:
     codec: str
     container: str
     rotation: int
+    video_stream: int
+    video_streams: int
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from fractions import Fraction
 import numpy as np
 from av.buffer import Buffer
 from av.filter import Graph
+from av.video.format import VideoFormat
 from av.video.frame import VideoFrame
 
 # Exact rounding and no SIMD differences: the same bytes on every machine.
@@ -92,7 +93,6 @@ class FrameConverter:
     def _build(
         self, width: int, height: int, pixel_format: str, colorspace: int, color_range: int
     ) -> Graph:
-        crop_width, crop_height = centre_square(width, height, self._aspect)
         source = {
             "video_size": f"{width}x{height}",
             "pix_fmt": pixel_format,
@@ -100,11 +100,12 @@ class FrameConverter:
             "colorspace": str(colorspace),
             "range": str(color_range),
         }
+        crop = centre_square(width, height, self._aspect)
         graph = Graph()
         graph.threads = 1
         graph.link_nodes(
             graph.add("buffer", **source),
-            graph.add("crop", f"w={crop_width}:h={crop_height}"),  # centred by default
+            *(graph.add(*step) for step in _crop_steps((width, height), crop, pixel_format)),
             graph.add("scale", f"w={self._size}:h={self._size}:flags={SCALE_FLAGS}"),
             graph.add(
                 "format", "gbrp"
@@ -112,6 +113,34 @@ class FrameConverter:
             graph.add("buffersink"),
         ).configure()
         return graph
+
+
+def _crop_steps(
+    size: tuple[int, int], crop: tuple[int, int], pixel_format: str
+) -> list[tuple[str, str]]:
+    """Filters that cut out the centre exactly: names and arguments.
+
+    FFmpeg crops at whole pixels of the coarsest plane. Where the square begins between them, the
+    picture is first made one without coarse planes; where it begins in the middle of a pixel, each
+    is first made two.
+    """
+    margins = [whole - part for whole, part in zip(size, crop, strict=True)]
+    steps = []
+    if any(margin % (2 * cell) for margin, cell in zip(margins, _cell(pixel_format), strict=True)):
+        steps += [("scale", f"flags={SCALE_FLAGS}"), ("format", "gbrp")]
+    halves = [margin % 2 for margin in margins]
+    if any(halves):
+        width, height = (part + half for part, half in zip(crop, halves, strict=True))
+        factors = f"w={1 + halves[0]}*iw:h={1 + halves[1]}*ih"
+        steps += [("crop", f"w={width}:h={height}"), ("scale", f"{factors}:flags=neighbor")]
+    width, height = (part * (1 + half) for part, half in zip(crop, halves, strict=True))
+    return [*steps, ("crop", f"w={width}:h={height}")]  # centred by default
+
+
+def _cell(pixel_format: str) -> tuple[int, int]:
+    """Width and height in pixels of one sample of the coarsest plane."""
+    plane = VideoFormat(pixel_format, 64, 64)
+    return 64 // plane.chroma_width(), 64 // plane.chroma_height()
 
 
 def centre_square(width: int, height: int, aspect: Fraction) -> tuple[int, int]:

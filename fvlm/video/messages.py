@@ -42,9 +42,8 @@ class Messages:
         """
         if not self._is_file:
             return None
-        with open("/proc/self/fd/2", "rb") as file:  # noqa: PTH123 - a second, readable handle
-            file.seek(self._start)
-            lines = file.read().decode(errors="replace").splitlines()
+        said = os.pread(2, os.fstat(2).st_size - self._start, self._start)
+        lines = said.decode(errors="replace").splitlines()
         for line in lines:
             match = LINE.search(line)
             if match is None or BENIGN.search(match["text"]):

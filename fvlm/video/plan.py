@@ -9,7 +9,7 @@ from bisect import bisect_right
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from fvlm.video.container import PacketFacts
+from fvlm.video.timeline import PacketFacts
 
 # Codecs whose skipping of unreferenced frames leaves all other frames bit-identical.
 SKIPS_UNREFERENCED = frozenset(
@@ -27,6 +27,8 @@ def can_plan(codec: str, container: str) -> bool:
     """Whether codec and container are among those where decoding from inside is exact."""
     if container in STREAM_CONTAINERS:
         return codec in ("mpeg1video", "mpeg2video")
+    if container == "avi" and codec in ("h264", "hevc"):  # AVI does not know when frames are shown
+        return False
     return codec in FAST_CODECS and container in FAST_CONTAINERS
 
 

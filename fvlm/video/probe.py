@@ -7,19 +7,18 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from fvlm.core.errors import VideoError
-from fvlm.video.codec import decode_packets
+from fvlm.video.codec import play
 from fvlm.video.container import (
     TOLERANT,
-    Timeline,
     codec_name,
     container_name,
-    content_sha256,
     open_stream,
-    read_timeline,
 )
 from fvlm.video.facts import VideoFacts
+from fvlm.video.files import content_sha256
 from fvlm.video.geometry import Orientation, orientation_of
 from fvlm.video.reasons import Reason
+from fvlm.video.timeline import Timeline, read_timeline
 
 
 def probe_video(path: str) -> VideoFacts:
@@ -30,7 +29,7 @@ def probe_video(path: str) -> VideoFacts:
     """
     with open_stream(path, TOLERANT) as (container, stream):
         timeline = read_timeline(path, container, stream)
-        orientation = _first_orientation(stream, timeline, container)
+        orientation = _first_orientation(stream, timeline)
         return _facts(container, stream, timeline, orientation)
 
 
@@ -57,13 +56,13 @@ def _facts(
         codec=codec_name(stream),
         container=container_name(container),
         rotation=orientation.degrees,
+        video_stream=[s.index for s in container.streams.video].index(stream.index) + 1,
+        video_streams=len(container.streams.video),
     )
 
 
-def _first_orientation(
-    stream: VideoStream, timeline: Timeline, container: InputContainer
-) -> Orientation:
+def _first_orientation(stream: VideoStream, timeline: Timeline) -> Orientation:
     """Orientation of the first frame that decodes; raises VideoError(decode_error) if none does."""
-    for frame in decode_packets(stream.codec_context, timeline.read()):
+    for _, frame in play(timeline, stream):
         return orientation_of(frame)
-    raise VideoError(Reason.DECODE_ERROR, f"{container.name}: no frame can be decoded")
+    raise VideoError(Reason.DECODE_ERROR, f"{timeline.path}: no frame can be decoded")

@@ -39,3 +39,8 @@ PASSING = frozenset(
         Reason.OUT_OF_MEMORY,
     }
 )
+
+
+def in_words(error: Exception) -> str:
+    """What a library's exception says, without its numbers and names of classes."""
+    return getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"

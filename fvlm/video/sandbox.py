@@ -1,26 +1,30 @@
 """The worker's side of `fvlm.video.worker`: limits, the message format, and the serving loop.
 
 A message is two big-endian lengths (JSON, raw bytes), then the JSON, then the bytes of its arrays
-one after the other; a worker says READY before its first. Imports as little as possible: one runs
+one after the other. With a request comes the descriptor of the file that it names as "path". A
+worker's first message tells which protection is in force. Imports as little as possible: one runs
 in every worker.
 """
 
 import ctypes
 import importlib
 import json
+import math
 import os
 import resource
 import signal
+import socket
 import struct
 from collections.abc import Callable
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from fvlm.core.errors import VideoError
+from fvlm.video.confine import confine
+from fvlm.video.files import handed
 from fvlm.video.reasons import Reason
 
-READY = b"\n"  # a worker's first byte: it has started
 PREFIX = struct.Struct(">QQ")  # bytes of JSON, bytes of arrays
 STDERR_BYTES = 2**20  # what decoders may print for one item
 OPEN_FILES = 64
@@ -35,32 +39,37 @@ def encode_header(header: dict[str, Any], payload_bytes: int = 0) -> bytes:
     return PREFIX.pack(len(text), payload_bytes) + text
 
 
-def read_message(stream: IO[bytes]) -> dict[str, Any] | None:
-    """The next request from the parent; None when the parent has closed the pipe."""
-    prefix = stream.read(PREFIX.size)
+def serve(
+    descriptor: int, parent: int, function: str, processor_seconds: float, memory_bytes: int
+) -> None:
+    """Answer requests until the parent closes the socket. Runs in a fresh interpreter."""
+    _die_with_parent(parent)
+    _limit(memory_bytes)
+    call = _load(function)
+    with socket.socket(fileno=descriptor) as channel:
+        channel.sendall(encode_header({"protection": confine()}))
+        while (received := _receive(channel)) is not None:
+            request, file = received
+            os.truncate(2, 0)  # stderr holds what concerns this item only
+            os.lseek(2, 0, os.SEEK_SET)
+            _limit_processor(processor_seconds)
+            with handed(request.get("path"), file):
+                header, arrays = _answer(call, request)
+            channel.sendall(encode_header(header, sum(array.nbytes for array in arrays)))
+            for array in arrays:
+                channel.sendall(array.data)
+
+
+def _receive(channel: socket.socket) -> tuple[dict[str, Any], int | None] | None:
+    """The next request and the video's descriptor; None when the parent has closed the socket."""
+    prefix, descriptors, _, _ = socket.recv_fds(channel, PREFIX.size, 1)
     if len(prefix) < PREFIX.size:
         return None
     length, _ = PREFIX.unpack(prefix)
-    message: dict[str, Any] = json.loads(stream.read(length))
-    return message
-
-
-def serve(parent: int, function: str, deadline_seconds: float, memory_bytes: int) -> None:
-    """Answer requests until the parent closes the pipe. Runs in a fresh interpreter."""
-    _die_with_parent(parent)
-    requests, replies = _claim_pipes()
-    _limit(memory_bytes)
-    call = _load(function)
-    os.write(replies.fileno(), READY)
-    while (request := read_message(requests)) is not None:
-        os.truncate(2, 0)  # stderr holds what concerns this item only
-        os.lseek(2, 0, os.SEEK_SET)
-        _limit_processor(deadline_seconds)
-        header, arrays = _answer(call, request)
-        replies.write(encode_header(header, sum(array.nbytes for array in arrays)))
-        for array in arrays:
-            replies.write(array.data)
-        replies.flush()
+    text = b""
+    while len(text) < length:
+        text += channel.recv(length - len(text))
+    return json.loads(text), descriptors[0] if descriptors else None
 
 
 def _answer(
@@ -97,16 +106,6 @@ def _load(function: str) -> Callable[[dict[str, Any]], Any]:
     return call
 
 
-def _claim_pipes() -> tuple[IO[bytes], IO[bytes]]:
-    """Move the protocol off stdin and stdout, so that no library's print can disturb it."""
-    requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    null = os.open(os.devnull, os.O_RDWR)
-    os.dup2(null, 0)
-    os.dup2(null, 1)
-    os.close(null)
-    return requests, replies
-
-
 def _die_with_parent(parent: int) -> None:
     """Ask the kernel for SIGKILL when the parent ends; leave at once if it already has."""
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -129,7 +128,7 @@ def _limit(memory_bytes: int) -> None:
 def _limit_processor(seconds: float) -> None:
     """Allow this item `seconds` of processor time on top of what was used before."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
-    soft = int(usage.ru_utime + usage.ru_stime + seconds) + 2
+    soft = math.ceil(usage.ru_utime + usage.ru_stime + seconds)
     resource.setrlimit(resource.RLIMIT_CPU, _at_most(resource.RLIMIT_CPU, soft))
 
 

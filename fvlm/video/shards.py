@@ -97,7 +97,7 @@ class Decoding:
         """Show progress; stop with the list when too many of the videos cannot be decoded."""
         self._failed += failed
         self._progress.advance(videos, **count_reasons(self._failed))
-        if len(self._failed) > self._params.max_failed_fraction * len(self._rows):
+        if len(self._failed) > self._params.most_failed(len(self._rows)):
             lines = (f"\n  {note.video_id}: {note.reason}: {note.message}" for note in self._failed)
             raise FvlmError(
                 f"{len(self._failed)} of {len(self._rows)} videos cannot be decoded, more than "

@@ -11,10 +11,11 @@ reference with the OpenDML extension.
 import os
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO
 
 from fvlm.core.errors import VideoError
+from fvlm.video.files import opened
 from fvlm.video.reasons import Reason
 
 SEGMENT, CLUSTER, CRC_32 = 0x18538067, 0x1F43B675, 0xBF
@@ -25,21 +26,24 @@ TOP_LEVEL = {  # children of a Segment
 IN_CLUSTER = {0xE7, 0xA3, 0xA0, 0xAB, 0xA7, 0x5854, 0xAF, 0xEC, CRC_32}
 MAX_CHECKED_BYTES = 2**26  # an element that is larger is not read into memory for its CRC
 FRAME_BOXES = {b"mdat", b"moof"}  # of MP4: the frames, and the table of a fragment's frames
+UNKNOWN_SIZES = (bytes(4), b"\xff" * 4)  # of AVI, where the writer could not go back
 AVI_CHUNK = re.compile(rb"\d\d[a-z]{2}|ix\d\d|JUNK|idx1|LIST|rec ", re.IGNORECASE)
 
 
-def check_structure(path: str, container: str) -> None:
+def check_structure(path: str, container: str) -> bool:
     """Raise VideoError(missing_frames | wrong_frames) when the file contradicts itself.
 
     `container` is the short name of `container_name`; containers without such a structure pass.
+    False for a film whose writer could not go back to its header: what that declares is void.
     """
+    check: dict[str, Callable[[IO[bytes], int], bool | None]]
     check = {"mp4": _check_mp4, "mkv": _check_matroska, "webm": _check_matroska, "avi": _check_avi}
     if container not in check:
-        return
-    with open(path, "rb") as file:  # noqa: PTH123 - names may hold bytes that are not UTF-8
+        return True
+    with opened(path) as descriptor, os.fdopen(os.dup(descriptor), "rb") as file:
         size = file.seek(0, 2)
         file.seek(0)
-        check[container](file, size)
+        return check[container](file, size) is not False
 
 
 def _truncated(what: str, end: int, size: int) -> VideoError:
@@ -141,7 +145,8 @@ def _elements(file: IO[bytes], start: int, end: int) -> Iterator[tuple[int, int,
         position = body + length
 
 
-def _check_avi(file: IO[bytes], size: int) -> None:
+def _check_avi(file: IO[bytes], size: int) -> bool:
+    """False when sizes are unknown, as a writer into a pipe leaves them."""
     position = 0
     while position + 12 <= size:
         file.seek(position)
@@ -149,29 +154,44 @@ def _check_avi(file: IO[bytes], size: int) -> None:
         if header[:4] != b"RIFF" or header[8:] not in (b"AVI ", b"AVIX"):
             if position == 0:
                 raise _damaged("no RIFF header", 0)
-            return  # something appended
+            return True  # something appended
+        if header[4:8] in UNKNOWN_SIZES:
+            _check_chunks(file, position + 12, size, are_sizes_known=False)
+            return False
         end = position + 8 + int.from_bytes(header[4:8], "little")
-        if end > size + 1:
+        is_complete = _check_chunks(file, position + 12, min(end, size))
+        if end > size + 1 and not is_complete:
             raise _truncated("the RIFF chunk", end, size)
-        _check_chunks(file, position + 12, min(end, size))
         position = end + end % 2
+    return True
 
 
-def _check_chunks(file: IO[bytes], start: int, end: int) -> None:
-    """Chunks of a RIFF list; only the list of frames is looked into."""
-    position = start
+def _check_chunks(file: IO[bytes], start: int, end: int, *, are_sizes_known: bool = True) -> bool:
+    """Chunks of a RIFF list; only the list of frames is looked into.
+
+    Returns whether that list is complete: what follows it is the index, which nobody needs.
+    """
+    position, is_complete = start, False
     while position + 8 <= end:
         file.seek(position)
         header = file.read(12)
         length, kind = int.from_bytes(header[4:8], "little"), header[8:]
         if not all(32 <= byte < 127 for byte in header[:4]):
             raise _damaged("a chunk without sense", position)
+        holds_frames = header[:4] == b"LIST" and kind in (b"movi", b"rec ")
+        if holds_frames and not are_sizes_known and header[4:8] in UNKNOWN_SIZES:
+            _check_frames(file, position + 12, end)
+            return True
         following = position + 8 + length + length % 2
         if following > end + 1:
+            if is_complete:
+                return True
             raise _truncated("a chunk", following, end)
-        if header[:4] == b"LIST" and kind in (b"movi", b"rec "):
+        if holds_frames:
             _check_frames(file, position + 12, position + 8 + length)
+            is_complete = True
         position = following
+    return is_complete
 
 
 def _check_frames(file: IO[bytes], start: int, end: int) -> None:

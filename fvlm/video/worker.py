@@ -9,53 +9,60 @@
 `function` is "module:name" or a top-level function. It takes one JSON object and returns a JSON
 object, or a pair (JSON object, {name: numpy array}); it may raise VideoError to refuse an item.
 
-Each worker is a fresh interpreter in its own session, with limits on address space, processor
-time, file size and open files. Items and results cross its pipes as length-prefixed JSON and raw
-bytes, never as pickles. A worker that is late is ended with SIGKILL, and its process group with
-it: a spinning decoder ignores anything weaker. Workers die with the thread that consumes the
-results. What a worker prints is kept out of the protocol and quoted when it dies.
+Each worker is a fresh interpreter in its own session that may read the item's file and nothing else
+(`fvlm.video.confine`), with limits on address space, processor time, file size and open files. A
+thread for each worker waits for its answers. Items and results cross a socket as length-prefixed
+JSON and raw bytes, never as pickles. Processor time decides what takes too long; wall clock only
+ends what does nothing, with SIGKILL for the whole process group: a spinning decoder ignores
+anything weaker. A late item is tried once more while no other runs. Workers die with the thread
+that started them. What a worker prints is quoted when it dies.
 """
 
 import json
 import math
 import os
 import resource
-import selectors
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import suppress
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import chain, repeat
+from queue import SimpleQueue
 from typing import IO, Any, TypeVar
 
 import numpy as np
 
 from fvlm.core.errors import VideoError
+from fvlm.video.files import open_regular
 from fvlm.video.reasons import Reason
-from fvlm.video.sandbox import PREFIX, READY, encode_header
+from fvlm.video.sandbox import PREFIX, encode_header
 
-DEADLINE_SECONDS = 60.0  # wall clock, per item
-START_SECONDS = 60.0  # wall clock, until a worker is ready for its first item: a busy disk
+PROCESSOR_SECONDS = 60.0  # per item
+WALL_CLOCK_TIMES = 10  # as much wall clock: a machine that does other work, a slow disk
+START_SECONDS = 600.0  # wall clock, until a worker is ready for its first item: a busy disk
 MEMORY_BYTES = 2 * 2**30  # address space of one worker
 ITEMS_PER_WORKER = 500  # then it is replaced, so that no leak adds up
 AHEAD = 16  # results per worker that may wait for an earlier one, in order
 EXIT_SECONDS = 1.0  # from the end of a worker's output to the end of its process
-READ_BYTES = 2**20
 HEADER_BYTES = 2**24  # largest JSON of a result
 
 BOOT = """
 import json, sys
-path, parent, function, deadline_seconds, memory_bytes = sys.argv[1:]
+path, parent, descriptor, function, processor_seconds, memory_bytes = sys.argv[1:]
 sys.path[:] = json.loads(path)
 from fvlm.video.sandbox import serve
-serve(int(parent), function, float(deadline_seconds), int(memory_bytes))
+serve(int(descriptor), int(parent), function, float(processor_seconds), int(memory_bytes))
 """
 
 Item = TypeVar("Item", bound=dict[str, Any])
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -72,41 +79,41 @@ def map_isolated(
     *,
     workers: int | None = None,
     in_order: bool = False,
-    deadline_seconds: float = DEADLINE_SECONDS,
+    processor_seconds: float = PROCESSOR_SECONDS,
     memory_bytes: int = MEMORY_BYTES,
 ) -> Generator[tuple[Item, Outcome | VideoError], None, None]:
     """Yield (item, outcome) for every item, as they finish or `in_order` of the items.
 
-    `workers` defaults to the processor cores at hand. At most one result per worker is in flight,
-    and in order at most AHEAD per worker wait for an earlier one, so memory does not grow with the
-    number of items. A worker that dies or is late costs its item (VideoError crashed, timeout or
-    out_of_memory) and is replaced. Time that the caller spends between two results does not count
-    against any deadline.
+    The function may read the file that an item names as "path", and no other. `workers` defaults to
+    the processor cores at hand. At most one result per worker waits to be taken, in order at most
+    AHEAD, so memory does not grow with the number of items. A worker that dies or is late costs its
+    item (VideoError crashed, timeout or out_of_memory) and is replaced. Time that the caller spends
+    between two results counts against no item.
     """
     name = function if isinstance(function, str) else f"{function.__module__}:{function.__name__}"
-    pool = _Pool(name, deadline_seconds, memory_bytes)
     count = workers or len(os.sched_getaffinity(0))
-    most = count * AHEAD if in_order else sys.maxsize  # items begun and not delivered
-    waiting, begun, delivered = iter(items), 0, 0
-    early: dict[int, tuple[Item, Outcome | VideoError]] = {}
+    pool = _Pool(count, (name, processor_seconds, memory_bytes))
+    begun = (pool.begin(item) for item in items)
     try:
-        while True:
-            while len(pool.busy) < count and begun - delivered < most:
-                if (item := next(waiting, None)) is None:
-                    break
-                pool.start(begun, item)
-                begun += 1
-            if not pool.busy:
-                return
-            for number, *result in pool.wait():
-                early[number if in_order else delivered] = (result[0], result[1])
-                while delivered in early:
-                    delivered += 1
-                    paused = time.monotonic()
-                    yield early.pop(delivered - 1)
-                    pool.forgive(time.monotonic() - paused)
+        yield from _results(begun, count * AHEAD if in_order else count, in_order)
     finally:
         pool.close()
+
+
+def _results(futures: Iterator[Future[R]], ahead: int, in_order: bool) -> Iterator[R]:
+    """Results in the order of `futures` or as they come; at most `ahead` are begun, not taken."""
+    pending: list[Future[R]] = []
+    for future in chain(futures, repeat(None)):  # None: nothing is left to begin
+        if future is not None:
+            pending.append(future)
+            if len(pending) < ahead:
+                continue
+        if not pending:
+            return
+        done = pending if in_order else wait(pending, return_when=FIRST_COMPLETED).done
+        first = next(iter(done))
+        pending.remove(first)
+        yield first.result()
 
 
 def peak_memory_gib() -> float:
@@ -122,212 +129,214 @@ def peak_memory_gib() -> float:
 
 
 class _Pool:
-    """Idle and busy workers; `start` gives an item to one, `wait` collects what has finished."""
+    """Threads with a worker each, which is replaced when it has died or served enough."""
 
-    def __init__(self, function: str, deadline_seconds: float, memory_bytes: int) -> None:
-        self._arguments = (function, deadline_seconds, memory_bytes)
-        self._memory_bytes = memory_bytes
-        self._idle: deque[_Worker] = deque()
-        self.busy: set[_Worker] = set()
-        self._selector = selectors.DefaultSelector()
+    def __init__(self, count: int, arguments: tuple[str, float, int]) -> None:
+        self._arguments, self._count = arguments, count
+        self._tasks: SimpleQueue[Any] = SimpleQueue()
+        self._workers: set[_Worker] = set()
+        self._lock, self._reserving = threading.Lock(), threading.Lock()
+        self._slots = threading.Semaphore(count)
+        self._is_closed = False
+        # Daemons: an exception that ends the program does not wait for videos.
+        self._threads = [threading.Thread(target=self._serve, daemon=True) for _ in range(count)]
+        for thread in self._threads:
+            thread.start()
 
-    def start(self, number: int, item: Any) -> None:
-        worker = self._idle.popleft() if self._idle else None
-        if worker is None or not worker.send(item):
-            if worker is not None:
-                worker.kill()  # died while idle: the next item is not to blame
-            worker = _Worker(*self._arguments)
-            worker.send(item)
-        worker.number = number
-        self.busy.add(worker)
-        self._selector.register(worker.replies, selectors.EVENT_READ, worker)
-
-    def wait(self) -> Iterator[tuple[int, Any, Outcome | VideoError]]:
-        """Block until something happens; yield number, item, outcome of what is done."""
-        timeout = min(worker.deadline for worker in self.busy) - time.monotonic()
-        ready = [key.data for key, _ in self._selector.select(max(timeout, 0))]
-        for worker in ready:
-            outcome = worker.receive(self._memory_bytes)
-            if outcome is not None:
-                self._release(worker)
-                yield worker.number, worker.item, outcome
-        for worker in [worker for worker in self.busy if worker not in ready]:
-            if worker in self.busy and time.monotonic() >= worker.deadline:
-                worker.kill()
-                self._release(worker)
-                yield worker.number, worker.item, VideoError(Reason.TIMEOUT, worker.lateness)
-
-    def forgive(self, seconds: float) -> None:
-        """Do not count time during which nobody listened."""
-        for worker in self.busy:
-            worker.deadline += seconds
+    def begin(self, item: Item) -> "Future[tuple[Item, Outcome | VideoError]]":
+        future: Future[tuple[Item, Outcome | VideoError]] = Future()
+        self._tasks.put((item, future))
+        return future
 
     def close(self) -> None:
-        for worker in [*self.busy, *self._idle]:
-            worker.kill()
-        self._selector.close()
+        """End all workers; a thread that waits for one sees its socket close."""
+        with self._lock:
+            self._is_closed = True
+            for worker in self._workers:
+                worker.kill()
+        for _ in self._threads:
+            self._tasks.put(None)
+        for thread in self._threads:
+            thread.join()
 
-    def _release(self, worker: "_Worker") -> None:
-        self.busy.discard(worker)
-        self._selector.unregister(worker.replies)
-        if worker.is_usable:
-            self._idle.append(worker)
-        else:
-            worker.kill()
+    def _serve(self) -> None:
+        worker: _Worker | None = None
+        while (task := self._tasks.get()) is not None and not self._is_closed:
+            item, future = task
+            try:
+                with self._slots:
+                    worker = self._usable(worker)
+                    outcome = worker.answer(item)
+                if getattr(outcome, "reason", "") == Reason.TIMEOUT and not self._is_closed:
+                    with self._all_slots():
+                        worker = self._usable(worker)
+                        outcome = worker.answer(item)
+                future.set_result((item, outcome))
+            except BaseException as error:  # raised where the result is taken
+                future.set_exception(error)
+        if worker is not None:
+            worker.close()
+
+    def _usable(self, worker: "_Worker | None") -> "_Worker":
+        """The same worker; a new one where it has died, even if it was idle."""
+        if worker is not None and worker.is_usable:
+            return worker
+        with self._lock:
+            if worker is not None:
+                self._workers.discard(worker)
+                worker.close()
+            if self._is_closed:
+                raise RuntimeError("nobody waits for this result any more")
+            worker = _Worker(*self._arguments)
+            self._workers.add(worker)
+        return worker
+
+    @contextmanager
+    def _all_slots(self) -> Iterator[None]:
+        """While this holds, no other item runs."""
+        with self._reserving:
+            for _ in range(self._count):
+                self._slots.acquire()
+        try:
+            yield
+        finally:
+            self._slots.release(self._count)
 
 
 class _Worker:
-    """One process, its pipes, and the reply that is arriving."""
+    """One process and the socket that leads to it; used by one thread, killed by any."""
 
-    def __init__(self, function: str, deadline_seconds: float, memory_bytes: int) -> None:
+    def __init__(self, function: str, processor_seconds: float, memory_bytes: int) -> None:
         path = [entry or os.getcwd() for entry in sys.path]  # noqa: PTH109
-        self._stderr: IO[bytes] = tempfile.TemporaryFile("a+b")  # noqa: SIM115 - closed by kill()
-        self._process = subprocess.Popen(
-            [
-                *(sys.executable, "-I", "-c", BOOT, json.dumps(path), str(os.getpid())),
-                *(function, str(deadline_seconds), str(memory_bytes)),
-            ],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._stderr,
-            start_new_session=True,
-            env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
-        )
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._requests, self.replies = self._process.stdin, self._process.stdout
-        os.set_blocking(self.replies.fileno(), False)
-        self.number = 0
-        self.item: Any = None
-        self.deadline = math.inf
-        self._deadline_seconds = deadline_seconds
-        self._is_ready = False
-        self._served = 0
-        self._reply = _Reply()
-        self._is_alive = True
+        self._seconds, self._memory_bytes = processor_seconds, memory_bytes
+        self._stderr: IO[bytes] = tempfile.TemporaryFile("a+b")  # noqa: SIM115 - close() does
+        self._channel, theirs = socket.socketpair()
+        with theirs:
+            numbers = (str(os.getpid()), str(theirs.fileno()))
+            limits = (str(processor_seconds), str(memory_bytes))
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-c", BOOT, json.dumps(path), *numbers, function, *limits],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=self._stderr,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+                env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+            )
+        self._is_ready, self._is_alive, self._served = False, True, 0
 
     @property
     def is_usable(self) -> bool:
-        return self._is_alive and self._served < ITEMS_PER_WORKER
+        is_running = self._is_alive and self._process.poll() is None
+        return is_running and self._served < ITEMS_PER_WORKER
 
-    @property
-    def lateness(self) -> str:
-        """What to say when the deadline has passed."""
-        if self._is_ready:
-            return f"no result after {self._deadline_seconds:g} seconds"
-        return f"the worker was not ready after {START_SECONDS:g} seconds"
-
-    def send(self, item: Any) -> bool:
-        """Hand over an item; False when the worker is dead."""
-        self.item, self._reply = item, _Reply()
-        seconds = self._deadline_seconds if self._is_ready else START_SECONDS
-        self.deadline = time.monotonic() + seconds
+    def answer(self, item: dict[str, Any]) -> Outcome | VideoError:
+        """What the worker makes of the item; it is not usable any more where that went wrong."""
         self._served += 1
+        outcome: Outcome | VideoError
         try:
-            self._requests.write(encode_header(item))
-            self._requests.flush()
-        except BrokenPipeError:
-            return False
-        return True
-
-    def receive(self, limit_bytes: int) -> Outcome | VideoError | None:
-        """Take in what has arrived; the outcome when it is complete or the worker has died."""
-        while True:
-            chunk = self._read(self._reply.missing if self._is_ready else len(READY))
-            if chunk is None:
-                return None
-            if not chunk:
-                self._is_alive = False
-                return self._death()
             if not self._is_ready:
+                late = f"the worker was not ready after {START_SECONDS:g} seconds"
+                header, _ = self._receive(time.monotonic() + START_SECONDS)
+                _announce(header["protection"])
                 self._is_ready = True
-                self.deadline = time.monotonic() + self._deadline_seconds
-                continue
-            try:
-                complete = self._reply.add(chunk, limit_bytes)
-                outcome = self._reply.outcome() if complete else None
-            except (ValueError, KeyError, TypeError) as error:
-                self._is_alive = False
-                return VideoError(Reason.CRASHED, f"the worker's reply makes no sense: {error}")
-            if outcome is not None:
-                self._is_alive = getattr(outcome, "reason", "") != Reason.OUT_OF_MEMORY
+            wall_clock = WALL_CLOCK_TIMES * self._seconds
+            late = f"no result after {wall_clock:g} seconds"
+            self._send(item)
+            outcome = _outcome(*self._receive(time.monotonic() + wall_clock))
+        except TimeoutError:
+            outcome = VideoError(Reason.TIMEOUT, late)
+        except (EOFError, ConnectionError):
+            outcome = self._death()
+        except (ValueError, KeyError, TypeError) as error:
+            outcome = VideoError(Reason.CRASHED, f"the worker's reply makes no sense: {error}")
+        else:
+            if getattr(outcome, "reason", "") != Reason.OUT_OF_MEMORY:
                 return outcome
+        self._is_alive = False
+        self.kill()
+        return outcome
 
     def kill(self) -> None:
-        """End the process group and collect the process; safe to call twice."""
-        self._is_alive = False
+        """End the process group; safe to call twice, and from another thread."""
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        self.replies.close()
-        self._stderr.close()
-        with suppress(BrokenPipeError):
-            self._requests.close()
 
-    def _read(self, size: int) -> bytes | None:
+    def close(self) -> None:
+        """End and collect the process."""
+        self.kill()
+        self._process.wait()
+        self._channel.close()
+        self._stderr.close()
+
+    def _send(self, item: dict[str, Any]) -> None:
+        """The request, and the file that it names, by its descriptor."""
+        message, file = encode_header(item), open_regular(item.get("path"))
+        self._channel.settimeout(None)
         try:
-            return os.read(self.replies.fileno(), min(size, READ_BYTES))
-        except BlockingIOError:
-            return None
+            sent = socket.send_fds(self._channel, [message], [] if file is None else [file])
+            self._channel.sendall(message[sent:])
+        finally:
+            if file is not None:
+                os.close(file)
+
+    def _receive(self, deadline: float) -> tuple[dict[str, Any], bytearray]:
+        """One message: its JSON and the bytes of its arrays.
+
+        Raises TimeoutError, EOFError when the worker has closed the socket, ValueError on nonsense.
+        """
+        header_bytes, payload_bytes = PREFIX.unpack(self._read(PREFIX.size, deadline))
+        if not 0 < header_bytes <= HEADER_BYTES or payload_bytes > self._memory_bytes:
+            raise ValueError(f"{header_bytes} + {payload_bytes} bytes are announced")
+        header = json.loads(self._read(header_bytes, deadline))
+        return header, self._read(payload_bytes, deadline)
+
+    def _read(self, size: int, deadline: float) -> bytearray:
+        data, place = bytearray(size), 0
+        while place < size:
+            self._channel.settimeout(max(deadline - time.monotonic(), 0.001))
+            count = self._channel.recv_into(memoryview(data)[place:])
+            if count == 0:
+                raise EOFError
+            place += count
+        return data
 
     def _death(self) -> VideoError:
-        """Why the worker closed its pipe without a result."""
+        """Why the worker closed its socket without a result."""
         try:
             code = self._process.wait(EXIT_SECONDS)
-        except subprocess.TimeoutExpired:  # closed its pipe, but goes on
+        except subprocess.TimeoutExpired:  # closed its socket, but goes on
             return VideoError(Reason.CRASHED, "the worker stopped answering")
         self._stderr.seek(0)
         lines = self._stderr.read().decode(errors="replace").strip().splitlines()
         said = f": {lines[-1][:200]}" if lines else ""
         if code == -signal.SIGXCPU:
-            return VideoError(Reason.TIMEOUT, f"used up its processor time{said}")
+            used = f"used up its {self._seconds:g} seconds of processor time{said}"
+            return VideoError(Reason.TIMEOUT, used)
         if any("MemoryError" in line or "bad_alloc" in line for line in lines[-3:]):
             return VideoError(Reason.OUT_OF_MEMORY, f"the worker ran out of memory{said}")
         ended = signal.strsignal(-code) if code < 0 else f"exit code {code}"
         return VideoError(Reason.CRASHED, f"the worker died: {ended}{said}")
 
 
-class _Reply:
-    """A message that arrives in pieces: prefix, JSON header, then the bytes of its arrays."""
+def _outcome(header: dict[str, Any], payload: bytearray) -> Outcome | VideoError:
+    """Decode a complete reply; arrays share its memory."""
+    if "reason" in header:
+        return VideoError(header["reason"], header["message"])
+    arrays, offset = {}, 0
+    for facts in header["arrays"]:
+        dtype, shape = np.dtype(facts["dtype"]), tuple(facts["shape"])
+        array = np.frombuffer(payload, dtype, math.prod(shape), offset).reshape(shape)
+        arrays[facts["name"]] = array
+        offset += array.nbytes
+    return Outcome(header["values"], arrays)
 
-    def __init__(self) -> None:
-        self._header = bytearray()
-        self._payload = bytearray()
-        self._sizes: tuple[int, int] | None = None  # bytes of header and payload
 
-    @property
-    def missing(self) -> int:
-        """How many bytes may be read without running into the next message."""
-        if self._sizes is None:
-            return PREFIX.size - len(self._header)
-        return sum(self._sizes) - len(self._header) - len(self._payload)
+_announced: set[str] = set()
 
-    def add(self, chunk: bytes, limit_bytes: int) -> bool:
-        """Take in one piece; True when the message is complete. Raises ValueError on nonsense."""
-        if self._sizes is None:
-            self._header += chunk
-            if len(self._header) == PREFIX.size:
-                self._sizes = PREFIX.unpack(self._header)
-                header_bytes, payload_bytes = self._sizes
-                if not 0 < header_bytes <= HEADER_BYTES or payload_bytes > limit_bytes:
-                    raise ValueError(f"{header_bytes} + {payload_bytes} bytes are announced")
-                self._header.clear()
-            return False
-        rest = self._sizes[0] - len(self._header)
-        self._header += chunk[:rest]
-        self._payload += chunk[rest:]
-        return self.missing == 0
 
-    def outcome(self) -> Outcome | VideoError:
-        """Decode the complete message; arrays share its memory."""
-        header = json.loads(self._header)
-        if "reason" in header:
-            return VideoError(header["reason"], header["message"])
-        arrays, offset = {}, 0
-        for facts in header["arrays"]:
-            dtype, shape = np.dtype(facts["dtype"]), tuple(facts["shape"])
-            size = math.prod(shape)
-            array = np.frombuffer(self._payload, dtype, size, offset).reshape(shape)
-            arrays[facts["name"]] = array
-            offset += array.nbytes
-        return Outcome(header["values"], arrays)
+def _announce(protection: str) -> None:
+    """Say once in a run what keeps the workers from doing harm."""
+    if protection not in _announced:
+        _announced.add(protection)
+        print(f"videos are opened in processes confined by {protection}", file=sys.stderr)

@@ -71,6 +71,9 @@ def test_a_bad_file_is_a_clear_error(project: Path) -> None:
     (project / "page.mp4").write_text("<html>not a video</html>" * 100)
     with pytest.raises(FvlmError, match=r"page.mp4 cannot be used: \w+: "):
         predict.main(["page.mp4"])
+    advice = r"too_few_frames: \d+ frames, 9999 are needed; choose fewer with --frames"
+    with pytest.raises(FvlmError, match=advice):
+        predict.main(["street ä.mp4", "--frames", "9999"])
     with pytest.raises(FvlmError, match=r"nothing.mp4 is not a file"):
         predict.main(["nothing.mp4"])
     with pytest.raises(FvlmError, match="models is not a file"):

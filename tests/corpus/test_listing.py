@@ -2,8 +2,10 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,10 @@ def touch(path: Path, content: bytes = b"video") -> Path:
 
 
 def listed(source: Path | str) -> list[ListedVideo]:
+    return list_with_rest(source)[0]
+
+
+def list_with_rest(source: Path | str) -> tuple[list[ListedVideo], Counter[str]]:
     return list_videos(CollectParams(source=str(source), control_clips=2, control_seed=0))
 
 
@@ -81,6 +87,47 @@ def test_links_are_followed_once(tmp_path: Path) -> None:
     (outside / "self").symlink_to(outside)
     (root / "file.mp4").symlink_to(outside / "b.mp4")
     assert ids(root) == ["file.mp4", "linked/b.mp4", "real/a.mp4"]
+
+
+def test_everything_that_lies_there_is_counted(tmp_path: Path) -> None:
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    for name in ("a.mp4", "a.txt", "b/c.JPG", "b/d.jpg", "README", ".x.mp4", ".git/y.mp4", "r.obu"):
+        touch(root / name)
+    touch(outside / "e.mkv")
+    os.mkfifo(root / "fifo.mp4")
+    (root / "gone.mp4").symlink_to("nowhere")
+    (root / "loop.mp4").symlink_to("loop.mp4")
+    (root / "tape.mp4").symlink_to("/dev/null")
+    (root / "twice").symlink_to("b")
+    (root / "linked").symlink_to(outside)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(root / "socket"))
+        videos, left_out = list_with_rest(root)
+    assert [video.video_id for video in videos] == ["a.mp4", "linked/e.mkv"]
+    assert left_out == {
+        ".txt": 1,
+        ".jpg": 2,
+        ".obu": 1,
+        "file without a suffix": 1,
+        "hidden": 2,
+        "FIFO": 1,
+        "dangling link": 1,
+        "loop of links": 1,
+        "device": 1,
+        "socket": 1,
+        "link to a folder that is listed": 1,
+    }
+    entries = [*root.iterdir(), *(root / "b").iterdir(), *outside.iterdir()]
+    folders = [root / "b", root / "linked"]
+    assert len(entries) == len(videos) + left_out.total() + len(folders)
+
+
+def test_raw_streams_without_a_rate_are_left_out_with_advice(tmp_path: Path) -> None:
+    touch(tmp_path / "a.mjpeg")
+    with pytest.raises(SourceError, match=r"only 1 \.mjpeg; wrap \.mjpeg: ffmpeg -framerate RATE"):
+        listed(tmp_path)
+    touch(tmp_path / "b.h264")
+    assert ids(tmp_path) == ["b.h264"]
 
 
 def test_captions_beside_a_video(tmp_path: Path) -> None:
@@ -161,6 +208,19 @@ def test_faulty_rows_are_named_together(tmp_path: Path) -> None:
     assert f"{lists}:1:" not in message
     assert all(f"{lists}:{line}: " in message for line in range(2, 10))
     assert "'./a.mp4' stands in line 1 already" in message
+
+
+def test_all_missing_files_are_named_at_once(tmp_path: Path) -> None:
+    lists = tmp_path / "list.csv"
+    names = [f"{number}.mp4" for number in range(100)]
+    for number in (0, 50, 97):
+        touch(tmp_path / names[number])
+    lists.write_text("\n".join(["path", *names]))
+    with pytest.raises(SourceError) as error:
+        listed(lists)
+    message = str(error.value)
+    assert all(f"{lists}:{line}: '{line - 2}.mp4' cannot be found" in message for line in (3, 22))
+    assert message.endswith("and 77 more, in lines 23-51, 53-98, 100-101")
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def test_a_larger_corpus_begins_with_the_smaller_one() -> None:
 @pytest.mark.parametrize("corpus", RENDERED)
 def test_listed_with_captions(corpus: str) -> None:
     params = CollectParams(source=corpus, control_clips=2, control_seed=4)
-    videos = list_videos(params)
+    videos, _ = list_videos(params)
     assert [video.video_id for video in videos] == [clip_name(0), clip_name(1)]
     assert all(video.caption.endswith(".") for video in videos)
     assert {video.mtime_ns for video in videos} == {built.CLIP_TIME_NS}

@@ -132,9 +132,9 @@ def test_computing_all_shards_again_gives_identical_bytes(workspace: Path, run: 
 def test_too_many_undecodable_videos_stop_the_stage_with_their_list(
     workspace: Path, run: Run
 ) -> None:
-    set_params(workspace, {"decode": {"max_failed_fraction": 0.1}})
+    set_params(workspace, {"decode": {"max_failed_fraction": 0.0}})
     output = run("dvc", "repro", "decode", code=255)
-    assert "1 of 7 videos cannot be decoded, more than decode.max_failed_fraction (0.1)" in output
+    assert "1 of 7 videos cannot be decoded, more than decode.max_failed_fraction (0.0)" in output
     assert "damaged.mp4: " in output
 
 

@@ -7,15 +7,20 @@ reordering and skipping all have something to get wrong.
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import pytest
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
+
+from fvlm.video.decode import DecodedClip, decode_video
+from fvlm.video.probe import probe_video
 
 NUM_FRAMES = 100
 FPS = 25
@@ -35,6 +40,25 @@ def picture(index: int, width: int, height: int) -> np.ndarray:
     return frame.round().astype(np.uint8)
 
 
+def numbered(index: int, width: int, height: int) -> np.ndarray:
+    """Frame `index` as its binary number: nine black or white blocks fill the centre square."""
+    bits = [255 * (index >> bit & 1) for bit in range(9)]
+    side = min(width, height)
+    square = np.array(bits, np.uint8).reshape(3, 3).repeat(side // 3, 0).repeat(side // 3, 1)
+    frame = np.full((height, width, 3), 128, np.uint8)
+    top, left = (height - len(square)) // 2, (width - len(square)) // 2
+    frame[top : top + len(square), left : left + len(square)] = square[..., None]
+    return frame
+
+
+def numbers(frames: np.ndarray) -> list[int]:
+    """The numbers in stored frames [T, 3, S, S]; S a multiple of 6."""
+    third = frames.shape[-1] // 3
+    centres = frames[:, 1, third // 2 :: third, third // 2 :: third]
+    bits = (centres > 127).reshape(len(frames), 9)
+    return [int(number) for number in bits @ (1 << np.arange(9))]
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How to render one video; `times` are frame times in units of 1/FPS seconds."""
@@ -50,14 +74,19 @@ class Recipe:
     shift: int = 0  # added to all times after encoding; negative makes an edit list
     rotation: int = 0  # degrees anticlockwise, as FFmpeg counts
     sample_aspect_ratio: Fraction | None = None
+    draw: Callable[[int, int, int], np.ndarray] = picture
+    container: str | None = None  # FFmpeg's name, where the suffix does not tell
+    fps: int = FPS
 
     def render(self, path: Path) -> Path:
         """Encode into `path`, whose suffix chooses the container."""
-        with av.open(str(path), "w", options=self.container_options) as container:
-            stream = container.add_stream(self.codec, rate=FPS, options=self.options)
+        with av.open(
+            str(path), "w", format=self.container, options=self.container_options
+        ) as container:
+            stream = container.add_stream(self.codec, rate=self.fps, options=self.options)
             assert isinstance(stream, VideoStream)
             stream.width, stream.height, stream.pix_fmt = self.width, self.height, self.pixel_format
-            stream.codec_context.time_base = Fraction(1, FPS)
+            stream.codec_context.time_base = Fraction(1, self.fps)
             stream.codec_context.thread_count = 1
             if self.sample_aspect_ratio:
                 stream.codec_context.sample_aspect_ratio = self.sample_aspect_ratio
@@ -66,9 +95,9 @@ class Recipe:
             for index in [*range(self.num_frames), None]:
                 frame = None
                 if index is not None:
-                    pixels = picture(index, self.width, self.height)
+                    pixels = self.draw(index, self.width, self.height)
                     frame = VideoFrame.from_ndarray(pixels, format="rgb24")
-                    frame.pts, frame.time_base = self.times(index), Fraction(1, FPS)
+                    frame.pts, frame.time_base = self.times(index), Fraction(1, self.fps)
                 for packet in stream.encode(frame):
                     if packet.pts is not None and packet.dts is not None:
                         packet.pts += self.shift
@@ -161,6 +190,33 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
+B_FRAMES = {"g": "12", "bf": "2"}
+LIBVPX = {"g": "12", "deadline": "realtime", "auto-alt-ref": "1", "lag-in-frames": "8"}
+CODECS: dict[str, tuple[str, dict[str, str]]] = {
+    "h264": ("libx264", {"preset": "veryfast", "g": "12", "bf": "3"}),
+    "hevc": (
+        "libx265",
+        {"preset": "ultrafast", "g": "12", "x265-params": "log-level=none:bframes=3"},
+    ),
+    "vp8": ("libvpx", LIBVPX),
+    "vp9": ("libvpx-vp9", {**LIBVPX, "cpu-used": "8"}),
+    "mpeg4": ("mpeg4", B_FRAMES),
+    "mpeg2": ("mpeg2video", B_FRAMES),
+    "mpeg1": ("mpeg1video", B_FRAMES),
+    "mjpeg": ("mjpeg", {}),
+    "wmv2": ("wmv2", {}),
+    "msmpeg4": ("msmpeg4", {}),
+    "flv": ("flv", {}),
+    "h263p": ("h263p", {}),
+    "ffv1": ("ffv1", {}),
+    "rv20": ("rv20", {}),
+    "prores": ("prores_ks", {}),
+    "gif": ("gif", {}),
+}
+FORMATS = {"h264": "yuv420p", "mjpeg": "yuvj420p", "prores": "yuv422p10le", "gif": "rgb8"}
+RAW = {"h264": "h264", "hevc": "hevc", "m4v": "m4v", "m2v": "mpeg2video"}  # suffix: muxer
+
+
 def render_all(folder: Path) -> dict[str, Path]:
     """Render every recipe; SVT-AV1 can hang in a process that ran other encoders, so in its own."""
     for name, recipe in RECIPES.items():
@@ -182,6 +238,54 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def rendered_picture() -> Callable[[int, int, int], np.ndarray]:
     """Frame `index` as it was before encoding, for a width and a height."""
     return picture
+
+
+@pytest.fixture(scope="session")
+def numbers_of() -> Callable[[np.ndarray], list[int]]:
+    """The numbers that frames [T, 3, S, S] show."""
+    return numbers
+
+
+@pytest.fixture
+def render(tmp_path: Path) -> Callable[..., Path]:
+    """render("h264.mp4", frames=40, first=0, ...): a film whose frame n shows `first + n`."""
+
+    def make(pair: str, *, name: str = "", frames: int = 40, first: int = 0, **more: Any) -> Path:
+        codec, suffix = pair.split(".", 1)
+        encoder, options = CODECS[codec]
+        recipe = Recipe(
+            encoder,
+            96,
+            96,
+            draw=lambda n, *size: numbered(first + n, *size),
+            num_frames=frames,
+            pixel_format=FORMATS.get(codec, "yuv420p"),
+            container=RAW.get(suffix),
+            fps=25 if codec in ("mpeg1", "mpeg2") else 10,
+        )
+        return Path(
+            replace(recipe, **{"options": options, **more}).render(tmp_path / (name or pair))
+        )
+
+    return make
+
+
+@pytest.fixture
+def every_frame() -> Callable[[Path], DecodedClip]:
+    """All frames of a file, as they are stored, 96 x 96."""
+
+    def decode(path: Path) -> DecodedClip:
+        clip = decode_video(str(path), num_frames=probe_video(str(path)).frames, size=96)
+        assert all(a < b for a, b in pairwise(clip.pts_seconds))
+        return clip
+
+    return decode
+
+
+@pytest.fixture
+def shown(every_frame: Callable[[Path], DecodedClip]) -> Callable[[Path], list[int]]:
+    """The numbers that all frames of a file show, as they are stored."""
+    return lambda path: numbers(every_frame(path).frames)
 
 
 if __name__ == "__main__":

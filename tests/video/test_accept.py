@@ -25,7 +25,7 @@ few = settings(max_examples=50, deadline=None)  # the machine may be busy
 
 
 def facts(seconds: float, sha256: str = "0") -> Facts:
-    return Facts(seconds, 24.0, int(24 * seconds), 640, 360, "h264", "mp4", 0, sha256)
+    return Facts(seconds, 24.0, int(24 * seconds), 640, 360, "h264", "mp4", 0, 1, 1, sha256)
 
 
 @pytest.mark.parametrize(
@@ -36,6 +36,8 @@ def facts(seconds: float, sha256: str = "0") -> Facts:
         (60.0, Verdict("accepted")),
         (60.042, Verdict("filtered", "too_long", "60.042 s > 60 s")),
         (0.0, Verdict("filtered", "too_short", "0.000 s < 20 s")),
+        (19.99999, Verdict("filtered", "too_short", "19.99999 s < 20 s")),
+        (60.0004, Verdict("filtered", "too_long", "60.0004 s > 60 s")),
     ],
 )
 def test_bounds_are_included(seconds: float, verdict: Verdict) -> None:

@@ -51,6 +51,47 @@ def test_resize_is_the_mean_of_the_area() -> None:
     assert np.abs(small - mean).max() <= 1
 
 
+def _weights(size: int, whole: int, part: Fraction) -> np.ndarray:
+    """float64 [size, whole]: how much of each pixel lies in each of `size` equal parts."""
+    edges = [float((whole - part) / 2 + part * Fraction(i, size)) for i in range(size + 1)]
+    pixels = np.arange(whole)
+    low, high = np.array(edges[:-1])[:, None], np.array(edges[1:])[:, None]
+    covered = np.clip(np.minimum(high, pixels + 1) - np.maximum(low, pixels), 0, None)
+    return np.asarray(covered / covered.sum(axis=1, keepdims=True))
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "pixel_format", "aspect"),
+    [
+        (480, 270, "yuv420p", Fraction(1)),  # begins at pixel 105, between two chroma samples
+        (854, 480, "yuv420p", Fraction(1)),
+        (270, 480, "yuv420p", Fraction(1)),
+        (720, 480, "yuv411p", Fraction(8, 9)),  # NTSC DV
+        (720, 480, "yuv411p", Fraction(32, 27)),  # wide NTSC DV: begins in the middle of a pixel
+        (853, 480, "yuv420p", Fraction(1)),
+        (854, 480, "yuv420p10le", Fraction(1)),
+        (161, 120, "yuyv422", Fraction(1)),
+        (480, 272, "yuv420p", Fraction(1)),  # begins at pixel 104: needs nothing
+    ],
+)
+@pytest.mark.parametrize("size", [64, 192])
+def test_the_square_is_the_centre_to_a_fraction_of_a_pixel(
+    width: int, height: int, pixel_format: str, aspect: Fraction, size: int
+) -> None:
+    """Against the mean of the area of the whole picture in RGB; a pixel aside costs 9 or more."""
+    y, x = np.mgrid[0:height, 0:width]
+    waves = [np.sin(x / 3 + y / 7), np.cos(y / 4 - x / 5), np.sin((x + y) / 6)]
+    pixels = (128 + 100 * np.stack(waves, axis=-1)).astype(np.uint8)
+    frame = VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format=pixel_format)
+    whole = frame.reformat(format="yuv444p", interpolation="BILINEAR").reformat(format="rgb24")
+    planes = whole.to_ndarray().transpose(2, 0, 1).astype(np.float64)
+    side = min(width * aspect, Fraction(height))
+    rows, columns = _weights(size, height, side), _weights(size, width, side / aspect)
+    square = FrameConverter(size, aspect).convert(frame)
+    error = np.abs(square - rows @ planes @ columns.T).mean()
+    assert error < 3
+
+
 @pytest.mark.parametrize("colorspace", ["ITU709", "ITU601"])
 @pytest.mark.parametrize("color_range", ["MPEG", "JPEG"])
 def test_colour_matrix_and_range_are_the_frame_s_own(colorspace: str, color_range: str) -> None:

@@ -35,7 +35,7 @@ SOURCES = (
 CAMPAIGN_FILES = int(os.environ.get("FVLM_MUTATIONS", "10000"))
 BATCH_FILES = 200  # on disk at a time
 NUM_FRAMES, SIZE = 16, 64
-DEADLINE_SECONDS = 25.0
+PROCESSOR_SECONDS = 25.0
 MEMORY_BYTES = 2_500_000_000
 UNFLAGGED_LIMIT = 0.13  # of all damaged files; a plain decoding loop passes 56% of them wrongly
 
@@ -132,7 +132,7 @@ def mutants(videos: dict[str, Path], folder: Path, numbers: range) -> Iterator[d
 
 def run(function: str, requests: Iterator[dict[str, Any]] | list[dict[str, Any]]) -> Any:
     return map_isolated(
-        function, requests, deadline_seconds=DEADLINE_SECONDS, memory_bytes=MEMORY_BYTES
+        function, requests, processor_seconds=PROCESSOR_SECONDS, memory_bytes=MEMORY_BYTES
     )
 
 

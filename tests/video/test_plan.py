@@ -1,7 +1,7 @@
 """Which packets are decoded: leading frames, closed and open groups, doubtful timelines."""
 
-from fvlm.video.container import PacketFacts
-from fvlm.video.plan import plan_spans
+from fvlm.video.plan import can_plan, plan_spans
+from fvlm.video.timeline import PacketFacts
 
 
 def packets(times: str, keys: set[int]) -> list[PacketFacts]:
@@ -58,3 +58,10 @@ def test_doubtful_timelines_are_not_planned() -> None:
     assert plan_spans(packets("0 1 1", {0}), [1], codec="vp9") is None  # a time given twice
     assert plan_spans(packets("0 1 2", {1}), [1], codec="vp9") is None  # does not start with a key
     assert plan_spans(packets("2 0 1", {0}), [1], codec="hevc") is None  # leading from the start
+
+
+def test_avi_does_not_know_when_frames_are_shown() -> None:
+    assert not can_plan("h264", "avi")
+    assert not can_plan("hevc", "avi")
+    assert can_plan("mjpeg", "avi")
+    assert can_plan("h264", "mp4")

@@ -120,6 +120,26 @@ def test_what_is_not_a_video(tmp_path: Path) -> None:
     for name, (content, expected) in contents.items():
         (tmp_path / name).write_bytes(content)
         assert reason(tmp_path / name) == expected, name
+        if expected == "unreadable":
+            with pytest.raises(VideoError, match=r"\.mp4 is not a video file, or its beginning is"):
+                probe_video(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("kind", ["mp3", "wav", "flac"])
+def test_sound_that_is_named_like_a_video(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "song.mp4"
+    with av.open(str(path), "w", format=kind) as container:
+        stream = container.add_stream({"wav": "pcm_s16le"}.get(kind, kind), rate=44100)
+        assert isinstance(stream, av.AudioStream)
+        for start in range(0, 44100, 1152):
+            samples = np.zeros((1, 2304), np.int16)
+            frame = av.AudioFrame.from_ndarray(samples, format="s16", layout="stereo")
+            frame.sample_rate, frame.pts = 44100, start
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    with pytest.raises(VideoError, match="holds sound only") as error:
+        probe_video(str(path))
+    assert error.value.reason == "no_video_stream"
 
 
 def test_no_moov(videos: dict[str, Path], tmp_path: Path) -> None:

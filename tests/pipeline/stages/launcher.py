@@ -23,25 +23,27 @@ from fvlm.video import decode, sandbox, worker
 
 
 class ForkedWorker:
-    """Stands for `subprocess.Popen` of a worker: the same pipes, session and sandbox."""
+    """Stands for `subprocess.Popen` of a worker: the same socket, session and sandbox."""
 
     def __init__(self, command: list[str], *, stderr: Any, **_: Any) -> None:
-        parent, function, deadline_seconds, memory_bytes = command[-4:]
-        theirs_in, ours_out = os.pipe()
-        ours_in, theirs_out = os.pipe()
+        parent, descriptor, function, seconds, memory_bytes = command[-5:]
         self.pid = os.fork()
         if self.pid == 0:
             try:
                 os.setsid()
-                for number, descriptor in enumerate((theirs_in, theirs_out, stderr.fileno())):
-                    os.dup2(descriptor, number)
-                os.closerange(3, 256)
-                sandbox.serve(int(parent), function, float(deadline_seconds), int(memory_bytes))
+                os.dup2(stderr.fileno(), 2)
+                os.closerange(3, int(descriptor))
+                os.closerange(int(descriptor) + 1, 256)
+                limits = float(seconds), int(memory_bytes)
+                sandbox.serve(int(descriptor), int(parent), function, *limits)
             finally:
                 os._exit(0)
-        for descriptor in (theirs_in, theirs_out):
-            os.close(descriptor)
-        self.stdin, self.stdout = os.fdopen(ours_out, "wb"), os.fdopen(ours_in, "rb")
+
+    def poll(self) -> int | None:
+        with contextlib.suppress(ChildProcessError):
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            return os.waitstatus_to_exitcode(status) if pid else None
+        return 0
 
     def wait(self, _timeout: float | None = None) -> int:
         with contextlib.suppress(ChildProcessError):
@@ -71,7 +73,7 @@ def obey(order: dict[str, Any], stage: Any, faults: Any, counts: int) -> None:
 class Forked:
     """What `fvlm.video.worker` uses of the module `subprocess`."""
 
-    Popen, PIPE, TimeoutExpired = ForkedWorker, -1, TimeoutError
+    Popen, DEVNULL, TimeoutExpired = ForkedWorker, -3, TimeoutError
 
 
 def main() -> None:
