@@ -44,6 +44,7 @@ from fvlm.clips.order import random_frames, rows_at
 from fvlm.core.device import default_device, keep_freed_memory, peak_memory_gib
 from fvlm.core.params import PARAMS, read_yaml
 from fvlm.encoders.dino import DinoEncoder
+from fvlm.model.captions import Text
 from fvlm.model.foveated import FoveatedModel
 from fvlm.model.language import fuse_norms
 from fvlm.model.query_attention import ShallowAttention
@@ -66,6 +67,7 @@ def make_model(
     frames: bool = False,
     iterations: int = 1,
     latent: tuple[int, int, int] = LATENT,
+    text: Text = "none",
 ) -> FoveatedModel:
     """The foveated model with SmolLM2-135M's shape and shallow queries."""
     torch.manual_seed(0)
@@ -78,13 +80,15 @@ def make_model(
         num_key_value_heads=3,
     )
     language = fuse_norms(LlamaModel(config))
-    language.set_input_embeddings(nn.Identity())
+    if text == "none":
+        language.set_input_embeddings(nn.Identity())
     model = FoveatedModel(
         language=language,
         attention=ShallowAttention(D, temperature=1.0),
         latent_shape=latent,
         fine_iterations=iterations,
         encoder=make_encoder() if frames else None,
+        text=text,
     )
     if frames:
         model.train_encoder()

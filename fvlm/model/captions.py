@@ -141,7 +141,7 @@ def token_losses(states: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 @cache
 def _say_plain() -> None:
     print(
-        f"captions: torch {torch.__version__} has no linear_cross_entropy (2.13 has); all logits "
+        f"captions: no linear_cross_entropy in torch {torch.__version__} (2.13 has it): all logits "
         "are made at once, which takes more memory",
         file=sys.stderr,
     )

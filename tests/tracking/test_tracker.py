@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
+from fvlm.tracking import tracker as module
 from fvlm.tracking.sender import curves
 from fvlm.tracking.tracker import Status, Tracker, flatten, send_results
-from fvlm.tracking import tracker as module
 from tests.tracking.conftest import PATIENCE_SECONDS, read_line, wait_for
 
 ROOT = Path(__file__).parents[2]

@@ -113,11 +113,14 @@ def test_oracle_through_the_whole_path(make: Make, frames: Tensor) -> None:
     assert (post < F.normalize(y, dim=1).square().mean(dim=1).numpy()).all()
 
 
-def test_bfloat16_ranks_alike(make: Make, frames: Tensor) -> None:
+@pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 0.05), ("float16", 0.02)])
+def test_rounded_scores_rank_alike(
+    make: Make, frames: Tensor, dtype: str, tolerance: float
+) -> None:
     """The scale is applied in float32; only matrix products are rounded."""
     exact = make(passes=64).scores(frames, "xyz", trials=1)
-    rounded = make(passes=64, dtype="bfloat16").scores(frames, "xyz", trials=1)
-    np.testing.assert_allclose(rounded[:, -1], exact[:, -1], rtol=0.05)
+    rounded = make(passes=64, dtype=dtype).scores(frames, "xyz", trials=1)
+    np.testing.assert_allclose(rounded[:, -1], exact[:, -1], rtol=tolerance)
     assert (rounded != exact).all()
 
 

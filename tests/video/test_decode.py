@@ -261,7 +261,9 @@ def test_what_only_a_message_tells(videos: dict[str, Path], tmp_path: Path) -> N
     [(0.0, 1000, 0), (0.1, 5, 3), (0.1, 3, 2), (0.1, 40, 4), (0.01, 40, 3), (1.0, 3, 3)],
 )
 def test_how_many_may_fail(fraction: float, videos: int, most: int) -> None:
-    params = DecodeParams(num_frames=1, frame_size=8, clips_per_shard=1, max_failed_fraction=fraction)
+    params = DecodeParams(
+        num_frames=1, frame_size=8, clips_per_shard=1, max_failed_fraction=fraction
+    )
     assert params.most_failed(videos) == pytest.approx(most)
 
 
