@@ -178,7 +178,8 @@ def train_model(
         rate = len(rows) * params.samples_per_step / (time.monotonic() - began) if rows else None
     weights = whole(model.state_dict())
     if is_main():
-        save_model(weights, config | {"seed": params.seed}, folder, tokenizer)
+        facts = {"seed": params.seed, "lambda_coarse": params.lambda_coarse}
+        save_model(weights, config | facts, folder, tokenizer)
         write_csv(CURVES if folder == MODEL else folder / CURVES.name, state.history)
         if folder == MODEL:
             write_json(TRAIN_METRICS, summarize(state.history, params, rate, device))

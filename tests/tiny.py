@@ -75,6 +75,7 @@ def model_params(llm: str, **changes: Any) -> ModelParams:
         "query_layers": 0,
         "intermediate_tokens": False,
         "query_role": "token",
+        "query_reads": "all",
         "temperature": 1.0,
         "fine_iterations": 1,
         "head_channels": 16,

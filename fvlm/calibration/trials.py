@@ -104,17 +104,8 @@ class Calibration(Document):
     seconds: int
 
 
-def measure(
-    trainings: Sequence[Trained],
-    *,
-    samples: int,
-    seed: int,
-    mean_losses: Array | None = None,
-) -> TrialResult:
-    """What the trainings of one trial show; all hold the same clips in the same order.
-
-    mean_losses [clips,T]: of predicting the training latents' mean, for a trial on noise.
-    """
+def measure(trainings: Sequence[Trained], *, samples: int, seed: int) -> TrialResult:
+    """What the trainings of one trial show; all hold the same clips in the same order."""
     losses = {name: _join(trainings, name) for name in trainings[0].held_out}
     clips = len(trainings[0].held_out["coarse"])
     seeds = [training.seed for training in trainings]
@@ -137,7 +128,7 @@ def measure(
         loss_fine=mean_loss(fine, DYNAMIC),
         videos=clips,
         seeds=len(trainings),
-        gains={} if mean_losses is None else _gains(losses, mean_losses),
+        gains=_gains(losses),
     )
 
 
@@ -147,8 +138,8 @@ def _bootstrap(clips: int, seeds: Sequence[int], samples: int, seed: int) -> Boo
     return Bootstrap(video_ids, samples, seed, np.repeat(seeds, clips).tolist())
 
 
-def _gains(losses: Losses, mean_losses: Array) -> dict[str, float | None]:
-    expected = mean_loss(mean_losses)
+def _gains(losses: Losses) -> dict[str, float | None]:
+    expected = mean_loss(losses["mean"])
     assert expected is not None
     found = {name: mean_loss(losses[name]) for name in PASSES}
     return {name: expected / loss if loss else None for name, loss in found.items()}

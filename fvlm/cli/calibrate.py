@@ -9,7 +9,7 @@ as its parameters and this code stay the same.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -37,8 +37,10 @@ from fvlm.core.io import atomic_write
 from fvlm.core.params import Params, load_params, read_yaml
 from fvlm.core.progress import Progress
 from fvlm.core.stage import run
+from fvlm.evaluation.baselines import fit_baselines
 from fvlm.evaluation.losses import EvaluateParams, evaluate_clips
 from fvlm.model.build import load_model
+from fvlm.shards.read import open_shards
 from fvlm.statistics.arms import ARMS, ClipName, Losses
 from pipeline.paths import (
     CALIBRATE_METRICS,
@@ -134,17 +136,16 @@ class _Bench:
                 Trained(seed, *(_read_losses(_trained(trial, seed) / name) for name in _SPLITS))
                 for seed in (seeds if trial.replicated else seeds[:1])
             ]
-            is_noise = trial.corpus == "noise_control"
             results[trial.name] = measure(
                 trained,
                 samples=self._params.bootstrap_samples,
                 seed=self._params.seed,
-                mean_losses=_mean_losses(_trained(trial, seeds[0]) / ENCODED) if is_noise else None,
             )
         return results
 
     def _keep_losses(self, folder: Path) -> None:
         model = load_model(folder / MODEL)
+        baselines = fit_baselines(_latents(folder / ENCODED, "train"))
         held_out = len(
             open_clips(folder / ENCODED, folder / FRAMES, split="val", input=model.input)
         )
@@ -157,12 +158,14 @@ class _Bench:
                 batch_size=self._params.batch_size,
                 seed=self._params.seed,
                 device=torch.device("cpu"),
+                baselines=baselines,
             )
             with atomic_write(folder / name) as file:
                 stacked = np.stack([losses[compared] for compared in ARMS])
                 np.save(file, stacked, allow_pickle=False)
 
 
+CLIPS_AT_ONCE = 256
 _SPLITS = {"held_out.npy": "val", "training.npy": "train"}
 
 
@@ -182,16 +185,12 @@ def _read_losses(path: Path) -> Losses:
     return dict(zip(ARMS, np.load(path, allow_pickle=False), strict=True))
 
 
-def _mean_losses(shards: Path) -> np.ndarray:
-    """Error [clips,T] of predicting the training clips' mean latent on the held-out clips."""
-    latents = {}
-    for split in ("train", "val"):
-        reader = open_clips(shards, FRAMES, split=split, input="features")
-        batch = _read_all_frames(reader, range(len(reader)))
-        latents[split] = batch.latents.double().numpy()
-    mean = latents["train"].mean(axis=(0, 1))
-    errors: np.ndarray = ((latents["val"] - mean) ** 2).mean(axis=(2, 3, 4))
-    return errors
+def _latents(shards: Path, split: str) -> Iterator[torch.Tensor]:
+    """All latents of a split, some clips at a time."""
+    found = open_shards(shards, split=split)
+    for start in range(0, len(found.keys), CLIPS_AT_ONCE):
+        rows = range(start, min(start + CLIPS_AT_ONCE, len(found.keys)))
+        yield torch.from_numpy(found.read(rows, fields=("latents",))["latents"])
 
 
 if __name__ == "__main__":

@@ -42,3 +42,14 @@ def random_frames(positions: range, *, stored: int, count: int, seed: int) -> In
 def even_frames(*, stored: int, count: int) -> Indices:
     """`count` of the stored frames, evenly spaced and centred, int64 [count]."""
     return (np.arange(count) * 2 + 1) * stored // (2 * count)
+
+
+def evaluated_frames(*, stored: int, count: int) -> Indices:
+    """`count` of the stored frames with the same gap between all of them, centred, int64 [count].
+
+    The gap is as wide as the stored frames allow: where `count` does not divide them, the frames
+    are a run in the middle, so that no gap is larger than another.
+    """
+    gap = stored // count
+    start = (stored - 1 - gap * (count - 1)) // 2
+    return start + gap * np.arange(count)

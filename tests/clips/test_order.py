@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from fvlm.clips.order import even_frames, random_frames, rows_at
+from fvlm.clips.order import evaluated_frames, even_frames, random_frames, rows_at
 
 
 def stream(batch: int, *, count: int, clips: int = 7, seed: int = 0) -> list[int]:
@@ -67,3 +67,20 @@ def test_even_frames_are_distinct_centred_and_even(count: int) -> None:
 
 def test_even_frames_of_all_are_all() -> None:
     assert even_frames(stored=6, count=6).tolist() == list(range(6))
+
+
+@pytest.mark.parametrize(
+    ("stored", "count", "expected"),
+    [
+        (24, 12, list(range(0, 23, 2))),
+        (24, 16, list(range(4, 20))),
+        (24, 24, list(range(24))),
+        (24, 8, list(range(1, 23, 3))),
+        (24, 5, [3, 7, 11, 15, 19]),
+        (8, 3, [1, 3, 5]),
+    ],
+)
+def test_evaluated_frames_have_equal_gaps_in_the_middle(
+    stored: int, count: int, expected: list[int]
+) -> None:
+    assert evaluated_frames(stored=stored, count=count).tolist() == expected

@@ -15,6 +15,7 @@ from fvlm.model.query_attention import (
     QueryRole,
     ShallowAttention,
 )
+from tests import tiny
 
 L, D, SIZE = 4, 32, 56
 Stock = Dinov2Model | DINOv3ViTModel
@@ -198,3 +199,40 @@ def test_a_cache_can_be_reordered() -> None:
     assert isinstance(cache.take(order), FrameCache)
     found, _ = attention(query[order], cache.take(order))
     torch.testing.assert_close(found, attention(query, cache)[0][order])
+
+
+@pytest.mark.parametrize("k", [0, 2])
+@pytest.mark.parametrize("role", ["token", "question"])
+def test_queries_that_read_patches_ignore_cls(k: int, role: QueryRole) -> None:
+    tail = DinoEncoder(tiny.dinov2()).tail(2)
+    attention: ShallowAttention | DeepAttention = ShallowAttention(
+        16, temperature=0.5, reads="patches"
+    )
+    if k:
+        attention = DeepAttention(tail, role=role, reads="patches")
+    tokens, query = torch.randn(3, 10, 16), torch.randn(3, 16)
+    cache = attention.cache_frames(tokens)
+    found, weights = attention(query, cache)
+    assert weights.shape == (3, 10)
+    assert (weights[:, 0] == 0).all()
+    without = FrameCache([(key[:, :, 1:], value[:, :, 1:]) for key, value in cache.blocks])
+    expected, shares = attention(query, without)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(weights[:, 1:], shares)
+    assert cache.take(torch.tensor([1])).masked == 1
+
+
+def test_with_the_attention_of_others_only_the_message_differs() -> None:
+    attention = DeepAttention(DinoEncoder(tiny.dinov2()).tail(2), temperature=1e-3)
+    for layer in (layer for layer in attention.modules() if isinstance(layer, nn.Linear)):
+        nn.init.normal_(layer.weight, std=0.2)
+    cache = attention.cache_frames(torch.randn(3, 10, 16))
+    query, other = torch.randn(3, 16), torch.randn(3, 16)
+    own, weights = attention(query, cache)
+    same, _ = attention(query, cache, look=query)
+    torch.testing.assert_close(same, own)
+    found, lent = attention(query, cache, look=other)
+    torch.testing.assert_close(lent, attention(other, cache)[1])
+    assert not torch.allclose(lent, weights)
+    for different in (own, attention(other, cache)[0]):
+        assert (found - different).abs().max() > 1e-3
