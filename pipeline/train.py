@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from fvlm.clips.batch import Batch
-from fvlm.clips.order import random_frames, rows_at
+from fvlm.clips.order import rows_at, trained_frames
 from fvlm.clips.reader import COARSE_ONLY, BatchMemory, ClipReader, open_clips
 from fvlm.core.device import keep_freed_memory, peak_memory_gib
 from fvlm.core.io import hash_json, state_folder, write_csv, write_json
@@ -206,10 +206,14 @@ def tracking(name: str, params: dict[str, Any]) -> Iterator[Tracker | None]:
 
 
 def load_batch(reader: ClipReader, positions: range, params: TrainParams) -> Batch:
-    """The clips at these positions of the sample stream, each with its own random frames."""
+    """The clips at these positions of the sample stream, each with its own frames."""
     rows = rows_at(positions, clips=len(reader), seed=params.seed)
-    frames = random_frames(
-        positions, stored=reader.stored, count=params.num_frames, seed=params.seed
+    frames = trained_frames(
+        positions,
+        stored=reader.stored,
+        count=params.num_frames,
+        seed=params.seed,
+        choice=params.frames,
     )
     return reader.read(rows, frames)
 
