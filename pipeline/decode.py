@@ -27,6 +27,9 @@ CODE = 2  # raise when the same parameters give other frames: stored shards are 
 Row = dict[str, Any]
 
 
+METADATA = ("video_id", "caption", "group", "sha256")  # of the manifest, kept with a sample
+
+
 class Sections(Params):
     """What this stage reads of params.yaml."""
 
@@ -77,7 +80,7 @@ def _plan(rows: dict[str, Row], params: DecodeParams) -> list[ShardPlan]:
     """Which clips go into which shard, by split; decided by the clips' own hashes."""
     members: dict[str, list[Member]] = {"train": [], "val": []}
     for row in rows.values():
-        content = hash_json([row["sha256"], row["video_id"], row["caption"]])
+        content = hash_json([row["sha256"], row["video_id"], row["caption"], row["group"]])
         members[row["split"]].append(Member(row["key"], content))
     # What a frame looks like does not depend on how clips are grouped or how many may fail.
     recipe = {"stage": "decode", "code": CODE}
@@ -125,7 +128,7 @@ class _Decoder:
                 notes.append(_note(row, outcome))
                 self._count(1, notes[-1:])
                 continue
-            metadata = {name: row[name] for name in ("video_id", "caption", "sha256")}
+            metadata = {name: row[name] for name in METADATA}
             metadata["pts_seconds"] = outcome.values["pts_seconds"]
             yield member.key, {"frames.npy": outcome.arrays["frames"], "json": metadata}
             self._count(1, [])
