@@ -44,7 +44,8 @@ def main() -> None:
         raise FvlmError(
             f"{len(accepted)} of {len(rows)} videos accepted, but training and evaluation need one "
             f"each, of different groups ({summary}); {MANIFEST} has the reason of every video. Set "
-            "collect.source to more videos, or widen filter.min_seconds and filter.max_seconds in params.yaml"
+            "collect.source to more videos, or widen filter.min_seconds and filter.max_seconds in "
+            "params.yaml"
         )
 
 

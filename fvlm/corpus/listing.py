@@ -46,8 +46,8 @@ class CollectParams(Params):
 
     source: `demo`, a control corpus (see fvlm/corpus/controls.py), a folder, or a .csv or .jsonl
     list; relative to the project's root. control_clips, control_seed: size and content of a control
-    corpus. group: a regular expression on the video id whose first group, or else whose match, names
-    the film that the video was cut from; empty: every video is its own group.
+    corpus. group: a regular expression on the video id whose first group, or else whose match,
+    names the film that the video was cut from; empty: every video is its own group.
     """
 
     source: str

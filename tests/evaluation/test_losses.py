@@ -20,6 +20,7 @@ from fvlm.evaluation.losses import (
     random_queries,
 )
 from fvlm.model.foveated import FoveatedModel
+from fvlm.model.query_attention import DeepAttention
 from fvlm.statistics.arms import ARMS, CONTROLS, ClipName, Losses
 from fvlm.statistics.ratio import UNDEFINED
 from fvlm.statistics.summary import About, summarize
@@ -209,6 +210,7 @@ def test_message_only_is_an_arm_of_deep_queries_that_are_tokens(
 ) -> None:
     assert "message_only" not in evaluate(make_model(), clips)
     question = make_model(deep=2)
+    assert isinstance(question.attention, DeepAttention)
     question.attention.role = "question"
     assert "message_only" not in evaluate(question, clips)
     model = make_model(deep=2)
@@ -216,8 +218,8 @@ def test_message_only_is_an_arm_of_deep_queries_that_are_tokens(
     for arm in ("fine", "static_in_fine"):
         assert np.abs(losses["message_only"] - losses[arm]).max() > 1e-4
     with torch.no_grad():  # all attention even, wherever a query wants to look
-        for block in model.attention.tail.blocks:
-            for parameter in block.q.parameters():
+        for name, parameter in model.attention.named_parameters():
+            if ".q." in name:
                 parameter.zero_()
     even = evaluate(model, clips)
     np.testing.assert_allclose(even["message_only"], even["fine"], rtol=1e-4)

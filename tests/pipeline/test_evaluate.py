@@ -163,8 +163,12 @@ def test_a_model_without_fine_passes_becomes_an_arm_and_a_control(
     assert {name: found[name] for name in before.keys() - changed} == {
         name: before[name] for name in before.keys() - changed
     }
-    ratios = ("ratio_coarse_only", "ratio_coarse_only_dynamic", "coarse_only_fine_ratio_dynamic")
-    ratios = (*ratios, "train_coarse_only_fine_ratio_dynamic")
+    ratios = (
+        "ratio_coarse_only",
+        "ratio_coarse_only_dynamic",
+        "coarse_only_fine_ratio_dynamic",
+        "train_coarse_only_fine_ratio_dynamic",
+    )
     assert {name for name in found if "coarse_only" in name} == {
         "loss_coarse_only",
         *(f"{name}{end}" for name in ratios for end in ("", "_low", "_high")),

@@ -78,7 +78,9 @@ def clip(view: ClipView, pictures: Path) -> PicturedClip:
 @pytest.fixture(scope="session")
 def make_report(evaluation: Evaluation, clip: PicturedClip) -> Callable[..., Report]:
     """A report; its fields can be replaced."""
-    losses = [{"coarse": 0.2 + n / 100, "fine": 0.1 + n / 100} for n in range(9)]
+    losses: list[dict[str, float | None]] = [
+        {"coarse": 0.2 + n / 100, "fine": 0.1 + n / 100} for n in range(9)
+    ]
     frames = [FrameRow(frame=1, losses={"coarse": None, "fine": None}, ratio=UNDEFINED)]
     frames += [FrameRow(frame=t, losses=losses[t], ratio=_ratio(t)) for t in range(2, 9)]
     motion = [
