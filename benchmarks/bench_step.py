@@ -40,7 +40,7 @@ from transformers import Dinov2Config, Dinov2Model, LlamaConfig, LlamaModel
 from benchmarks.reference_step import ReferenceModel, reference_step
 from benchmarks.step_profile import Seconds, label, labelled, print_profile, profile_step
 from fvlm.clips.batch import Batch
-from fvlm.clips.order import random_frames, rows_at
+from fvlm.clips.order import rows_at, trained_frames
 from fvlm.core.device import default_device, keep_freed_memory, peak_memory_gib
 from fvlm.core.params import PARAMS, read_yaml
 from fvlm.encoders.dino import DinoEncoder
@@ -246,7 +246,7 @@ def write_clips(folder: Path) -> ShardReader:
 def load_batch(reader: ShardReader, positions: range) -> Batch:
     """What the train stage reads for these positions."""
     rows = rows_at(positions, clips=len(reader), seed=0)
-    frames = random_frames(positions, stored=STORED, count=T, seed=0)
+    frames = trained_frames(positions, stored=STORED, count=T, seed=0, choice="random")
     arrays = reader.read(rows, fields=("tokens", "latents"), frames=frames)
     tokens, latents = (torch.from_numpy(arrays[name]) for name in ("tokens", "latents"))
     return Batch(tokens, latents, [reader.keys[row] for row in rows])

@@ -7,13 +7,15 @@ Writes  metrics/evaluate.json, plots/evaluate.csv (clips), plots/evaluate_frames
         plots/controls.png
 """
 
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from fvlm.clips.batch import Batch
-from fvlm.clips.order import even_frames
+from fvlm.clips.order import evaluated_frames, even_frames
 from fvlm.clips.reader import open_clips
 from fvlm.core.device import default_device, keep_freed_memory
 from fvlm.core.document import write_figures, write_table
@@ -21,6 +23,7 @@ from fvlm.core.params import Params, load_params
 from fvlm.core.recorded import check_recorded
 from fvlm.core.stage import run
 from fvlm.evaluation.attention import attention_figures
+from fvlm.evaluation.baselines import Baselines, fit_baselines
 from fvlm.evaluation.figures import (
     controls_height,
     counted,
@@ -32,9 +35,10 @@ from fvlm.evaluation.figures import (
 from fvlm.evaluation.losses import EvaluateParams, LoadClips, coarse_losses, evaluate_clips
 from fvlm.model.foveated import FoveatedModel
 from fvlm.model.saved import load_model, load_tokenizer_of, read_config
+from fvlm.shards.read import open_shards
 from fvlm.statistics.arms import ClipName, Losses
 from fvlm.statistics.evaluation import Evaluation
-from fvlm.statistics.summary import Summary, on_training_clips, summarize
+from fvlm.statistics.summary import About, Summary, on_training_clips, summarize
 from fvlm.statistics.tables import charted, ratio_rows
 from fvlm.statistics.verdict import decide, headline
 from pipeline.paths import (
@@ -52,6 +56,7 @@ from pipeline.paths import (
 )
 
 RECORDED = ("model",)  # of the training that is evaluated
+FITTED = 1000  # training clips that the baselines are fitted on, at most
 
 
 class Sections(Params):
@@ -69,13 +74,18 @@ def main() -> None:
     held_out, load = open_split(model, "val", params, at_most=None)
     # As many training clips: a ratio there without one on held-out clips is memory, no result.
     seen, load_seen = open_split(model, "train", params, at_most=len(held_out))
+    baselines = fit_baselines(training_latents(params))
     losses, known = dict[int, Losses](), dict[int, Losses]()
     for folder in trained_folders(MODEL):
         seed = read_config(folder).seed
-        losses[seed] = measure(folder, held_out, load, params, device)
-        known[seed] = measure(folder, seen, load_seen, params, device)
+        losses[seed] = measure(folder, held_out, load, params, baselines, device)
+        known[seed] = measure(folder, seen, load_seen, params, baselines, device)
     samples, seed = params.bootstrap_samples, params.seed
-    summary = summarize(losses, held_out, samples=samples, seed=seed)
+    about = About(
+        coarse_trained=read_config(MODEL).lambda_coarse > 0,
+        vocabulary=int(model.language.config.vocab_size),
+    )
+    summary = summarize(losses, held_out, samples=samples, seed=seed, about=about)
     found, size = summary.held_out, params.batch_size
     evaluation = Evaluation(
         verdict=decide(found),
@@ -125,16 +135,36 @@ def measure(
     clips: list[ClipName],
     load: LoadClips,
     params: EvaluateParams,
+    baselines: Baselines,
     device: torch.device,
 ) -> Losses:
     """Losses of one trained model, and of its twin without fine passes where that was trained."""
     model, size = load_model(folder).to(device), params.batch_size
-    losses = evaluate_clips(model, load, clips, batch_size=size, seed=params.seed, device=device)
+    losses = evaluate_clips(
+        model,
+        load,
+        clips,
+        batch_size=size,
+        seed=params.seed,
+        device=device,
+        baselines=baselines,
+    )
     twin = COARSE_ONLY / folder.relative_to(MODEL)
     if twin.exists():
         alone, count = load_model(twin).to(device), len(clips)
         losses["coarse_only"] = coarse_losses(alone, load, count, batch_size=size, device=device)
     return losses
+
+
+def training_latents(params: EvaluateParams) -> Iterator[Tensor]:
+    """Latents of up to FITTED training clips at the evaluated frames, in batches."""
+    shards = open_shards(ENCODED, split="train")
+    frames = evaluated_frames(stored=shards.fields["latents"].shape[0], count=params.num_frames)
+    rows = even_frames(stored=len(shards.keys), count=min(FITTED, len(shards.keys)))
+    for start in range(0, len(rows), params.batch_size):
+        chosen = rows[start : start + params.batch_size]
+        found = shards.read(chosen, fields=("latents",), frames=frames)
+        yield torch.from_numpy(found["latents"])
 
 
 def open_split(
@@ -145,14 +175,20 @@ def open_split(
         ENCODED, FRAMES, split=split, input=model.input, tokenizer=load_tokenizer_of(MODEL)
     )
     reader.check_frames(params.num_frames, "evaluate.num_frames")
-    frames = even_frames(stored=reader.stored, count=params.num_frames)
+    frames = evaluated_frames(stored=reader.stored, count=params.num_frames)
     count = min(at_most or len(reader), len(reader))
     chosen = even_frames(stored=len(reader), count=count)
 
     def load(rows: range) -> Batch:
         return reader.read(chosen[rows.start : rows.stop], frames)
 
-    return [ClipName(reader.keys[row], reader.metadata(row)["video_id"]) for row in chosen], load
+    facts = [reader.metadata(row) for row in chosen]
+    keys = (reader.keys[row] for row in chosen)
+    names = [
+        ClipName(key, fact["video_id"], fact.get("group", ""))
+        for key, fact in zip(keys, facts, strict=True)
+    ]
+    return names, load
 
 
 if __name__ == "__main__":

@@ -32,7 +32,8 @@ def main() -> None:
     videos = read_jsonl(VIDEOS)
     outcomes = _probe(videos)
     verdicts = classify_all(outcomes, params)
-    accepted = [video_id for video_id, verdict in verdicts.items() if not verdict.reason]
+    groups = {video["video_id"]: video["group"] for video in videos}
+    accepted = {name: groups[name] for name, verdict in verdicts.items() if not verdict.reason}
     splits = assign_splits(accepted, params.val_fraction)
     rows = [_row(video, outcomes, verdicts, splits) for video in videos]
     counts = count_rows(rows)
@@ -44,8 +45,9 @@ def main() -> None:
     if not splits:
         raise FvlmError(
             f"{len(accepted)} of {len(rows)} videos accepted, but training and evaluation need one "
-            f"each ({summary}); {MANIFEST} has the reason of every video. Set collect.source to "
-            "more videos, or widen filter.min_seconds and filter.max_seconds in params.yaml"
+            f"each, of different groups ({summary}); {MANIFEST} has the reason of every video. Set "
+            "collect.source to more videos, or widen filter.min_seconds and filter.max_seconds in "
+            "params.yaml"
         )
 
 
@@ -79,7 +81,7 @@ def _row(
     return {
         "video_id": video_id,
         "key": sample_key(video_id),
-        **{name: video[name] for name in ("path", "size", "caption")},
+        **{name: video[name] for name in ("path", "size", "caption", "group")},
         **asdict(verdict),
         **facts,
         "split": splits.get(video_id),

@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from fvlm.clips.order import even_frames
+from fvlm.clips.order import evaluated_frames
 from fvlm.clips.reader import open_clips
 from fvlm.core.device import default_device
 from fvlm.core.document import read_figures, read_table
@@ -108,7 +108,7 @@ def picture_clips(chosen: list[Chosen], *, frames: int) -> list[PicturedClip]:
     tokenizer = load_tokenizer_of(MODEL)
     reader = open_clips(ENCODED, FRAMES, split="val", input=model.input, tokenizer=tokenizer)
     decoded = open_shards(FRAMES, split="val")
-    kept = even_frames(stored=reader.stored, count=frames)
+    kept = evaluated_frames(stored=reader.stored, count=frames)
     pictured = []
     with Progress("report", total=len(chosen), unit="clip") as progress:
         for clip in chosen:

@@ -92,6 +92,7 @@ def model_params(llm: str, **changes: Any) -> ModelParams:
         "query_layers": 0,
         "intermediate_tokens": False,
         "query_role": "token",
+        "query_reads": "all",
         "temperature": 1.0,
         "fine_iterations": 1,
         "head_channels": 16,
@@ -107,6 +108,7 @@ def save_model(
     folder: Path,
     *,
     seed: int = 0,
+    lambda_coarse: float = 1.0,
     tokenizer: CaptionTokenizer | None = None,
 ) -> None:
     """As a training leaves it."""
@@ -115,6 +117,7 @@ def save_model(
         architecture,
         folder,
         seed=seed,
+        lambda_coarse=lambda_coarse,
         training="tiny",
         trained_by="tiny",
         tokenizer=tokenizer,

@@ -1,4 +1,4 @@
-"""What an instrument must show on control corpora before its verdicts mean anything; numpy alone.
+"""What an instrument must show on control corpora before its verdicts mean anything.
 
 Each *trial* is a control corpus and a depth of query attention, trained with several seeds. Seeds
 are replicates: a video's losses of all of them are resampled together.
@@ -13,9 +13,11 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field
 
+from fvlm.calibration.cases import Case
 from fvlm.core.document import Document, flatten
 from fvlm.core.params import Params
-from fvlm.statistics.arms import CONTROLS, Losses
+from fvlm.model.query_attention import QueryRole
+from fvlm.statistics.arms import ARMS, CONTROLS, Losses
 from fvlm.statistics.ratio import ALL, DYNAMIC, Array, Bootstrap, Estimate, mean_loss
 
 COMPARED = (*CONTROLS, "autoregressive", "persistence")
@@ -45,6 +47,8 @@ class Trial:
     steps: int
     temperature: float = 1.0
     replicated: bool = True
+    role: QueryRole = "question"
+    coarse_only: bool = False  # whether the first seed has a twin without fine passes
 
 
 # Layers and steps: benchmarks/calibration.md. The last blocks of the built-in encoder wash out what
@@ -52,11 +56,15 @@ class Trial:
 # logits are bounded by the encoder's norm and need a lower temperature.
 TRIALS = (
     Trial("positive_control", "positive_control", 0, blocks=12, layer=9, steps=900),
-    Trial("positive_control_deep_1", "positive_control", 1, 9, 8, steps=1000, temperature=0.6),
+    Trial("positive_control_deep_1", "positive_control", 1, 9, 8, 1000, 0.6, coarse_only=True),
     Trial("positive_control_deep_3", "positive_control", 3, 9, 6, 1600, 0.6, replicated=False),
     Trial("negative_control", "negative_control", 0, blocks=12, layer=9, steps=900),
     Trial("noise_control", "noise_control", 0, 12, 9, steps=400, replicated=False),
 )
+
+# What the cases in cases.py are made of: a trained model each; nothing is required of these.
+MESSAGE_TRIAL = Trial("message_channel", "positive_control", 1, 9, 8, 300, 0.6, False, "token")
+SPOILT_TRIAL = TRIALS[3]
 
 # Acceptance, over frames t >= 3 of held-out clips.
 POSITIVE_ABOVE, POSITIVE_LOW_ABOVE = 1.15, 1.05
@@ -79,7 +87,9 @@ class TrialResult(Document):
     ratio: coarse / fine loss. An arm's name: coarse / its loss, below 1 where it is worse than the
     coarse pass. ratio_frame_2: nothing can be gained there: above 1, the coarse pass is
     handicapped. gains: of predicting the training latents' mean, its error / that of each pass over
-    all frames: above 1, something has seen the frame.
+    all frames: above 1, something has seen the frame. coarse_only: coarse pass of a model trained
+    without fine passes / fine loss, of the first seed: above 1 where the gain is not a coarse pass
+    that the fine one spoilt.
     """
 
     ratio: Annotated[Estimate, "{}_ratio"]
@@ -90,32 +100,25 @@ class TrialResult(Document):
     by_seed: Annotated[dict[int, Estimate], "{}_ratio_seed_{}"]
     loss_coarse: Annotated[float | None, "{}_loss_coarse"]
     loss_fine: Annotated[float | None, "{}_loss_fine"]
+    coarse_only: Annotated[Estimate | None, "{}_coarse_only"]
     videos: Annotated[int, "{}_videos"]
     seeds: Annotated[int, "{}_seeds"]
     gains: Annotated[dict[str, float | None], "{}_gain_{}"]
 
 
 class Calibration(Document):
-    """metrics/calibrate.json: trials by name, and what they miss."""
+    """metrics/calibrate.json: trials and cases by name, and what they miss."""
 
     calibrated: bool
     failures: list[str]
+    cases: dict[str, Case]
     trials: dict[str, TrialResult]
     seconds: int
 
 
-def measure(
-    trainings: Sequence[Trained],
-    *,
-    samples: int,
-    seed: int,
-    mean_losses: Array | None = None,
-) -> TrialResult:
-    """What the trainings of one trial show; all hold the same clips in the same order.
-
-    mean_losses [clips,T]: of predicting the training latents' mean, for a trial on noise.
-    """
-    losses = {name: _join(trainings, name) for name in trainings[0].held_out}
+def measure(trainings: Sequence[Trained], *, samples: int, seed: int) -> TrialResult:
+    """What the trainings of one trial show; all hold the same clips in the same order."""
+    losses = {name: _join(trainings, name) for name in ARMS}
     clips = len(trainings[0].held_out["coarse"])
     seeds = [training.seed for training in trainings]
     bootstrap = _bootstrap(clips, seeds, samples, seed)
@@ -123,6 +126,7 @@ def measure(
     seen = {name: np.concatenate([t.seen[name] for t in trainings]) for name in ("coarse", "fine")}
     seen_clips = _bootstrap(len(trainings[0].seen["coarse"]), seeds, samples, seed)
     alone = _bootstrap(clips, [0], samples, seed)
+    twin = trainings[0].held_out.get("coarse_only")
     return TrialResult(
         ratio=bootstrap.ratio(coarse, fine, DYNAMIC),
         ratio_frame_2=bootstrap.ratio(coarse, fine, slice(1, 2)),
@@ -135,9 +139,12 @@ def measure(
         },
         loss_coarse=mean_loss(coarse, DYNAMIC),
         loss_fine=mean_loss(fine, DYNAMIC),
+        coarse_only=alone.ratio(twin, trainings[0].held_out["fine"], DYNAMIC)
+        if twin is not None
+        else None,
         videos=clips,
         seeds=len(trainings),
-        gains={} if mean_losses is None else _gains(losses, mean_losses),
+        gains=_gains(losses),
     )
 
 
@@ -147,8 +154,8 @@ def _bootstrap(clips: int, seeds: Sequence[int], samples: int, seed: int) -> Boo
     return Bootstrap(video_ids, samples, seed, np.repeat(seeds, clips).tolist())
 
 
-def _gains(losses: Losses, mean_losses: Array) -> dict[str, float | None]:
-    expected = mean_loss(mean_losses)
+def _gains(losses: Losses) -> dict[str, float | None]:
+    expected = mean_loss(losses["mean"])
     assert expected is not None
     found = {name: mean_loss(losses[name]) for name in PASSES}
     return {name: expected / loss if loss else None for name, loss in found.items()}

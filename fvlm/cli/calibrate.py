@@ -9,15 +9,25 @@ as its parameters and this code stay the same.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from fvlm.calibration.cases import (
+    COPIES,
+    judge_cases,
+    missed_cases,
+    save_handicapped,
+    save_message_channel,
+    write_replicates,
+)
 from fvlm.calibration.figures import plot_calibration
 from fvlm.calibration.trials import (
+    MESSAGE_TRIAL,
+    SPOILT_TRIAL,
     TRIALS,
     CalibrateParams,
     Calibration,
@@ -31,21 +41,26 @@ from fvlm.calibration.trials import (
 from fvlm.cli.folders import Changes, Folders
 from fvlm.clips.batch import Batch
 from fvlm.clips.reader import ClipReader, open_clips
-from fvlm.core.document import write_figures
+from fvlm.core.document import read_figures, write_figures
 from fvlm.core.errors import FvlmError
 from fvlm.core.io import atomic_write
 from fvlm.core.params import Params, load_params, read_yaml
 from fvlm.core.progress import Progress
 from fvlm.core.stage import run
-from fvlm.evaluation.losses import EvaluateParams, evaluate_clips
+from fvlm.evaluation.baselines import fit_baselines
+from fvlm.evaluation.losses import EvaluateParams, coarse_losses, evaluate_clips
 from fvlm.model.saved import load_model
-from fvlm.statistics.arms import ARMS, ClipName, Losses
+from fvlm.shards.read import open_shards
+from fvlm.statistics.arms import ClipName, Losses
+from fvlm.statistics.evaluation import Evaluation, HeldOut
 from pipeline.paths import (
     CALIBRATE_METRICS,
     CALIBRATE_PLOT,
     CALIBRATION_PRESET,
     CALIBRATION_WORK,
+    COARSE_ONLY,
     ENCODED,
+    EVALUATE_METRICS,
     FRAMES,
     MODEL,
 )
@@ -69,24 +84,36 @@ def main() -> None:
     seeds, processes = sections.calibrate.seeds, sections.calibrate.processes
     folders = Folders(CALIBRATION_PRESET)
     bench = _Bench(folders, sections.evaluate)
+    trials = (*TRIALS, MESSAGE_TRIAL)
     trainings = [
-        (trial, seed) for trial in TRIALS for seed in (seeds if trial.replicated else seeds[:1])
+        (trial, seed, seeds[0])
+        for trial in trials
+        for seed in (seeds if trial.replicated else seeds[:1])
     ]
-    corpora = list(dict.fromkeys(trial.corpus for trial in TRIALS))
-    encodings = list(dict.fromkeys((trial.corpus, trial.blocks, trial.layer) for trial in TRIALS))
+    corpora = list(dict.fromkeys(trial.corpus for trial in trials))
+    encodings = list(dict.fromkeys((trial.corpus, trial.blocks, trial.layer) for trial in trials))
     # The longest trainings first, so that none is left alone at the end.
     trainings.sort(key=lambda training: -training[0].query_layers)
-    total = len(corpora) + len(encodings) + len(trainings)
+    cases = [(case, seeds[0]) for case in CASES]
+    total = len(corpora) + len(encodings) + len(trainings) + len(cases)
     with Progress("calibrate", total=total, unit="step") as progress:
         folders.side_by_side(bench.decode, [(corpus,) for corpus in corpora], 1, progress)
         folders.side_by_side(bench.encode, encodings, processes, progress)
         folders.side_by_side(bench.train, trainings, processes, progress)
+        folders.side_by_side(bench.evaluate, cases, processes, progress)
     results = bench.results(seeds)
-    missed = failures(figures_of(results), TRIALS)
+    judged = judge_cases({case: _evaluated(case) for case in CASES})
+    missed = failures(figures_of(results), TRIALS) + missed_cases(judged)
     seconds = round(time.monotonic() - started)
     write_figures(
         CALIBRATE_METRICS,
-        Calibration(calibrated=not missed, failures=missed, trials=results, seconds=seconds),
+        Calibration(
+            calibrated=not missed,
+            failures=missed,
+            cases=judged,
+            trials=results,
+            seconds=seconds,
+        ),
     )
     plot_calibration(results, TRIALS, CALIBRATE_PLOT)
     if missed:
@@ -111,9 +138,9 @@ class _Bench:
         """Encode a decoded corpus up to this layer of the encoder's first blocks."""
         changes = {"encode": {"dino_layers": blocks, "layer": layer}}
         links = {FRAMES: CALIBRATION_WORK / corpus / FRAMES}
-        self._folders.make(_encoded(corpus, blocks, layer), changes, links, ["encode"])
+        self._folders.make(_encoded_folder(corpus, blocks, layer), changes, links, ["encode"])
 
-    def train(self, trial: Trial, seed: int) -> None:
+    def train(self, trial: Trial, seed: int, first_seed: int) -> None:
         """Train one trial, and keep its losses on held-out and on as many training clips."""
         changes: Changes = {
             "encode": {"dino_layers": trial.blocks, "layer": trial.layer},
@@ -121,11 +148,26 @@ class _Bench:
                 "query_layers": trial.query_layers,
                 "intermediate_tokens": trial.query_layers == 0,
                 "temperature": trial.temperature,
+                "query_role": trial.role,
             },
-            "train": {"seeds": [seed], "max_samples": trial.steps * self._batch_size},
+            "train": {
+                "seeds": [seed],
+                "max_samples": trial.steps * self._batch_size,
+                "coarse_only": trial.coarse_only and seed == first_seed,
+            },
         }
-        links = {ENCODED: _encoded(trial.corpus, trial.blocks, trial.layer) / ENCODED}
+        links = {ENCODED: _encoded(trial) / ENCODED}
         self._folders.make(_trained(trial, seed), changes, links, ["train"], then=self._keep_losses)
+
+    def evaluate(self, case: str, seed: int) -> None:
+        """Run the evaluate stage on what a case is made of."""
+        trial = MESSAGE_TRIAL if case == "message_channel" else SPOILT_TRIAL
+        trained, shards = _trained(trial, seed), (_encoded(trial) / ENCODED)
+        links, first = {ENCODED: shards}, partial(_save_case_model, case, trained / MODEL)
+        if case in REPLICATES:
+            links = {MODEL: trained / MODEL}
+            first = partial(_write_case_shards, REPLICATES[case], shards)
+        self._folders.make(CALIBRATION_WORK / case, {}, links, ["evaluate"], first=first)
 
     def results(self, seeds: Sequence[int]) -> dict[str, TrialResult]:
         """What every trial shows."""
@@ -135,17 +177,16 @@ class _Bench:
                 Trained(seed, *(_read_losses(_trained(trial, seed) / name) for name in _SPLITS))
                 for seed in (seeds if trial.replicated else seeds[:1])
             ]
-            is_noise = trial.corpus == "noise_control"
             results[trial.name] = measure(
                 trained,
                 samples=self._params.bootstrap_samples,
                 seed=self._params.seed,
-                mean_losses=_mean_losses(_trained(trial, seeds[0]) / ENCODED) if is_noise else None,
             )
         return results
 
     def _keep_losses(self, folder: Path) -> None:
         model = load_model(folder / MODEL)
+        baselines = fit_baselines(_latents(folder / ENCODED, "train"))
         held_out = len(
             open_clips(folder / ENCODED, folder / FRAMES, split="val", input=model.input)
         )
@@ -158,16 +199,48 @@ class _Bench:
                 batch_size=self._params.batch_size,
                 seed=self._params.seed,
                 device=torch.device("cpu"),
+                baselines=baselines,
             )
+            twin = folder / COARSE_ONLY
+            if twin.exists():
+                losses["coarse_only"] = coarse_losses(
+                    load_model(twin),
+                    partial(_read_all_frames, reader),
+                    len(losses["fine"]),
+                    batch_size=self._params.batch_size,
+                    device=torch.device("cpu"),
+                )
             with atomic_write(folder / name) as file:
-                stacked = np.stack([losses[compared] for compared in ARMS])
-                np.save(file, stacked, allow_pickle=False)
+                np.savez(file, allow_pickle=False, **losses)
 
 
-_SPLITS = {"held_out.npy": "val", "training.npy": "train"}
+CLIPS_AT_ONCE = 256
+_SPLITS = {"held_out.npz": "val", "training.npz": "train"}
 
 
-def _encoded(corpus: str, blocks: int, layer: int) -> Path:
+REPLICATES = {"replicates": COPIES, "replicates_alone": 1}  # copies of each video
+CASES = ("handicapped_coarse", "message_channel", *REPLICATES)
+
+
+def _save_case_model(case: str, source: Path, folder: Path) -> None:
+    save = save_message_channel if case == "message_channel" else save_handicapped
+    reader = open_clips(folder / ENCODED, folder / FRAMES, split="val", input="features")
+    save(source, folder / MODEL, _read_all_frames(reader, range(min(CLIPS_AT_ONCE, len(reader)))))
+
+
+def _write_case_shards(copies: int, source: Path, folder: Path) -> None:
+    write_replicates(source, folder / ENCODED, copies=copies)
+
+
+def _evaluated(case: str) -> HeldOut:
+    return read_figures(Evaluation, CALIBRATION_WORK / case / EVALUATE_METRICS).held_out
+
+
+def _encoded(trial: Trial) -> Path:
+    return _encoded_folder(trial.corpus, trial.blocks, trial.layer)
+
+
+def _encoded_folder(corpus: str, blocks: int, layer: int) -> Path:
     return CALIBRATION_WORK / f"{corpus}-layer-{layer}-of-{blocks}"
 
 
@@ -180,19 +253,16 @@ def _read_all_frames(reader: ClipReader, rows: range) -> Batch:
 
 
 def _read_losses(path: Path) -> Losses:
-    return dict(zip(ARMS, np.load(path, allow_pickle=False), strict=True))
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
 
 
-def _mean_losses(shards: Path) -> np.ndarray:
-    """Error [clips,T] of predicting the training clips' mean latent on the held-out clips."""
-    latents = {}
-    for split in ("train", "val"):
-        reader = open_clips(shards, FRAMES, split=split, input="features")
-        batch = _read_all_frames(reader, range(len(reader)))
-        latents[split] = batch.latents.double().numpy()
-    mean = latents["train"].mean(axis=(0, 1))
-    errors: np.ndarray = ((latents["val"] - mean) ** 2).mean(axis=(2, 3, 4))
-    return errors
+def _latents(shards: Path, split: str) -> Iterator[torch.Tensor]:
+    """All latents of a split, some clips at a time."""
+    found = open_shards(shards, split=split)
+    for start in range(0, len(found.keys), CLIPS_AT_ONCE):
+        rows = range(start, min(start + CLIPS_AT_ONCE, len(found.keys)))
+        yield torch.from_numpy(found.read(rows, fields=("latents",))["latents"])
 
 
 if __name__ == "__main__":

@@ -52,9 +52,10 @@ class Folders:
         links: dict[Path, Path],
         stages: list[str],
         *,
+        first: Callable[[Path], None] = lambda _: None,
         then: Callable[[Path], None] = lambda _: None,
     ) -> None:
-        """Run `stages` in `folder`, and `then`, unless that was done before.
+        """Run `first`, `stages` in `folder`, and `then`, unless that was done before.
 
         changes: parameters in which this folder differs; links: paths in it to what exists already.
         Raises FvlmError with the last lines that a failed stage printed.
@@ -67,6 +68,7 @@ class Folders:
         done.unlink(missing_ok=True)
         for link, target in {ASSETS: ASSETS, **links}.items():
             _link(folder / link, target)
+        first(folder)
         for stage in stages:
             self._run(stage, folder)
         then(folder)

@@ -13,7 +13,7 @@ from fvlm.core.io import read_json
 from fvlm.core.stage import run
 from fvlm.statistics.evaluation import Evaluation, HeldOut
 from fvlm.statistics.tables import arm_rows, figure, ratio_cells, ratio_rows
-from fvlm.statistics.verdict import describe
+from fvlm.statistics.verdict import count_videos, describe, describe_power
 from pipeline.paths import EVALUATE_METRICS, FILTER_METRICS, PAGE, TRAIN_METRICS
 
 MIN_WIDTH = 100  # columns; in a log there is no terminal to take the width from
@@ -31,6 +31,8 @@ def main() -> None:
     console.print(arms_table(evaluation))
     console.print(ratio_table(evaluation))
     console.print(describe(evaluation.held_out), style="bold", highlight=False)
+    if power := describe_power(evaluation.held_out):
+        console.print(power, highlight=False)
     if PAGE.exists():
         console.print(
             f"The report with pictures: {PAGE.resolve()}", highlight=False, soft_wrap=True
@@ -43,7 +45,7 @@ def scope(found: HeldOut, videos: dict[str, Any], training: dict[str, Any]) -> s
     return (
         f"{videos['inputs']} videos, {videos['accepted']} accepted; trained on "
         f"{videos['accepted_train']} for {training['steps']} steps{seeds}; "
-        f"held-out videos compared: {found.videos} (clips: {found.clips})"
+        f"held-out: {count_videos(found)} (clips: {found.clips})"
     )
 
 

@@ -5,6 +5,7 @@ All else is counted: other files by suffix; hidden files and folders, FIFOs, soc
 links that lead nowhere by their kind. Links are followed; a folder that several links lead to is
 walked once, by its real place where that lies inside.
 A list is a .csv or .jsonl file of rows with `path`, relative to the list, and optional `caption`.
+A column `video_id` names a video, a column `group` the film that several videos were cut from.
 A video without a caption in its row has the text of NAME.txt beside it, or "caption" of NAME.json.
 """
 
@@ -12,6 +13,7 @@ import csv
 import errno
 import json
 import os
+import re
 import stat
 from collections import Counter
 from collections.abc import Callable, Container, Iterator
@@ -53,10 +55,12 @@ class CollectParams(Params):
 
     source: `demo`, a control corpus (see fvlm/corpus/controls.py), a folder, or a .csv or .jsonl
     list; relative to the project's root. control_clips, control_seed: size and content of a control
-    corpus.
+    corpus. group: a regular expression on the video id whose first group, or else whose match,
+    names the film that the video was cut from; empty: every video is its own group.
     """
 
     source: str
+    group: str = ""
     control_clips: int = Field(ge=2)
     control_seed: int
 
@@ -69,13 +73,30 @@ class CollectParams(Params):
             )
         return value
 
+    @field_validator("group")
+    @classmethod
+    def _is_expression(cls, value: str) -> str:
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(f"must be a regular expression, got {value!r}: {error}") from None
+        return value
+
+    def group_of(self, video_id: str) -> str:
+        """The group of a video whose row names none: what `group` finds in its id, or the id."""
+        found = re.search(self.group, video_id) if self.group else None
+        if found is None:
+            return video_id
+        return (found[1] if found.re.groups else found[0]) or video_id
+
 
 @dataclass(frozen=True)
 class ListedVideo:
     """One row of data/collect/videos.jsonl.
 
-    video_id: path relative to the source folder, or as the list writes it; bytes that are not UTF-8
-    are surrogate-escaped. path: absolute. size: bytes. caption: empty when there is none.
+    video_id: path relative to the source folder or the list's, or what the list says; bytes that
+    are not UTF-8 are surrogate-escaped. path: absolute. size: bytes. caption: empty when there is
+    none. group: clips of one group are not independent, and are split together.
     """
 
     video_id: str
@@ -83,6 +104,7 @@ class ListedVideo:
     size: int
     mtime_ns: int
     caption: str
+    group: str = ""
 
 
 def list_videos(params: CollectParams) -> tuple[list[ListedVideo], Counter[str]]:
@@ -91,6 +113,14 @@ def list_videos(params: CollectParams) -> tuple[list[ListedVideo], Counter[str]]
     Raises SourceError when the source does not exist or holds no video, and for every faulty row
     and caption, all of them together.
     """
+    videos, left_out = _list_source(params)
+    grouped = [
+        replace(video, group=video.group or params.group_of(video.video_id)) for video in videos
+    ]
+    return grouped, left_out
+
+
+def _list_source(params: CollectParams) -> tuple[list[ListedVideo], Counter[str]]:
     source = params.source
     if source == "demo":
         captions = demo_captions()
@@ -204,12 +234,16 @@ def _kind(entry: os.DirEntry[str]) -> str:
 def _list_rows(path: Path) -> list[ListedVideo]:
     videos, faults = list[ListedVideo](), dict[int, str]()
     line_of: dict[str, int] = {}
+    line_of_id: dict[str, int] = {}
     for line, row in _READERS[path.suffix.lower()](path):
         try:
             video = _parse_row(path.parent, row)
             first = line_of.setdefault(video.path, line)
             if first != line:
                 raise SourceError(f"{video.video_id!r} stands in line {first} already")
+            named = line_of_id.setdefault(video.video_id, line)
+            if named != line:
+                raise SourceError(f"{video.video_id!r} is the id of line {named} already")
             videos.append(video)
         except SourceError as error:
             faults[line] = f"{path}:{line}: {error}"
@@ -230,8 +264,9 @@ def _parse_row(folder: Path, row: dict[str, Any]) -> ListedVideo:
     name, caption = row.get("path"), row.get("caption")
     if not isinstance(name, str) or not name:
         raise SourceError(f"expected a `path`, got {name!r}")
-    if caption is not None and not isinstance(caption, str):
-        raise SourceError(f"expected text as `caption`, got {caption!r}")
+    for column in ("caption", "video_id", "group"):
+        if not isinstance(row.get(column, ""), str | None):
+            raise SourceError(f"expected text as `{column}`, got {row[column]!r}")
     path = os.path.abspath(folder / name)  # noqa: PTH100 - links stay as they are
     try:
         status = os.stat(path)  # noqa: PTH116
@@ -240,7 +275,16 @@ def _parse_row(folder: Path, row: dict[str, Any]) -> ListedVideo:
     if not stat.S_ISREG(status.st_mode):
         raise SourceError(f"{name!r} is not a regular file")
     caption = (caption or "").strip() or _sidecar_caption(path, _RegularFiles(path))
-    return ListedVideo(name, path, status.st_size, status.st_mtime_ns, caption)
+    # An absolute path says where a list lies, and belongs into no file name.
+    own = os.path.relpath(path, folder) if os.path.isabs(name) else name  # noqa: PTH117
+    return ListedVideo(
+        video_id=row.get("video_id") or own,
+        path=path,
+        size=status.st_size,
+        mtime_ns=status.st_mtime_ns,
+        caption=caption,
+        group=row.get("group") or "",
+    )
 
 
 def _read_csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

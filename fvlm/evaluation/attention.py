@@ -17,7 +17,7 @@ from fvlm.core.progress import Progress
 from fvlm.evaluation.losses import LoadClips
 from fvlm.model.autoregressive import run_autoregressive
 from fvlm.model.foveated import FoveatedModel, PassOutput
-from fvlm.model.inspect import patch_grid
+from fvlm.model.query_attention import patch_grid
 from fvlm.statistics.evaluation import Attention, PassAttention
 
 

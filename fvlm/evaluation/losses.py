@@ -5,9 +5,11 @@ The controls repeat the last fine pass and change nothing but its queries:
     static_in_fine  q_static at every frame: is it the query, or just a second pass?
     shuffled        the predicted queries of another video's clip: is it *this* clip's query?
     random          random directions of the predicted queries' lengths: is it any query at all?
+    message_only    predicted queries whose attention is that of q_static: is it where they look?
+                    Of deep queries that are tokens: these carry a message past the attention.
 
-Frame 1 of the last two keeps q_init, which nothing predicts. The length is kept because it sets the
-sharpness of the attention; only the direction is in question.
+Frame 1 of shuffled and random keeps q_init, which nothing predicts. The length is kept because it
+sets the sharpness of the attention; only the direction is in question.
 
 Axes: B batch, T frames, D token width, C h w latent.
 """
@@ -25,9 +27,11 @@ from fvlm.core.errors import FvlmError
 from fvlm.core.params import Params
 from fvlm.core.progress import Progress
 from fvlm.core.seeding import generator
+from fvlm.evaluation.baselines import Baselines
 from fvlm.model.autoregressive import run_autoregressive
 from fvlm.model.foveated import FoveatedModel, frame_losses
-from fvlm.statistics.arms import ARMS, CAPTIONS, ClipName, Losses
+from fvlm.model.query_attention import DeepAttention
+from fvlm.statistics.arms import CAPTIONS, MEANINGS, ClipName, Losses
 
 LoadClips = Callable[[range], Batch]
 
@@ -49,6 +53,7 @@ def evaluate_clips(
     batch_size: int,
     seed: int,
     device: torch.device,
+    baselines: Baselines,
 ) -> Losses:
     """Mean squared error of every arm, clip and frame: float64 [clips,T] by name of the arm.
 
@@ -67,11 +72,12 @@ def evaluate_clips(
     queries: list[Tensor] = []
     with Progress("evaluate", total=2 * len(clips), unit="clip") as progress:
         for rows in batches:
-            losses, predicted = arm_losses(model, load(rows).to(device), seed=seed)
-            found.append(losses)
+            batch = load(rows).to(device)
+            losses, predicted = arm_losses(model, batch, seed=seed)
+            found.append(losses | baselines.losses(batch.latents))
             queries.extend(predicted.cpu())
             progress.advance(len(rows))
-        partners = other_video([clip.video_id for clip in clips])
+        partners = other_group([clip.group_id for clip in clips])
         for rows, losses in zip(batches, found, strict=True):
             if partners is not None:
                 swapped = torch.stack([queries[partners[row]] for row in rows]).to(device)
@@ -82,7 +88,7 @@ def evaluate_clips(
             progress.advance(len(rows))
     joined = {
         arm: torch.cat([losses[arm] for losses in found]).double().cpu().numpy()
-        for arm in (*ARMS, *CAPTIONS)
+        for arm in (*MEANINGS, *CAPTIONS)
         if arm in found[0]
     }
     _check_finite(joined, clips)
@@ -109,17 +115,19 @@ def coarse_losses(
 def arm_losses(
     model: FoveatedModel, batch: Batch, *, seed: int
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Losses float32 [B,T] of every arm but `shuffled`, and the predicted queries [B,T,D]."""
+    """Losses float32 [B,T] of every arm of the model but `shuffled`; predicted queries [B,T,D]."""
     latents = batch.latents
     B, T = latents.shape[:2]
     cache = model.cache_clips(batch.inputs, batch.captions)
     features = model.encode_previous(latents)
     passes = model.run_passes(cache, B, T, captions=batch.captions)
     predicted = passes[-1].queries
+    static = model.static_queries(B, T)
     controls = {
-        "static_in_fine": model.static_queries(B, T),
+        "static_in_fine": static,
         "random": random_queries(predicted, keys=batch.keys, seed=seed),
     }
+    masked = model.run_passes(cache.only_patches(), B, T)
     predictors = {
         "coarse": passes[0].predictor,
         "fine": passes[-1].predictor,
@@ -128,12 +136,16 @@ def arm_losses(
             arm: model.run_pass(cache, queries, mode="fine").predictor
             for arm, queries in controls.items()
         },
+        "coarse_cls_masked": masked[0].predictor,
+        "fine_cls_masked": masked[-1].predictor,
     }
+    if isinstance(model.attention, DeepAttention) and model.attention.role == "token":
+        message = model.run_pass(cache, predicted, mode="fine", look=static)
+        predictors["message_only"] = message.predictor
     losses = {
         arm: frame_losses(model.head(predictor, features), latents)
         for arm, predictor in predictors.items()
     }
-    losses["persistence"] = persistence_losses(latents)
     for name, output in zip(CAPTIONS, (passes[0], passes[-1]), strict=True):
         said = model.caption_losses(output, batch.captions)
         if said is not None and batch.captions is not None:
@@ -167,27 +179,21 @@ def random_queries(predicted: Tensor, *, keys: Sequence[str], seed: int) -> Tens
     return torch.cat([predicted[:, :1], scaled[:, 1:]], dim=1)
 
 
-def persistence_losses(latents: Tensor) -> Tensor:
-    """mse(Y_{t-1}, Y_t), float32 [B,T]; NaN for frame 1, which has no frame before it."""
-    copied = frame_losses(latents[:, :-1], latents[:, 1:])
-    return torch.nn.functional.pad(copied, (1, 0), value=torch.nan)
-
-
-def other_video(video_ids: Sequence[str]) -> list[int] | None:
-    """For every clip the next one, cyclically, of another video; None when there is one video."""
-    if len(set(video_ids)) < 2:
+def other_group(groups: Sequence[str]) -> list[int] | None:
+    """For every clip the next one, cyclically, of another group; None when there is one group."""
+    if len(set(groups)) < 2:
         return None
-    count = len(video_ids)
+    count = len(groups)
     partners = []
-    for row, video_id in enumerate(video_ids):
+    for row, group in enumerate(groups):
         following = ((row + step) % count for step in range(1, count))
-        partners.append(next(other for other in following if video_ids[other] != video_id))
+        partners.append(next(other for other in following if groups[other] != group))
     return partners
 
 
 def _check_finite(losses: Losses, clips: Sequence[ClipName]) -> None:
     """A NaN that is not there by definition means a broken model or clip, never a result."""
-    for arm in ARMS:
+    for arm in (name for name in MEANINGS if name in losses):
         values = losses[arm]
         defined = values[:, 1:] if arm == "persistence" else values
         broken = np.flatnonzero(~np.isfinite(defined).all(axis=1))

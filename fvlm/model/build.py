@@ -177,11 +177,11 @@ def _assemble(
         # No token id is ever embedded, and the table is half of a small model.
         language.set_input_embeddings(nn.Identity())
     width = architecture.token_shape[1]
-    temperature = params.temperature
+    temperature, reads = params.temperature, params.query_reads
     attention = (
-        DeepAttention(tail, role=params.query_role, temperature=temperature)
+        DeepAttention(tail, role=params.query_role, temperature=temperature, reads=reads)
         if tail
-        else ShallowAttention(width, temperature=temperature)
+        else ShallowAttention(width, temperature=temperature, reads=reads)
     )
     channels, height, side = architecture.latent_shape
     return FoveatedModel(

@@ -14,7 +14,7 @@ Axes: B batch, T frames, S pixels, N tokens, D token width, H hidden width, C h 
 M caption tokens.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, cast
 
 import torch
@@ -32,6 +32,7 @@ from fvlm.model.language import causal_states
 from fvlm.model.query_attention import (
     DeepAttention,
     FrameCache,
+    QueryReads,
     QueryRole,
     ShallowAttention,
 )
@@ -47,6 +48,7 @@ class ModelParams(Params):
     query_layers: int = Field(ge=0)
     intermediate_tokens: bool
     query_role: QueryRole
+    query_reads: QueryReads
     temperature: float = Field(gt=0)
     fine_iterations: int = Field(ge=1)
     head_channels: int = Field(ge=4, multiple_of=4)
@@ -86,6 +88,10 @@ class ClipCache:
 
     frames: FrameCache
     prefix: Prefix | None
+
+    def only_patches(self) -> "ClipCache":
+        """The same clips with CLS and registers masked."""
+        return replace(self, frames=self.frames.only_patches())
 
 
 @dataclass(frozen=True)
@@ -226,10 +232,14 @@ class FoveatedModel(nn.Module):
         *,
         mode: Mode,
         predicted: Captions | None = None,
+        look: Tensor | None = None,
     ) -> PassOutput:
-        """Read every frame with its query [B,T,D] and run the language model over the result."""
+        """Read every frame with its query [B,T,D] and run the language model over the result.
+
+        look [B,T,D]: deep queries whose attention takes the place of that of `queries`.
+        """
         B, T, _ = queries.shape
-        visual, attention = self.read_frames(cache.frames, queries)
+        visual, attention = self.read_frames(cache.frames, queries, look=look)
         sequence = [self.mode_tokens[mode].expand(B, 1, -1), visual]
         if predicted:  # its last token is only a target
             sequence.append(self.language.get_input_embeddings()(predicted.ids[:, :-1]))
@@ -265,10 +275,13 @@ class FoveatedModel(nn.Module):
         weight = self.output.weight if self.output else tied.weight
         return caption_losses(output.caption, weight, captions)
 
-    def read_frames(self, cache: FrameCache, queries: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries [B,T,D] -> visual tokens [B,T,H] and attention [B,T,N]."""
+    def read_frames(
+        self, cache: FrameCache, queries: Tensor, *, look: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Queries [B,T,D] -> visual tokens [B,T,H], attention [B,T,N]; `look` as of `run_pass`."""
         B, T, _ = queries.shape
-        found, attention = self.attention(queries.flatten(0, 1), cache)
+        others = {} if look is None else {"look": look.flatten(0, 1)}
+        found, attention = self.attention(queries.flatten(0, 1), cache, **others)
         # In float32: under autocast the projection is bfloat16, the norm's weight is not.
         visual = self.visual_norm(self.to_visual(found).float())
         return visual.unflatten(0, (B, T)), attention.unflatten(0, (B, T))

@@ -7,7 +7,6 @@
 Axes: B batch, T frames, N tokens, D token width, H hidden width, C h w latent.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +16,7 @@ from fvlm.clips.batch import Captions
 from fvlm.core.errors import FvlmError
 from fvlm.model.autoregressive import run_autoregressive
 from fvlm.model.foveated import FoveatedModel, PassOutput
+from fvlm.model.query_attention import patch_grid
 
 
 @dataclass(frozen=True)
@@ -79,16 +79,6 @@ def inspect_clips(
         prefix_tokens=prefix,
         grid=(side, side),
     )
-
-
-def patch_grid(tokens: int) -> tuple[int, int]:
-    """Number of tokens before the patches (CLS and registers), and patches along one side.
-
-    Frames are square: the patches are the largest square that leaves the CLS token. Right for r
-    registers when a side has at least r / 2 patches.
-    """
-    side = math.isqrt(tokens - 1)
-    return tokens - side * side, side
 
 
 def _inspected(output: PassOutput, latents: Tensor) -> InspectedPass:

@@ -12,7 +12,8 @@ Axes: F frames (B*T), N tokens, D width, d width of one attention head.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -22,25 +23,49 @@ from fvlm.core.device import product_dtype
 from fvlm.encoders.dino import EncoderBlock, EncoderTail
 
 QueryRole = Literal["token", "question"]
+QueryReads = Literal["all", "patches"]
+
+
+def patch_grid(tokens: int) -> tuple[int, int]:
+    """Number of tokens before the patches (CLS and registers), and patches along one side.
+
+    Frames are square: the patches are the largest square that leaves the CLS token. Right for r
+    registers when a side has at least r / 2 patches.
+    """
+    side = math.isqrt(tokens - 1)
+    return tokens - side * side, side
 
 
 @dataclass(frozen=True)
 class FrameCache:
-    """Keys and values [F,heads,N,d] of every block that the query passes through."""
+    """Keys and values [F,heads,N,d] of every block that the query passes through.
+
+    masked: no query reads so many tokens from the first on.
+    """
 
     blocks: list[tuple[Tensor, Tensor]]
+    masked: int = 0
 
     def take(self, frames: Tensor) -> "FrameCache":
         """The cache of a subset (or another order) of the frames; `frames` int64 [F']."""
-        return FrameCache([(key[frames], value[frames]) for key, value in self.blocks])
+        blocks = [(key[frames], value[frames]) for key, value in self.blocks]
+        return replace(self, blocks=blocks)
+
+    def only_patches(self) -> "FrameCache":
+        """The same frames with CLS and registers masked."""
+        return replace(self, masked=patch_grid(self.blocks[0][0].shape[2])[0])
+
+    def readable(self, reads: QueryReads) -> "FrameCache":
+        """As `model.query_reads` says."""
+        return self.only_patches() if reads == "patches" else self
 
 
 class ShallowAttention(nn.Module):
     """Single-head attention of the query over the stored tokens themselves; no weights."""
 
-    def __init__(self, width: int, *, temperature: float) -> None:
+    def __init__(self, width: int, *, temperature: float, reads: QueryReads = "all") -> None:
         super().__init__()
-        self.width = width
+        self.width, self.reads = width, reads
         self.scale = 1 / (math.sqrt(width) * temperature)
 
     def cache_frames(self, tokens: Tensor, *, dtype: torch.dtype | None = None) -> FrameCache:
@@ -49,12 +74,13 @@ class ShallowAttention(nn.Module):
         Under autocast of its type: cast here and once, and not for every product of every pass.
         """
         heads = tokens.to(product_dtype(tokens.device, dtype or tokens.dtype))[:, None]
-        return FrameCache([(heads, heads)])
+        return FrameCache([(heads, heads)]).readable(self.reads)
 
     def forward(self, queries: Tensor, cache: FrameCache) -> tuple[Tensor, Tensor]:
         """Queries [F,D] -> what they bring back [F,D] and their attention over tokens [F,N]."""
         keys, values = cache.blocks[0]
-        weights = torch.softmax(_logits(queries[:, None], keys, self.scale), dim=-1)
+        logits = _logits(queries[:, None], keys, self.scale, masked=cache.masked)
+        weights = torch.softmax(logits, dim=-1)
         return _weighted(weights, values)[:, 0], weights[:, 0]
 
 
@@ -73,10 +99,15 @@ class DeepAttention(nn.Module):
     """
 
     def __init__(
-        self, tail: EncoderTail, *, role: QueryRole = "token", temperature: float = 1.0
+        self,
+        tail: EncoderTail,
+        *,
+        role: QueryRole = "token",
+        temperature: float = 1.0,
+        reads: QueryReads = "all",
     ) -> None:
         super().__init__()
-        self.width = tail.width
+        self.width, self.reads = tail.width, reads
         self.role, self.temperature = role, temperature
         self.tail = tail.requires_grad_(False)
 
@@ -85,46 +116,65 @@ class DeepAttention(nn.Module):
 
         dtype: of the stream of residuals; None: that of the tokens.
         """
-        return FrameCache(self.tail.cache_frames(tokens.to(dtype or tokens.dtype)))
+        cached = self.tail.cache_frames(tokens.to(dtype or tokens.dtype))
+        return FrameCache(cached).readable(self.reads)
 
-    def forward(self, queries: Tensor, cache: FrameCache) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, queries: Tensor, cache: FrameCache, *, look: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Queries [F,D] -> their final token [F,D] and last-block attention [F,N].
 
-        The attention is the mean over heads; what a query gives to itself is the rest to 1.
+        The attention is the mean over heads; what a query gives to itself is the rest to 1. With
+        `look` [F,D], other queries, all attention is theirs: what comes back differs from theirs
+        only by what the queries themselves carry along the residual stream.
         """
+        shared = list(self._steps(look, cache)) if look is not None else None
+        for x, weights in self._steps(queries, cache, shared):
+            final, attention = x, weights
+        return self.tail.final_norm(final), attention[..., : cache.blocks[0][0].shape[2]].mean(1)
+
+    def _steps(
+        self, queries: Tensor, cache: FrameCache, shared: list[tuple[Tensor, Tensor]] | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """The query token [F,D] after each block and its attention [F,heads,N or N + 1] there."""
         x, residual = queries, queries if self.role == "token" else torch.zeros_like(queries)
-        for block, (keys, values) in zip(self.tail.blocks, cache.blocks, strict=True):
+        for number, (block, (keys, values)) in enumerate(
+            zip(self.tail.blocks, cache.blocks, strict=True)
+        ):
             assert isinstance(block, EncoderBlock)
-            attended, weights = self._attend(block, x, keys, values)
-            x = residual + block.scale1(block.out(attended))
-            x = residual = x + block.scale2(block.mlp(block.norm2(x)))
-        return self.tail.final_norm(x), weights.mean(dim=1)
-
-    def _attend(
-        self, block: EncoderBlock, x: Tensor, keys: Tensor, values: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """The query token x [F,D] in a block's attention -> values [F,D], weights [F,heads,N]."""
-        heads, d = keys.shape[1], keys.shape[3]
-        normed, scale = block.norm1(x), 1 / (math.sqrt(d) * self.temperature)
-        query = block.q(normed).unflatten(-1, (heads, d))
-        logits = _logits(query, keys, scale)
-        if self.role == "token":
-            own_key, own_value = (
-                projection(normed).unflatten(-1, (heads, d)) for projection in (block.k, block.v)
+            normed = block.norm1(x)
+            weights = (
+                shared[number][1] if shared else self._weights(block, normed, keys, cache.masked)
             )
+            attended = _weighted(weights[..., : keys.shape[2]], values)
+            if self.role == "token":
+                own_value = block.v(normed).unflatten(-1, (keys.shape[1], keys.shape[3]))
+                attended = attended + weights[..., -1:] * own_value
+            x = residual + block.scale1(block.out(attended.flatten(1)))
+            x = residual = x + block.scale2(block.mlp(block.norm2(x)))
+            yield x, weights
+
+    def _weights(self, block: EncoderBlock, normed: Tensor, keys: Tensor, masked: int) -> Tensor:
+        """Attention [F,heads,N] of the query over the frame; a token's own stands behind it."""
+        heads, d = keys.shape[1], keys.shape[3]
+        scale = 1 / (math.sqrt(d) * self.temperature)
+        query = block.q(normed).unflatten(-1, (heads, d))
+        logits = _logits(query, keys, scale, masked=masked)
+        if self.role == "token":
+            own_key = block.k(normed).unflatten(-1, (heads, d))
             own_logit = (query * own_key).sum(-1, keepdim=True) * scale
-            weights = torch.softmax(torch.cat([logits, own_logit], dim=-1), dim=-1)
-            weights, own_weight = weights[..., :-1], weights[..., -1:]
-            attended = _weighted(weights, values) + own_weight * own_value
-        else:
-            weights = torch.softmax(logits, dim=-1)
-            attended = _weighted(weights, values)
-        return attended.flatten(1), weights
+            logits = torch.cat([logits, own_logit], dim=-1)
+        return torch.softmax(logits, dim=-1)
 
 
-def _logits(query: Tensor, keys: Tensor, scale: float) -> Tensor:
+def _logits(query: Tensor, keys: Tensor, scale: float, *, masked: int) -> Tensor:
     """query [F,heads,d], keys [F,heads,N,d] -> scaled dot products [F,heads,N]."""
-    return (keys @ (query * scale).to(keys.dtype)[..., None])[..., 0].float()
+    logits = (keys @ (query * scale).to(keys.dtype)[..., None])[..., 0].float()
+    if masked:
+        logits = torch.cat(
+            [torch.full_like(logits[..., :masked], -torch.inf), logits[..., masked:]], dim=-1
+        )
+    return logits
 
 
 def _weighted(weights: Tensor, values: Tensor) -> Tensor:

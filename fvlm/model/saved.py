@@ -26,7 +26,7 @@ from fvlm.core.identity import made_by
 from fvlm.core.io import atomic_write, read_json, sha256_file, write_json
 from fvlm.model.build import FORMAT, Architecture, model_of
 from fvlm.model.foveated import FoveatedModel
-from fvlm.model.inspect import patch_grid
+from fvlm.model.query_attention import patch_grid
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 FRAMES, WORDS = 4, 5  # of the fixed batch
@@ -37,12 +37,14 @@ TOLERANCE = 1e-3  # of the root mean square; another processor rounds by some 1e
 class ModelConfig(Architecture):
     """`config.json` of a saved model.
 
+    lambda_coarse: weight of the coarse loss in that training; 0 leaves the coarse pass untrained.
     training: the name of the training, a hash of all that decided the weights; trained_by: hash of
     the code that trained. made_by: hash of the code that loads it; outputs: what it made of the
     fixed batch, by pass. eos: of a tokenizer.
     """
 
     seed: int
+    lambda_coarse: float
     training: str
     trained_by: str
     made_by: str
@@ -57,6 +59,7 @@ def save_model(
     folder: Path,
     *,
     seed: int,
+    lambda_coarse: float,
     training: str,
     trained_by: str,
     tokenizer: CaptionTokenizer | None = None,
@@ -76,6 +79,7 @@ def save_model(
     config = ModelConfig(
         **dict(architecture),
         seed=seed,
+        lambda_coarse=lambda_coarse,
         training=training,
         trained_by=trained_by,
         made_by=made_by(load_model),

@@ -7,7 +7,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fvlm.statistics.evaluation import Evaluation
 from fvlm.statistics.tables import arm_rows, figure, ratio_cells, ratio_rows
-from fvlm.statistics.verdict import describe
+from fvlm.statistics.verdict import describe, describe_power
 
 
 def render_card(
@@ -32,6 +32,7 @@ def render_card(
     parts = config["provenance"]
     return environment.get_template("card.md").render(
         statement=describe(evaluation.held_out),
+        power=describe_power(evaluation.held_out),
         ratios=ratio_rows(evaluation),
         arms=arm_rows(evaluation),
         figure=figure,

@@ -17,11 +17,18 @@ from fvlm.evaluation.figures import (
     draw_motion,
     svg_chart,
 )
-from fvlm.model.inspect import patch_grid
+from fvlm.model.query_attention import patch_grid
 from fvlm.statistics.evaluation import ClipRow, Evaluation, FrameRow, HeldOut, MotionRow
 from fvlm.statistics.ratio import Estimate
 from fvlm.statistics.tables import arm_rows, charted, figure, ratio_cells, ratio_rows
-from fvlm.statistics.verdict import ROUNDING, describe
+from fvlm.statistics.verdict import (
+    DEMANDS,
+    ROUNDING,
+    count_videos,
+    describe,
+    describe_power,
+    in_words,
+)
 
 SECTIONS = {
     "result": "Result",
@@ -107,6 +114,9 @@ def render_page(report: Report) -> str:
     }
     return environment.get_template("page.html").render(
         verdict=report.evaluation.verdict,
+        label=in_words(report.evaluation.verdict),
+        labels=[[in_words(label).capitalize(), demand] for label, demand in DEMANDS.items()],
+        power=describe_power(held_out),
         statement=describe(held_out),
         sections=SECTIONS.items(),
         facts=_facts(held_out),
@@ -177,7 +187,7 @@ def _facts(found: HeldOut) -> list[tuple[str, str]]:
     return [
         ("coarse / fine loss, frames 3+", ratio),
         ("95% interval", interval),
-        ("held-out videos", str(found.videos)),
+        ("held-out videos", count_videos(found).removesuffix(" videos")),
         ("held-out clips", str(found.clips)),
         ("trainings (seeds)", str(found.seeds)),
     ]
@@ -187,12 +197,13 @@ def _uncertainty(seeds: int) -> str:
     """Where the intervals come from."""
     if seeds == 1:
         return (
-            "Intervals come from resampling videos, not clips. One training: what another seed "
-            "would change is not in the interval."
+            "Intervals come from resampling videos (or the films they were cut from), not clips. "
+            "One training: what another seed would change is not in the interval."
         )
     return (
         f"{seeds} trainings, each with a seed of its own: losses are means over them. Intervals "
-        "come from resampling videos, not clips, and from what differs between the trainings."
+        "come from resampling videos (or the films they were cut from), not clips, and from what "
+        "differs between the trainings."
     )
 
 

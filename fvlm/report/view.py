@@ -19,7 +19,7 @@ from fvlm.evaluation.attention import (
     peak_times_uniform,
     query_similarity,
 )
-from fvlm.evaluation.losses import persistence_losses
+from fvlm.evaluation.baselines import persistence_losses
 from fvlm.model.foveated import FoveatedModel, frame_losses
 from fvlm.model.inspect import InspectedPass, inspect_clips
 

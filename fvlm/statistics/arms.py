@@ -18,19 +18,27 @@ ARMS = {
     "static_in_fine": "fine pass with the static query",
     "shuffled": "fine pass with another video's queries",
     "random": "fine pass with random queries",
+    "coarse_cls_masked": "coarse pass, CLS masked",
+    "fine_cls_masked": "fine pass, CLS masked",
     "persistence": "copy of the previous latent",
+    "ar1": "AR(1): between the mean latent and the previous one",
+    "mean": "mean latent of the training clips",
 }
 
-# Of a model of its own, where there is one (train.coarse_only): did the fine pass, trained along,
-# spoil the coarse pass that it is compared with?
-OPTIONAL_ARMS = {"coarse_only": "coarse pass of a model trained without fine passes"}
+# message_only, of deep queries that are tokens: is it where the query looks, or what it carries?
+# coarse_only, of a model of its own (train.coarse_only): did the fine pass, trained along, spoil
+# the coarse pass that it is compared with?
+OPTIONAL_ARMS = {
+    "message_only": "fine pass with the static query's attention, only carrying the message",
+    "coarse_only": "coarse pass of a model trained without fine passes",
+}
 MEANINGS = ARMS | OPTIONAL_ARMS
 
 # What must be worse than the fine pass before a ratio above 1 can be put down to the queries.
 CONTROLS = ("static_in_fine", "shuffled", "random")
 
-# What has seen no video at all: where it beats the fine pass, the model is worth little.
-BASELINES = ("persistence",)
+# What needs no model: where one beats the fine pass, the passes say nothing about seeing.
+BASELINES = ("persistence", "ar1", "mean")
 
 # Caption losses of the two passes, of a model that predicts captions: one value a clip.
 CAPTIONS = ("caption_coarse", "caption_fine")
@@ -48,7 +56,16 @@ def measured_controls(names: Container[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class ClipName:
-    """Sample key of a clip and the video it was taken from."""
+    """Sample key of a clip, the video it was taken from, and what that video was cut from.
+
+    Clips of one group are not independent of each other; empty: the video is its own group.
+    """
 
     key: str
     video_id: str
+    group: str = ""
+
+    @property
+    def group_id(self) -> str:
+        """The group, or the video where there is none."""
+        return self.group or self.video_id

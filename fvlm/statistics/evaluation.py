@@ -10,10 +10,12 @@ from typing import Annotated, Literal
 from pydantic import SkipValidation
 
 from fvlm.core.document import Document
-from fvlm.statistics.arms import MEANINGS, measured_controls
+from fvlm.statistics.arms import BASELINES, MEANINGS, measured_controls
 from fvlm.statistics.ratio import UNDEFINED, Estimate
 
-Label = Literal["validated", "promising", "inconclusive", "worse"]
+Label = Literal[
+    "worse", "inconclusive", "one_training", "validated", "proof_of_concept", "very_promising"
+]
 Name = SkipValidation[str]  # names of files need not be UTF-8, and pydantic refuses these
 
 
@@ -30,26 +32,42 @@ class ArmResult(Document):
 
 
 class CaptionResult(Document):
-    """Caption losses of the two passes, of a model that predicts captions; coarse / fine."""
+    """Caption losses of the two passes, of a model that predicts captions; coarse / fine.
+
+    uniform: the loss of a guess that finds every token of the vocabulary as likely.
+    """
 
     coarse: Annotated[float | None, "caption_loss_coarse"]
     fine: Annotated[float | None, "caption_loss_fine"]
+    uniform: Annotated[float, "caption_loss_uniform"]
     ratio: Annotated[Estimate, "caption_coarse_fine_ratio"]
 
 
 class HeldOut(Document):
     """Both passes and every other arm on the held-out clips.
 
-    by_seed: coarse / fine loss of each training, where there are several.
+    groups: the videos were cut from so many films. coarse_trained: whether the coarse loss had a
+    weight. over_frame_1, over_frame_2: the ratio over frames t >= 3 divided by that of frame 1 or
+    2, where looking cannot help. cls_masked: both passes with CLS masked.
+    detectable_ratio: the true ratio that is told from 1 in 80% of repeats;
+    groups_for_ratio_1_05: how many groups it takes for 1.05. by_seed: of each training, where there
+    are several.
     """
 
     videos: int
+    groups: int
     clips: int
     seeds: int
+    coarse_trained: bool
     coarse_fine_ratio: Estimate
     coarse_fine_ratio_dynamic: Estimate
     coarse_fine_ratio_early: Estimate
+    over_frame_1: Annotated[Estimate, "coarse_fine_ratio_dynamic_over_frame_1"]
+    over_frame_2: Annotated[Estimate, "coarse_fine_ratio_dynamic_over_frame_2"]
+    cls_masked: Annotated[Estimate, "coarse_fine_ratio_cls_masked_dynamic"]
     improvement_pct: float | None
+    detectable_ratio: float | None
+    groups_for_ratio_1_05: int | None
     by_seed: Annotated[dict[int, Estimate], "coarse_fine_ratio_dynamic_seed_{}"]
     arms: dict[str, ArmResult]
     captions: CaptionResult | None = None
@@ -59,17 +77,25 @@ class HeldOut(Document):
         return self.arms[arm].fine_ratio_dynamic or UNDEFINED
 
     @property
+    def baselines(self) -> dict[str, Estimate]:
+        """Baseline / fine loss of everything that needs no model."""
+        return {arm: self.against(arm) for arm in BASELINES}
+
+    @property
     def controls(self) -> dict[str, Estimate]:
         """Control / fine loss of everything that must be worse than the fine pass."""
         return {arm: self.against(arm) for arm in measured_controls(self.arms)}
 
 
 class OnTrainingClips(Document):
-    """The ratio on as many clips that were trained on: no evidence, an alarm."""
+    """The ratio and its controls on as many clips that were trained on: no evidence, an alarm.
+
+    against: loss of the coarse pass and of every control / fine loss over frames t >= 3.
+    """
 
     videos: Annotated[int, "train_videos"]
     ratio: Annotated[Estimate, "train_coarse_fine_ratio"]
-    ratio_dynamic: Annotated[Estimate, "train_coarse_fine_ratio_dynamic"]
+    against: Annotated[dict[str, Estimate], "train_{}_fine_ratio_dynamic"]
 
 
 class PassAttention(Document):
@@ -128,6 +154,15 @@ class MotionRow(Document):
     ratio: Annotated[Estimate, "coarse_fine_ratio_dynamic"]
 
 
+SHORT = {
+    "coarse": "coarse",
+    "autoregressive": "frame by frame (train/inference gap)",
+    "ar1": "AR(1) of the latents",
+    "mean": "mean latent",
+    "message_only": "the static query's attention, with the message",
+}
+
+
 def short_meaning(arm: str) -> str:
     """An arm's meaning where it is held against the fine pass."""
-    return MEANINGS[arm].removeprefix("fine pass with ")
+    return SHORT.get(arm, MEANINGS[arm].removeprefix("fine pass with "))

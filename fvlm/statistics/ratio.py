@@ -1,16 +1,16 @@
-"""Ratios of mean losses with paired bootstrap intervals over videos.
+"""Ratios of mean losses with paired bootstrap intervals over groups of clips.
 
 A ratio is `mean loss of one arm / mean loss of another` over the same clips and frames. Its
-interval comes from resampling *videos* with replacement, both arms and all clips of a video
-together: clips of one video are not independent, and the arms share each clip's difficulty.
+interval comes from resampling *groups* with replacement, both arms and all clips of a group
+together: clips of one video or film are not independent, and the arms share each clip's difficulty.
 
 The interval is the ratio times or divided by exp(t s): s the bootstrap's standard error of the
-logarithm of the ratio, t the quantile of Student's distribution for the number of videos. In a
+logarithm of the ratio, t the quantile of Student's distribution for the number of groups. In a
 simulation with log-normal losses the 95% interval held the true ratio in 93% of cases with 6
-videos, 93% with 10 and 94% with 20; the usual percentile interval, which knows nothing of few
-videos, in 85%, 89% and 91%.
+groups, 93% with 10 and 94% with 20; the usual percentile interval, which knows nothing of few
+groups, in 85%, 89% and 91%.
 
-Several trainings (seeds) of the same model are replicates: a video's losses of all of them are
+Several trainings (seeds) of the same model are replicates: a group's losses of all of them are
 resampled together, and the variance of the logarithm of the ratio over the seeds, divided by their
 number, is added to s squared; the degrees of freedom of t are then Welch's and Satterthwaite's.
 
@@ -28,14 +28,17 @@ from typing import Annotated
 import numpy as np
 from numpy.typing import NDArray
 from pydantic.dataclasses import dataclass as document_dataclass
-from scipy.special import stdtrit
+from scipy.special import ndtri, stdtrit
 
 from fvlm.core.document import STRICT
 from fvlm.core.seeding import generator
 
 Array = NDArray[np.float64]
 
-CONFIDENCE = 0.95
+Rows = tuple[Array, Array]  # sums of each row [rows] of two arms
+
+TAIL = 0.975  # both ends of a 95% interval
+POWER, WORTH_FINDING = 0.8, 1.05
 EARLY = slice(0, 2)  # frames 1 and 2: no predicted query can help there
 DYNAMIC = slice(2, None)  # frames t >= 3: the first that a predicted query can help
 ALL = slice(None)
@@ -55,60 +58,123 @@ UNDEFINED = Estimate(None, None, None)
 
 
 @dataclass(frozen=True)
-class Bootstrap:
-    """Which video each clip belongs to, how many resamples to draw, and the seed of the draws.
+class Power:
+    """Which true ratio is told from 1 in 80% of repeats, and how many groups it takes for 1.05.
 
-    replicates: which training each row of the losses comes from; empty: all from one.
+    groups: None where the spread over trainings alone is too large for that.
     """
 
-    video_ids: Sequence[str]
+    detectable: float
+    groups: int | None
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """Which group each clip belongs to, how many resamples to draw, and the seed of the draws.
+
+    A group is what was filmed or drawn at random: a video, or a film that several videos were cut
+    from. replicates: which training each row of the losses comes from; empty: all from one.
+    """
+
+    groups: Sequence[str]
     samples: int
     seed: int
     replicates: Sequence[int] = ()
 
     @property
-    def videos(self) -> int:
-        """How many different videos there are."""
-        return len(set(self.video_ids))
+    def size(self) -> int:
+        """How many different groups there are."""
+        return len(set(self.groups))
 
     def of(self, rows: NDArray[np.int64]) -> "Bootstrap":
         """The same for a subset of the rows."""
-        video_ids = [self.video_ids[row] for row in rows]
+        groups = [self.groups[row] for row in rows]
         replicates = [self.replicates[row] for row in rows]
-        return Bootstrap(video_ids, self.samples, self.seed, replicates)
+        return Bootstrap(groups, self.samples, self.seed, replicates)
 
     def ratio(self, above: Array, below: Array, frames: slice = ALL) -> Estimate:
         """mean(above) / mean(below) over clips and `frames`, for losses float64 [clips,T].
 
         Entries that are NaN in either arm are left out of both. There is no interval with a single
-        video, and none at all where the ratio is undefined (no entries, or a zero below).
+        group, and none at all where the ratio is undefined (no entries, or a zero below).
         """
-        defined = np.isfinite(above[:, frames]) & np.isfinite(below[:, frames])
-        # Both arms count the same entries, so that a ratio of sums is the ratio of means.
-        rows = [np.where(defined, values[:, frames], 0).sum(axis=1) for values in (above, below)]
-        tops, bottoms = (_sums(self.video_ids, values) for values in rows)
-        if not defined.any() or bottoms.sum() == 0:
-            return UNDEFINED
-        ratio = float(tops.sum() / bottoms.sum())
-        if len(tops) < 2 or not (tops.all() and bottoms.all()):
-            return Estimate(ratio, None, None)
-        errors = [(self._video_variance(tops, bottoms), len(tops) - 1)]
-        if len(set(self.replicates)) > 1:
-            errors.append(_mean_variance([_sums(self.replicates, values) for values in rows]))
-        factor = _interval_factor(errors)
-        return Estimate(ratio, ratio / factor, ratio * factor)
+        return self._estimate([_rows(above, below, frames)])
 
-    def _video_variance(self, tops: Array, bottoms: Array) -> float:
-        """Variance of the logarithm of the ratio of sums over videos, by resampling them."""
-        videos = len(tops)
+    def change(self, above: Array, below: Array, frames: slice, *, since: slice) -> Estimate:
+        """The ratio over `frames` divided by the ratio over the frames `since`."""
+        top, bottom = _rows(above, below, since)
+        return self._estimate([_rows(above, below, frames), (bottom, top)])
+
+    def power(self, above: Array, below: Array, frames: slice = ALL) -> Power | None:
+        """What so many groups with the measured spread can tell; None without an interval."""
+        errors = self._errors([_rows(above, below, frames)])
+        if errors is None or errors[0][0] == 0:
+            return None
+        variance, degrees = _total(errors)
+        detectable = np.exp((stdtrit(degrees, TAIL) + ndtri(POWER)) * np.sqrt(variance))
+        wanted = (np.log(WORTH_FINDING) / (ndtri(TAIL) + ndtri(POWER))) ** 2
+        left = wanted - sum(part for part, _ in errors[1:])
+        groups = int(np.ceil(errors[0][0] * self.size / left)) if left > 0 else None
+        return Power(float(detectable), groups)
+
+    def _estimate(self, factors: Sequence[Rows]) -> Estimate:
+        """The product of ratios of sums over all rows."""
+        sums = [(top.sum(), bottom.sum()) for top, bottom in factors]
+        if any(top == 0 or bottom == 0 for top, bottom in sums[1:]) or sums[0][1] == 0:
+            return UNDEFINED
+        value = float(np.prod([top / bottom for top, bottom in sums]))
+        errors = self._errors(factors)
+        if errors is None:
+            return Estimate(value, None, None)
+        variance, degrees = _total(errors)
+        factor = float(np.exp(stdtrit(degrees, TAIL) * np.sqrt(variance)))
+        return Estimate(value, value / factor, value * factor)
+
+    def _errors(self, factors: Sequence[Rows]) -> list[tuple[float, int]] | None:
+        """Variances of the logarithm of the product with their degrees of freedom.
+
+        By resampling groups, then by trainings where there are several. None: not defined.
+        """
+        sums = [tuple(_sums(self.groups, part) for part in rows) for rows in factors]
+        if self.size < 2 or not all(part.all() for rows in sums for part in rows):
+            return None
+        errors = [(self._group_variance(sums), self.size - 1)]
+        if len(set(self.replicates)) > 1:
+            each = [tuple(_sums(self.replicates, part) for part in rows) for rows in factors]
+            logarithms = np.sum([np.log(top / bottom) for top, bottom in each], axis=0)
+            count = len(logarithms)
+            errors.append((float(logarithms.var(ddof=1) / count), count - 1))
+        return errors
+
+    def _group_variance(self, sums: Sequence[tuple[Array, ...]]) -> float:
+        """Variance of the logarithm of the product of ratios, by resampling groups together."""
+        groups = self.size
         rng = generator(self.seed, "bootstrap")
-        chunk = max(1, CHUNK // videos)
+        chunk = max(1, CHUNK // groups)
         logarithms = []
         for start in range(0, self.samples, chunk):
-            drawn = rng.integers(videos, size=(min(chunk, self.samples - start), videos))
-            logarithms.append(np.log(tops[drawn].sum(axis=1) / bottoms[drawn].sum(axis=1)))
-        # Resampling n videos understates the spread by (n - 1) / n.
-        return float(np.concatenate(logarithms).var() * videos / (videos - 1))
+            drawn = rng.integers(groups, size=(min(chunk, self.samples - start), groups))
+            logarithms.append(
+                np.sum(
+                    [
+                        np.log(top[drawn].sum(axis=1) / bottom[drawn].sum(axis=1))
+                        for top, bottom in sums
+                    ],
+                    axis=0,
+                )
+            )
+        # Resampling n groups understates the spread by (n - 1) / n.
+        return float(np.concatenate(logarithms).var() * groups / (groups - 1))
+
+
+def _rows(above: Array, below: Array, frames: slice) -> Rows:
+    """Sums over frames of each row of both arms; both count the same entries.
+
+    A ratio of sums is then the ratio of means.
+    """
+    defined = np.isfinite(above[:, frames]) & np.isfinite(below[:, frames])
+    top, bottom = (np.where(defined, v[:, frames], 0).sum(axis=1) for v in (above, below))
+    return top, bottom
 
 
 def _sums(groups: Sequence[str] | Sequence[int], values: Array) -> Array:
@@ -117,19 +183,12 @@ def _sums(groups: Sequence[str] | Sequence[int], values: Array) -> Array:
     return np.bincount(group, weights=values).astype(np.float64)
 
 
-def _mean_variance(sums: Sequence[Array]) -> tuple[float, int]:
-    """Variance of the mean, over replicates, of the logarithm of a ratio; degrees of freedom."""
-    logarithms = np.log(sums[0] / sums[1])
-    return float(logarithms.var(ddof=1) / len(logarithms)), len(logarithms) - 1
-
-
-def _interval_factor(errors: Sequence[tuple[float, int]]) -> float:
-    """What the ratio is divided and multiplied by, from variances with degrees of freedom."""
+def _total(errors: Sequence[tuple[float, int]]) -> tuple[float, float]:
+    """A sum of variances and its degrees of freedom."""
     variance = sum(part for part, _ in errors)
     if variance == 0:
-        return 1.0
-    degrees = variance**2 / sum(part**2 / degrees for part, degrees in errors)
-    return float(np.exp(stdtrit(degrees, (1 + CONFIDENCE) / 2) * np.sqrt(variance)))
+        return 0.0, 1.0
+    return variance, variance**2 / sum(part**2 / degrees for part, degrees in errors)
 
 
 def mean_loss(losses: Array, frames: slice = ALL) -> float | None:

@@ -1,11 +1,12 @@
 """From losses [clips,T] by arm to what an evaluation found on these clips."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from fvlm.statistics.arms import CAPTIONS, ClipName, Losses, measured_arms
+from fvlm.statistics.arms import CAPTIONS, ClipName, Losses, measured_arms, measured_controls
 from fvlm.statistics.evaluation import (
     ArmResult,
     CaptionResult,
@@ -36,19 +37,35 @@ class Summary:
     motion: list[MotionRow]
 
 
+@dataclass(frozen=True)
+class About:
+    """What the losses do not say. coarse_trained: whether train.lambda_coarse is above 0;
+    vocabulary: tokens that a caption is predicted from, 0 without captions.
+    """
+
+    coarse_trained: bool = True
+    vocabulary: int = 0
+
+
 def summarize(
-    trained: Mapping[int, Losses], clips: Sequence[ClipName], *, samples: int, seed: int
+    trained: Mapping[int, Losses],
+    clips: Sequence[ClipName],
+    *,
+    samples: int,
+    seed: int,
+    about: About = About(),
 ) -> Summary:
-    """What held-out clips say; `samples` resamples of the videos for each interval.
+    """What held-out clips say; `samples` resamples of their groups for each interval.
 
     `trained` holds the losses of the same clips by seed of the training: replicates.
     """
     losses, bootstrap = _join(trained, clips, samples, seed)
+    videos = len({clip.video_id for clip in clips})
     return Summary(
-        held_out=_held_out(trained, losses, bootstrap),
+        held_out=_held_out(trained, losses, bootstrap, about, videos=videos),
         clips=_clip_rows(losses, clips),
         frames=_frame_rows(losses, bootstrap),
-        motion=_motion_rows(losses, bootstrap, clips=len(clips)),
+        motion=_motion_rows(losses, bootstrap, clips),
     )
 
 
@@ -57,11 +74,14 @@ def on_training_clips(
 ) -> OnTrainingClips:
     """The same ratio on clips that were trained on; arguments as of `summarize`."""
     losses, bootstrap = _join(trained, clips, samples, seed)
-    coarse, fine = losses["coarse"], losses["fine"]
+    fine = losses["fine"]
     return OnTrainingClips(
-        videos=bootstrap.videos,
-        ratio=bootstrap.ratio(coarse, fine),
-        ratio_dynamic=bootstrap.ratio(coarse, fine, DYNAMIC),
+        videos=len({clip.video_id for clip in clips}),
+        ratio=bootstrap.ratio(losses["coarse"], fine),
+        against={
+            arm: bootstrap.ratio(losses[arm], fine, DYNAMIC)
+            for arm in ("coarse", *measured_controls(losses))
+        },
     )
 
 
@@ -73,22 +93,38 @@ def _join(
         arm: np.concatenate([found[arm] for found in trained.values()])
         for arm in next(iter(trained.values()))
     }
-    video_ids = [clip.video_id for clip in clips] * len(trained)
+    groups = [clip.group_id for clip in clips] * len(trained)
     replicates = np.repeat(list(trained), len(clips)).tolist()
-    return losses, Bootstrap(video_ids, samples, seed, replicates)
+    return losses, Bootstrap(groups, samples, seed, replicates)
 
 
-def _held_out(trained: Mapping[int, Losses], losses: Losses, bootstrap: Bootstrap) -> HeldOut:
+def _held_out(
+    trained: Mapping[int, Losses],
+    losses: Losses,
+    bootstrap: Bootstrap,
+    about: About,
+    *,
+    videos: int,
+) -> HeldOut:
     coarse, fine = losses["coarse"], losses["fine"]
     overall, clips = bootstrap.ratio(coarse, fine), len(fine) // len(trained)
-    one = Bootstrap(bootstrap.video_ids[:clips], bootstrap.samples, bootstrap.seed)
+    one = Bootstrap(bootstrap.groups[:clips], bootstrap.samples, bootstrap.seed)
+    power = bootstrap.power(coarse, fine, DYNAMIC)
+    masked = losses["coarse_cls_masked"], losses["fine_cls_masked"]
     return HeldOut(
-        videos=bootstrap.videos,
+        videos=videos,
+        groups=bootstrap.size,
         clips=clips,
         seeds=len(trained),
+        coarse_trained=about.coarse_trained,
         coarse_fine_ratio=overall,
         coarse_fine_ratio_dynamic=bootstrap.ratio(coarse, fine, DYNAMIC),
         coarse_fine_ratio_early=bootstrap.ratio(coarse, fine, EARLY),
+        over_frame_1=bootstrap.change(coarse, fine, DYNAMIC, since=slice(0, 1)),
+        over_frame_2=bootstrap.change(coarse, fine, DYNAMIC, since=slice(1, 2)),
+        cls_masked=bootstrap.ratio(*masked, DYNAMIC),
+        detectable_ratio=power.detectable if power else None,
+        groups_for_ratio_1_05=power.groups if power else None,
         improvement_pct=None if overall.value is None else (overall.value - 1) * 100,
         by_seed={
             seed: one.ratio(found["coarse"], found["fine"], DYNAMIC)
@@ -96,7 +132,7 @@ def _held_out(trained: Mapping[int, Losses], losses: Losses, bootstrap: Bootstra
             if len(trained) > 1
         },
         arms={arm: _arm(arm, losses, bootstrap) for arm in measured_arms(losses)},
-        captions=_captions(losses, bootstrap),
+        captions=_captions(losses, bootstrap, about.vocabulary),
     )
 
 
@@ -112,12 +148,15 @@ def _arm(arm: str, losses: Losses, bootstrap: Bootstrap) -> ArmResult:
     )
 
 
-def _captions(losses: Losses, bootstrap: Bootstrap) -> CaptionResult | None:
+def _captions(losses: Losses, bootstrap: Bootstrap, vocabulary: int) -> CaptionResult | None:
     if CAPTIONS[0] not in losses:
         return None
     coarse, fine = (losses[name] for name in CAPTIONS)
     return CaptionResult(
-        coarse=mean_loss(coarse), fine=mean_loss(fine), ratio=bootstrap.ratio(coarse, fine)
+        coarse=mean_loss(coarse),
+        fine=mean_loss(fine),
+        uniform=math.log(vocabulary),
+        ratio=bootstrap.ratio(coarse, fine),
     )
 
 
@@ -156,17 +195,19 @@ def _frame_rows(losses: Losses, bootstrap: Bootstrap) -> list[FrameRow]:
     ]
 
 
-def _motion_rows(losses: Losses, bootstrap: Bootstrap, *, clips: int) -> list[MotionRow]:
-    rows = []
-    for number, group in enumerate(motion_quartiles(losses["persistence"][:clips]), start=1):
+def _motion_rows(
+    losses: Losses, bootstrap: Bootstrap, clips: Sequence[ClipName]
+) -> list[MotionRow]:
+    rows, count = [], len(clips)
+    for number, group in enumerate(motion_quartiles(losses["persistence"][:count]), start=1):
         # The same clips of every training.
-        chosen = np.concatenate([group + start for start in range(0, len(losses["fine"]), clips)])
+        chosen = np.concatenate([group + start for start in range(0, len(losses["fine"]), count)])
         within = bootstrap.of(chosen)
         rows.append(
             MotionRow(
                 quartile=number,
                 clips=len(group),
-                videos=within.videos,
+                videos=len({clips[row].video_id for row in group}),
                 loss_persistence=mean_loss(losses["persistence"][chosen]),
                 ratio=within.ratio(losses["coarse"][chosen], losses["fine"][chosen], DYNAMIC),
             )

@@ -45,26 +45,24 @@ def arm_rows(evaluation: Evaluation) -> list[ArmRow]:
 
 
 def ratio_rows(evaluation: Evaluation) -> list[RatioRow]:
-    """The ratio, then what the fine pass is held against, then the ratio on training clips."""
+    """The ratio, then what the fine pass is held against, then the same on training clips."""
     found, training = evaluation.held_out, evaluation.on_training_clips
+    arms = [*found.controls, "autoregressive", *BASELINES]
     compared = [
         ("coarse", "coarse, all frames", found.coarse_fine_ratio),
         ("coarse", "coarse, frames 3+", found.coarse_fine_ratio_dynamic),
         ("coarse", "coarse, frames 1 and 2 (cannot gain)", found.coarse_fine_ratio_early),
-        *((arm, f"{short_meaning(arm)}, frames 3+", e) for arm, e in found.controls.items()),
-        (
-            "autoregressive",
-            "frame by frame, frames 3+ (train/inference gap)",
-            found.against("autoregressive"),
-        ),
-        ("persistence", f"{short_meaning('persistence')}, frames 3+", found.against("persistence")),
+        ("coarse", "coarse, relative to frame 1 (guard)", found.over_frame_1),
+        ("coarse", "coarse, relative to frame 2 (guard)", found.over_frame_2),
+        ("coarse", "coarse, CLS masked in both passes, frames 3+", found.cls_masked),
+        *((arm, f"{short_meaning(arm)}, frames 3+", found.against(arm)) for arm in arms),
     ]
-    rows = [RatioRow(arm, meaning, ratio, found.videos) for arm, meaning, ratio in compared]
-    seen = "coarse on training clips, frames 3+"
-    rows.append(RatioRow("coarse", seen, training.ratio_dynamic, training.videos))
     if found.captions:
-        rows.append(RatioRow("coarse", "coarse, captions", found.captions.ratio, found.videos))
-    return rows
+        compared.append(("coarse", "coarse, captions", found.captions.ratio))
+    return [RatioRow(arm, meaning, ratio, found.videos) for arm, meaning, ratio in compared] + [
+        RatioRow(arm, f"{short_meaning(arm)} on training clips, frames 3+", ratio, training.videos)
+        for arm, ratio in training.against.items()
+    ]
 
 
 def charted(rows: Sequence[RatioRow]) -> list[RatioRow]:

@@ -1,7 +1,8 @@
-"""The verdict in words, from the interval of the ratio and the controls; pure logic.
+"""The verdict in words, from what was found on held-out clips; pure logic.
 
-It rests on frames t >= 3: before them no predicted query can have helped, and a gain there shows
-that the coarse pass is handicapped.
+It rests on frames t >= 3: before them no predicted query can have helped. A ratio counts only where
+it exceeds those of frame 1 (no image was read) and of frame 2 (a token read with a learned query):
+what stands there already comes from a handicapped pass, not from looking.
 """
 
 from collections.abc import Mapping
@@ -9,88 +10,117 @@ from collections.abc import Mapping
 from fvlm.statistics.evaluation import HeldOut, Label, short_meaning
 from fvlm.statistics.ratio import Estimate
 
-VALIDATED_ABOVE = 1.05
+PROOF_ABOVE, PROMISING_ABOVE = 1.05, 1.15
 # Two passes that compute the same thing differ by rounding: that is no result.
 ROUNDING = 1e-4
-EARLY_BELOW = 1.03
-# With fewer videos all of one sign, even a sign test cannot reject at 5% (2 * 0.5**5 = 0.06).
-MIN_VIDEOS = 6
+# With fewer groups all of one sign, even a sign test cannot reject at 5% (2 * 0.5**5 = 0.06).
+MIN_GROUPS = 6
+
+DEMANDS: dict[Label, str] = {
+    "worse": "the interval is below 1, also relative to frames 1 and 2",
+    "inconclusive": "nothing of all this is shown",
+    "one_training": "as validated, but from one training: another seed may say otherwise",
+    "validated": "several trainings; the interval is above 1, also relative to frames 1 and 2, "
+    "and the fine pass beats every control and every baseline",
+    "proof_of_concept": f"as validated, and the interval begins at {PROOF_ABOVE} or above",
+    "very_promising": f"as validated, and the interval begins at {PROMISING_ABOVE} or above",
+}
 
 
 def decide(found: HeldOut) -> Label:
-    """Verdict on `found.coarse_fine_ratio_dynamic`.
-
-    validated     lower end > 1.05, and the fine pass beats every control
-    promising     lower end > 1, and the fine pass beats every control
-    worse         upper end < 1
-    inconclusive  the interval holds 1, a control does as well as the fine pass (then it is not the
-                  queries that help), the ratio of frames 1 and 2 is above 1.03 as well, or there
-                  are too few videos for an interval to mean much
-    """
-    ratio = found.coarse_fine_ratio_dynamic
-    if found.videos < MIN_VIDEOS or ratio.low is None or ratio.high is None:
+    """The label whose demands, see DEMANDS, are met."""
+    ratio, guards = found.coarse_fine_ratio_dynamic, (found.over_frame_1, found.over_frame_2)
+    if found.groups < MIN_GROUPS or not found.coarse_trained:
         return "inconclusive"
-    if ratio.high < 1 - ROUNDING:
+    if all(is_below(estimate) for estimate in (ratio, *guards)):
         return "worse"
-    doubtful = unbeaten(found.controls) or is_handicapped(found.coarse_fine_ratio_early)
-    if ratio.low <= 1 + ROUNDING or doubtful:
+    if not all(is_above(estimate) for estimate in (ratio, *guards)) or ratio.low is None:
         return "inconclusive"
-    return "validated" if ratio.low > VALIDATED_ABOVE else "promising"
+    if unbeaten(found.controls) or unbeaten(found.baselines):
+        return "inconclusive"
+    if found.seeds == 1:
+        return "one_training"
+    if ratio.low >= PROMISING_ABOVE:
+        return "very_promising"
+    return "proof_of_concept" if ratio.low >= PROOF_ABOVE else "validated"
 
 
-def is_handicapped(early: Estimate) -> bool:
-    """Whether the coarse pass loses where looking cannot help: at frames 1 and 2."""
-    return early.value is None or early.value > EARLY_BELOW
+def is_above(ratio: Estimate) -> bool:
+    """Whether the whole interval is above 1."""
+    return ratio.low is not None and ratio.low > 1 + ROUNDING
+
+
+def is_below(ratio: Estimate) -> bool:
+    """Whether the whole interval is below 1."""
+    return ratio.high is not None and ratio.high < 1 - ROUNDING
 
 
 def unbeaten(against: Mapping[str, Estimate]) -> list[str]:
-    """Controls that the fine pass does not beat: the interval of control / fine is not above 1."""
-    return [
-        name
-        for name, estimate in against.items()
-        if estimate.low is None or estimate.low <= 1 + ROUNDING
-    ]
+    """Arms that the fine pass does not beat: the interval of their / fine loss is not above 1."""
+    return [name for name, ratio in against.items() if not is_above(ratio)]
+
+
+def in_words(label: Label) -> str:
+    """A label as a reader sees it."""
+    return label.replace("_", " ")
 
 
 def headline(found: HeldOut) -> str:
     """The result in a few words, for a table of metrics."""
-    verdict, ratio = decide(found), found.coarse_fine_ratio_dynamic
+    ratio = found.coarse_fine_ratio_dynamic
     if ratio.value is None:
-        return f"{verdict}: undefined"
+        return f"{in_words(decide(found))}: undefined"
     ends = "" if ratio.low is None else f" ({ratio.low:.4f} to {ratio.high:.4f})"
-    return f"{verdict}: {ratio.value:.4f}{ends}, {_count(found.videos)}"
+    return f"{in_words(decide(found))}: {ratio.value:.4f}{ends}, {count_videos(found)}"
 
 
 def describe(found: HeldOut) -> str:
     """The result in one English sentence."""
-    verdict, ratio = decide(found), found.coarse_fine_ratio_dynamic
-    early, copying = found.coarse_fine_ratio_early, found.against("persistence")
+    label, ratio = decide(found), found.coarse_fine_ratio_dynamic
     if ratio.value is None:
         return "Inconclusive: the coarse/fine ratio is undefined on these clips."
     parts = [
-        f"{verdict.capitalize()}: over frames 3 and later of {_count(found.videos)} the coarse "
-        f"loss is {ratio.value:.4f} times the fine loss ({_interval(ratio)})",
-        _reason(verdict, ratio, found.videos),
+        f"{in_words(label).capitalize()}: over frames 3 and later of {count_videos(found)} the "
+        f"coarse loss is {ratio.value:.4f} times the fine loss ({_interval(ratio)})",
+        _reason(found),
+        *_guard(found),
         _controls(found.controls),
+        *_baselines(found.baselines),
     ]
-    if is_handicapped(early):
-        parts.append(
-            f"at frames 1 and 2, where looking cannot help, it is {_figure(early.value)} times: "
-            "the coarse pass is handicapped"
-        )
-    if copying.value is not None and copying.value <= 1:
-        parts.append("the fine pass does not even beat copying the previous latent")
+    if found.captions and (said := _captions(found)):
+        parts.append(said)
     if found.seeds == 1:
         parts.append("one training: what another seed would change is not in the interval")
-    return "; ".join(part for part in parts if part) + "."
+    return "; ".join(parts) + "."
 
 
-def _figure(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.4f}"
+def describe_power(found: HeldOut) -> str:
+    """What so many clips can tell, in one sentence; empty without an interval."""
+    if found.detectable_ratio is None:
+        return ""
+    wanted = found.groups_for_ratio_1_05
+    take = (
+        "it takes more trainings to tell 1.05"
+        if wanted is None
+        else f"to tell 1.05 it takes {wanted} {_unit(found, wanted)}"
+    )
+    return (
+        f"With the spread that was measured, {count_videos(found)} tell a true ratio of "
+        f"{found.detectable_ratio:.4f} from 1 in 80% of repeats; {take}."
+    )
 
 
-def _count(videos: int) -> str:
-    return "1 video" if videos == 1 else f"{videos} videos"
+def count_videos(found: HeldOut) -> str:
+    """`20 videos`, or `120 videos of 6 films` where several were cut from one."""
+    videos = "1 video" if found.videos == 1 else f"{found.videos} videos"
+    if found.groups == found.videos:
+        return videos
+    return f"{videos} of {found.groups} {_unit(found, found.groups)}"
+
+
+def _unit(found: HeldOut, count: int) -> str:
+    unit = "video" if found.groups == found.videos else "film"
+    return unit if count == 1 else f"{unit}s"
 
 
 def _interval(ratio: Estimate) -> str:
@@ -99,20 +129,35 @@ def _interval(ratio: Estimate) -> str:
     return f"95% interval {ratio.low:.4f} to {ratio.high:.4f}"
 
 
-def _reason(verdict: Label, ratio: Estimate, videos: int) -> str:
-    if videos < MIN_VIDEOS:
-        return f"a verdict takes at least {MIN_VIDEOS} videos"
-    match verdict:
-        case "validated":
-            return f"the whole interval is above {VALIDATED_ABOVE}"
-        case "promising":
-            return f"the interval is above 1 but not above {VALIDATED_ABOVE}"
-        case "worse":
-            return "the whole interval is below 1"
-        case "inconclusive" if ratio.low is not None and ratio.low > 1 + ROUNDING:
-            return "the interval is above 1, but it is not shown that the queries help"
-        case "inconclusive":
-            return "the interval holds 1"
+def _reason(found: HeldOut) -> str:
+    ratio = found.coarse_fine_ratio_dynamic
+    if not found.coarse_trained:
+        return "the coarse pass was not trained (train.lambda_coarse: 0), the ratio says nothing"
+    if found.groups < MIN_GROUPS:
+        return f"a verdict takes at least {MIN_GROUPS} {_unit(found, MIN_GROUPS)}"
+    if is_below(ratio):
+        return "the whole interval is below 1"
+    if not is_above(ratio):
+        return "the interval holds 1"
+    bounds = [bound for bound in (PROMISING_ABOVE, PROOF_ABOVE, 1) if (ratio.low or 0) >= bound]
+    shown = f"the whole interval is above {bounds[0]}"
+    if decide(found) == "inconclusive":
+        return f"{shown}, but it is not shown that the queries help"
+    return shown
+
+
+def _guard(found: HeldOut) -> list[str]:
+    """What frames 1 and 2 say against a ratio that would count otherwise."""
+    ratio = found.coarse_fine_ratio_dynamic
+    tells = is_above if is_above(ratio) else is_below
+    guards = {1: found.over_frame_1, 2: found.over_frame_2}
+    return [
+        f"relative to frame {frame}, where looking cannot help, the ratio is "
+        + ("undefined" if guard.value is None else f"{guard.value:.4f} ({_interval(guard)})")
+        + f": one of the passes may be handicapped at frame {frame} already"
+        for frame, guard in guards.items()
+        if tells(ratio) and not tells(guard)
+    ]
 
 
 def _controls(against: Mapping[str, Estimate]) -> str:
@@ -121,3 +166,30 @@ def _controls(against: Mapping[str, Estimate]) -> str:
         return "the fine pass beats every control"
     named = ", ".join(short_meaning(name) for name in remaining)
     return f"the fine pass is not shown to beat {named}"
+
+
+def _baselines(against: Mapping[str, Estimate]) -> list[str]:
+    """Each baseline that beats the fine pass, or may do so."""
+    return [
+        f"{short_meaning(name)} "
+        + (
+            f"beats the fine pass ({against[name].value:.4f} of its loss)"
+            if (against[name].value or 1) < 1
+            else "is not shown to be worse than the fine pass"
+        )
+        for name in unbeaten(against)
+    ]
+
+
+def _captions(found: HeldOut) -> str:
+    """Names the passes whose captions are worse than a uniform guess."""
+    captions = found.captions
+    assert captions is not None
+    losses = {"coarse": captions.coarse, "fine": captions.fine}
+    worse = [name for name, loss in losses.items() if loss is not None and loss > captions.uniform]
+    if not worse:
+        return ""
+    return (
+        f"captions of the {' and the '.join(worse)} pass are predicted worse than by a uniform "
+        f"guess ({captions.uniform:.2f})"
+    )

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import get_scheduler
 
 from fvlm.clips.batch import Input
+from fvlm.clips.order import FrameChoice
 from fvlm.core.device import Dtype
 from fvlm.core.params import Params
 from fvlm.encoders.dino import DinoEncoder, EncoderTail
@@ -22,6 +23,7 @@ class TrainParams(Params):
 
     input: Input
     num_frames: int = Field(ge=1)
+    frames: FrameChoice
     batch_size: int = Field(ge=1)
     gradient_accumulation_steps: int = Field(ge=1)
     max_samples: int = Field(ge=1)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from fvlm.clips.batch import Batch
-from fvlm.clips.order import random_frames, rows_at
+from fvlm.clips.order import rows_at, trained_frames
 from fvlm.clips.reader import BatchMemory, ClipReader, open_clips
 from fvlm.clips.tokenizer import CaptionTokenizer
 from fvlm.core.device import peak_memory_gib
@@ -172,6 +172,7 @@ def _train(
             prepared.architecture,
             training.folder,
             seed=params.seed,
+            lambda_coarse=params.lambda_coarse,
             training=name,
             trained_by=made_by(run_training),
             tokenizer=prepared.tokenizer,
@@ -260,10 +261,14 @@ def first_steps(
 
 
 def load_batch(reader: ClipReader, positions: range, params: TrainParams) -> Batch:
-    """The clips at these positions of the sample stream, each with its own random frames."""
+    """The clips at these positions of the sample stream, each with its own frames."""
     rows = rows_at(positions, clips=len(reader), seed=params.seed)
-    frames = random_frames(
-        positions, stored=reader.stored, count=params.num_frames, seed=params.seed
+    frames = trained_frames(
+        positions,
+        stored=reader.stored,
+        count=params.num_frames,
+        seed=params.seed,
+        choice=params.frames,
     )
     return reader.read(rows, frames)
 

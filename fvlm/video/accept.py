@@ -19,7 +19,7 @@ Split = Literal["train", "val"]
 class FilterParams(Params):
     """min_seconds, max_seconds: bounds of the duration, both included.
 
-    val_fraction: expected share of accepted videos that evaluation holds out.
+    val_fraction: expected share of the accepted videos' groups that evaluation holds out.
     """
 
     min_seconds: float = Field(ge=0)
@@ -84,20 +84,20 @@ def classify_all(
     return verdicts
 
 
-def assign_splits(video_ids: Sequence[str], val_fraction: float) -> dict[str, Split]:
-    """Split by hash of the video id, so that other videos do not move this one.
+def assign_splits(groups: Mapping[str, str], val_fraction: float) -> dict[str, Split]:
+    """Split by hash of the group of each video id, so that other videos do not move this one.
 
-    When all of them fall on one side, the video whose hash is nearest to the border changes sides,
-    as it would with a slightly different `val_fraction`. Fewer than two videos have no split.
+    When all groups fall on one side, the one whose hash is nearest to the border changes sides, as
+    it would with a slightly different `val_fraction`. Fewer than two groups have no split.
     """
-    if len(video_ids) < 2:
+    hashes = {group: unit_hash(group, "split") for group in groups.values()}
+    if len(hashes) < 2:
         return {}
-    hashes = {video_id: unit_hash(video_id, "split") for video_id in video_ids}
-    in_order = sorted(video_ids, key=lambda video_id: (hashes[video_id], video_id))
+    in_order = sorted(hashes, key=lambda group: (hashes[group], group))
     num_val = sum(value < val_fraction for value in hashes.values())
-    num_val = min(max(num_val, 1), len(video_ids) - 1)
+    num_val = min(max(num_val, 1), len(hashes) - 1)
     held_out = set(in_order[:num_val])
-    return {video_id: "val" if video_id in held_out else "train" for video_id in video_ids}
+    return {video_id: "val" if group in held_out else "train" for video_id, group in groups.items()}
 
 
 def count_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:

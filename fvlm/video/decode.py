@@ -141,7 +141,7 @@ def decode_request(request: dict[str, Any]) -> tuple[dict[str, Any], dict[str, n
 
 def clip_metadata(row: Mapping[str, Any], pts_seconds: list[float]) -> dict[str, Any]:
     """What a clip's sample tells besides its frames; `row` is the filter's."""
-    told = {name: row[name] for name in ("video_id", "caption", "sha256")}
+    told = {name: row[name] for name in ("video_id", "caption", "group", "sha256")}
     return told | {"pts_seconds": pts_seconds}
 
 

@@ -43,7 +43,7 @@ def plan_frames(
     """
     members: dict[str, list[Member]] = {"train": [], "val": []}
     for row in rows.values():
-        content = hash_json([row["sha256"], row["video_id"], row["caption"]])
+        content = hash_json([row["sha256"], row["video_id"], row["caption"], row["group"]])
         members[row["split"]].append(Member(row["key"], content))
     recipe = {"made_by": manifest.made_by, "recipe": manifest.recipe}
     return plan_splits(members, recipe, clips_per_shard=params.clips_per_shard)

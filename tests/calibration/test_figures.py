@@ -45,6 +45,7 @@ def test_every_trial_beside_its_name(axes: Axes) -> None:
             ratio_all_frames=UNDEFINED,
             against=against,
             ratio_training_clips=UNDEFINED,
+            coarse_only=None,
             by_seed={},
             loss_coarse=1,
             loss_fine=1,

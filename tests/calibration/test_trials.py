@@ -88,8 +88,8 @@ def test_who_beats_the_mean_has_seen_the_frame() -> None:
     noise = trained()
     for name in PASSES:
         noise.held_out[name] = expected * 1.2
-    noise.held_out["fine"] = expected * 0.9
-    found = figures(noise, trial=NOISE, mean_losses=expected)
+    noise.held_out.update(fine=expected * 0.9, mean=expected)
+    found = figures(noise, trial=NOISE)
     assert found["noise_control_gain_coarse"] == pytest.approx(1 / 1.2)
     assert found["noise_control_gain_fine"] == pytest.approx(1 / 0.9)
     assert [line.split()[0] for line in failures(found, [NOISE])] == ["noise_control_gain_fine"]

@@ -1,12 +1,13 @@
 """One small trial through the real stages: figures, what is kept, and how a failure is told."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
 
-from fvlm.calibration import trials
+from fvlm.calibration import cases, trials
 from fvlm.calibration.trials import PASSES, Trial
 from fvlm.cli import calibrate
 from fvlm.core.errors import FvlmError
@@ -19,8 +20,21 @@ def project(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The workspace with a preset of tiny models and one trial."""
     monkeypatch.chdir(workspace)
     monkeypatch.setenv("FVLM_CACHE", str(workspace / "cache"))
-    trial = Trial("noise_control", "noise_control", 1, blocks=3, layer=2, steps=2, replicated=False)
+    trial = Trial(
+        "noise_control",
+        "noise_control",
+        1,
+        blocks=3,
+        layer=2,
+        steps=2,
+        replicated=False,
+        role="token",
+        coarse_only=True,
+    )
     monkeypatch.setattr(calibrate, "TRIALS", (trial,))
+    monkeypatch.setattr(calibrate, "MESSAGE_TRIAL", replace(trial, name="message_channel"))
+    monkeypatch.setattr(calibrate, "SPOILT_TRIAL", trial)
+    monkeypatch.setattr(cases, "FILMS", 2)
     preset: dict[str, dict[str, Any]] = {
         "collect": {"control_clips": 6},
         "filter": {"min_seconds": 20.0, "max_seconds": 60.0, "val_fraction": 0.5},
@@ -51,11 +65,23 @@ def test_figures_and_reuse(
     assert found["noise_control_seeds"] == 1
     for name in PASSES:
         assert found[f"noise_control_gain_{name}"] < 1  # 8 clips of training: nothing is learned
+    for case in ("handicapped_coarse", "message_channel", "replicates"):
+        assert found[f"{case}_verdict"] == "inconclusive"
+        assert found[f"{case}_caught"] == 1
+    assert found["message_channel_reference"] == pytest.approx(1, abs=1e-6)
+    assert found["noise_control_coarse_only_low"] is not None
     assert {"calibrated", "failures", "noise_control_ratio_low", "noise_control_shuffled"} <= set(
         found
     )
     made = {path: path.stat().st_mtime_ns for path in project.glob("build/calibrate/*/*.log")}
-    assert {path.stem for path in made} == {"collect", "filter", "decode", "encode", "train"}
+    assert {path.stem for path in made} == {
+        "collect",
+        "filter",
+        "decode",
+        "encode",
+        "train",
+        "evaluate",
+    }
     calibrate.main()
     assert made == {path: path.stat().st_mtime_ns for path in made}
     assert capsys.readouterr().out.count("calibrate: ") >= 2

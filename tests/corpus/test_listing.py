@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from fvlm.core.errors import ParamsError, SourceError
 from fvlm.core.params import Params, validate_params
@@ -39,7 +40,7 @@ def test_a_row(tmp_path: Path) -> None:
     path = touch(tmp_path / "a" / "cat.mp4")
     touch(tmp_path / "a" / "cat.txt", "\ufeffA cät sleeping.\n".encode())
     os.utime(path, ns=(5, 7))
-    expected = ListedVideo("a/cat.mp4", str(path), 5, 7, "A cät sleeping.")
+    expected = ListedVideo("a/cat.mp4", str(path), 5, 7, "A cät sleeping.", group="a/cat.mp4")
     assert listed(str(tmp_path)) == [expected]
 
 
@@ -182,9 +183,57 @@ def test_a_list(tmp_path: Path, kind: str) -> None:
             newline="",
         )
     first, second = listed(str(lists))
-    assert (first.video_id, first.caption) == (str(absolute), rows[1]["caption"])
+    assert (first.video_id, first.caption) == ("elsewhere/a.mp4", rows[1]["caption"])
+    assert first.path == str(absolute)
     assert (second.video_id, second.caption) == ("videos/b.bin", "beside")
     assert second.path == str(tmp_path / "videos" / "b.bin")
+
+
+def test_a_list_names_videos_and_the_films_they_were_cut_from(tmp_path: Path) -> None:
+    for name in ("a.mp4", "b.mp4", "c.mp4"):
+        touch(tmp_path / name)
+    lists = tmp_path / "list.csv"
+    lists.write_text(f"path,video_id,group\n{tmp_path}/a.mp4,first,\nb.mp4,,Metropolis\nc.mp4,,\n")
+    found = {video.video_id: video.group for video in listed(str(lists))}
+    assert found == {"first": "first", "b.mp4": "Metropolis", "c.mp4": "c.mp4"}
+    lists.write_text("path,video_id\na.mp4,x\nb.mp4,x\n")
+    with pytest.raises(SourceError, match=r"list.csv:3: 'x' is the id of line 2 already"):
+        listed(str(lists))
+
+
+@pytest.mark.parametrize(
+    ("expression", "groups"),
+    [
+        ("", ["alien-1.mp4", "alien-2.mp4", "other.mp4"]),
+        (r"^(\w+)-\d", ["alien", "alien", "other.mp4"]),
+        (r"^\w+", ["alien", "alien", "other"]),
+        (r"(x)?alien", ["alien-1.mp4", "alien-2.mp4", "other.mp4"]),
+    ],
+)
+def test_an_expression_finds_the_film_in_the_id(
+    tmp_path: Path, expression: str, groups: list[str]
+) -> None:
+    for name in ("alien-1.mp4", "alien-2.mp4", "other.mp4"):
+        touch(tmp_path / name)
+    source, seed = str(tmp_path), 0
+    params = CollectParams(source=source, group=expression, control_clips=2, control_seed=seed)
+    videos, _ = list_videos(params)
+    assert [video.group for video in videos] == groups
+
+
+def test_what_is_no_expression_is_refused() -> None:
+    with pytest.raises(ValidationError, match=r"must be a regular expression, got '\('"):
+        CollectParams(source="x", group="(", control_clips=2, control_seed=0)
+
+
+def test_moving_a_list_with_its_videos_changes_no_id(tmp_path: Path) -> None:
+    ids = []
+    for place in ("here", "there"):
+        folder = tmp_path / place
+        video = touch(folder / "videos" / "a.mp4")
+        (folder / "list.csv").write_text(f"path\n{video}\n")
+        ids.append([(video.video_id, video.group) for video in listed(str(folder / "list.csv"))])
+    assert ids[0] == ids[1] == [("videos/a.mp4", "videos/a.mp4")]
 
 
 def test_faulty_rows_are_named_together(tmp_path: Path) -> None:
@@ -196,6 +245,7 @@ def test_faulty_rows_are_named_together(tmp_path: Path) -> None:
         {"path": 3},
         {"caption": "no path"},
         {"path": "a.mp4", "caption": 5},
+        {"path": "a.mp4", "group": 5},
         {"path": "."},
         {"path": "nul\0.mp4"},
         {"path": "\ud800.mp4"},
@@ -206,7 +256,7 @@ def test_faulty_rows_are_named_together(tmp_path: Path) -> None:
         listed(str(lists))
     message = str(error.value)
     assert f"{lists}:1:" not in message
-    assert all(f"{lists}:{line}: " in message for line in range(2, 10))
+    assert all(f"{lists}:{line}: " in message for line in range(2, 11))
     assert "'./a.mp4' stands in line 1 already" in message
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import xml.etree.ElementTree as ET
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -96,7 +97,7 @@ def test_every_control_has_its_own_label_ratio_and_interval(axes: Axes) -> None:
     ("draw", "rows", "first"), [(draw_frames, FRAMES, 2), (draw_motion, MOTION, 1)]
 )
 def test_points_without_an_interval_are_hollow_and_no_line_leads_to_them(
-    axes: Axes, draw: Callable[..., object], rows: list[object], first: int
+    axes: Axes, draw: Callable[..., None], rows: list[object], first: int
 ) -> None:
     draw(axes, rows)
     drawn = {first: (0.96, True), first + 1: (1.07, False), first + 3: (1.01, True)}

@@ -11,6 +11,7 @@ from transformers import Dinov2Model, LlamaModel
 
 from fvlm.clips.batch import Batch
 from fvlm.encoders.dino import DinoEncoder
+from fvlm.evaluation.baselines import fit_baselines
 from fvlm.evaluation.losses import evaluate_clips
 from fvlm.model.foveated import FoveatedModel
 from fvlm.model.query_attention import DeepAttention, ShallowAttention
@@ -52,7 +53,15 @@ def test_every_arm_is_the_same_from_frames(k: int) -> None:
         names = [ClipName(str(clip), str(clip)) for clip in range(CLIPS)]
         clips = partial(load, inputs, latents)
         device = torch.device("cpu")
-        return evaluate_clips(model, clips, names, batch_size=batch_size, seed=0, device=device)
+        return evaluate_clips(
+            model,
+            clips,
+            names,
+            batch_size=batch_size,
+            seed=0,
+            device=device,
+            baselines=fit_baselines([latents]),
+        )
 
     expected = losses(make_model(stock, k, frames=False), tokens, CLIPS)
     for batch_size in (1, 2, CLIPS):

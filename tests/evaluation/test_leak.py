@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fvlm.clips.batch import Batch
+from fvlm.evaluation.baselines import fit_baselines
 from fvlm.evaluation.losses import evaluate_clips
 from fvlm.model.film_head import FilmHead
 from fvlm.model.foveated import FoveatedModel, frame_losses
@@ -53,6 +54,7 @@ def evaluated(model: FoveatedModel, *, leak: bool) -> tuple[Losses, float]:
         batch_size=HELD_OUT,
         seed=0,
         device=torch.device("cpu"),
+        baselines=fit_baselines([held_out.latents]),
     )
     constant = held_out.latents.mean(dim=(0, 1))
     return losses_by_arm, (held_out.latents - constant).square().mean().item()

@@ -199,6 +199,7 @@ CHANGES: dict[str, tuple[object, dict[str, Any]]] = {
     "query_layers": (1, {"input": "frames"}),
     "intermediate_tokens": (True, {"layer": 1}),
     "query_role": ("question", {"query_layers": 2}),
+    "query_reads": ("patches", {}),
     "temperature": (0.1, {}),
     "fine_iterations": (2, {}),
     "head_channels": (12, {}),

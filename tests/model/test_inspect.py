@@ -8,7 +8,8 @@ from fvlm.clips.batch import Captions
 from fvlm.core.errors import FvlmError
 from fvlm.model.autoregressive import run_autoregressive
 from fvlm.model.foveated import FoveatedModel
-from fvlm.model.inspect import inspect_clips, patch_grid
+from fvlm.model.inspect import inspect_clips
+from fvlm.model.query_attention import patch_grid
 
 MakeModel = Callable[..., FoveatedModel]
 Clips = tuple[Tensor, Tensor]

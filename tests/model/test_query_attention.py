@@ -16,6 +16,7 @@ from fvlm.model.query_attention import (
     QueryRole,
     ShallowAttention,
 )
+from tests import tiny
 
 L, D, SIZE = 4, 32, 56
 Stock = Dinov2Model | DINOv3ViTModel
@@ -219,3 +220,40 @@ def test_shallow_attention_casts_its_tokens_once_however_often_they_are_read() -
     assert cast.count(tokens.numel()) == 1
     assert {value.dtype for value in (*found, *cache.blocks[0])} == {torch.bfloat16}
     assert attention.cache_frames(tokens, dtype=torch.float32).blocks[0][0].dtype == torch.float32
+
+
+@pytest.mark.parametrize("k", [0, 2])
+@pytest.mark.parametrize("role", ["token", "question"])
+def test_queries_that_read_patches_ignore_cls(k: int, role: QueryRole) -> None:
+    tail = DinoEncoder(tiny.dinov2()).tail(2)
+    attention: ShallowAttention | DeepAttention = ShallowAttention(
+        16, temperature=0.5, reads="patches"
+    )
+    if k:
+        attention = DeepAttention(tail, role=role, reads="patches")
+    tokens, query = torch.randn(3, 10, 16), torch.randn(3, 16)
+    cache = attention.cache_frames(tokens)
+    found, weights = attention(query, cache)
+    assert weights.shape == (3, 10)
+    assert (weights[:, 0] == 0).all()
+    without = FrameCache([(key[:, :, 1:], value[:, :, 1:]) for key, value in cache.blocks])
+    expected, shares = attention(query, without)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(weights[:, 1:], shares)
+    assert cache.take(torch.tensor([1])).masked == 1
+
+
+def test_with_the_attention_of_others_only_the_message_differs() -> None:
+    attention = DeepAttention(DinoEncoder(tiny.dinov2()).tail(2), temperature=1e-3)
+    for layer in (layer for layer in attention.modules() if isinstance(layer, nn.Linear)):
+        nn.init.normal_(layer.weight, std=0.2)
+    cache = attention.cache_frames(torch.randn(3, 10, 16))
+    query, other = torch.randn(3, 16), torch.randn(3, 16)
+    own, weights = attention(query, cache)
+    same, _ = attention(query, cache, look=query)
+    torch.testing.assert_close(same, own)
+    found, lent = attention(query, cache, look=other)
+    torch.testing.assert_close(lent, attention(other, cache)[1])
+    assert not torch.allclose(lent, weights)
+    for different in (own, attention(other, cache)[0]):
+        assert (found - different).abs().max() > 1e-3

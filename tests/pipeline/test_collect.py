@@ -40,6 +40,7 @@ def test_lists_the_source(project: Path, capsys: pytest.CaptureFixture[str]) -> 
             "size": 1000,
             "mtime_ns": 2,
             "caption": caption,
+            "group": name,
         }
         for name, caption in (("a.mkv", ""), ("b.mp4", "Seen."))
     ]

@@ -32,6 +32,7 @@ PARAMS: dict[str, dict[str, Any]] = {
     "model": {"llm": "weights/llm", "llm_layers": 0, "query_layers": 0},
     "train": {
         "num_frames": 4,
+        "frames": "random",
         "batch_size": 4,
         "gradient_accumulation_steps": 2,
         "max_samples": 48,

@@ -156,8 +156,8 @@ def test_cells_hold_the_figures_of_their_row(
     table = page.get_by_role("table", name="Loss / fine loss")
     for start, name in (
         ("coarse, frames 3+", "coarse_fine_ratio_dynamic"),
-        ("the static query", "static_in_fine_fine_ratio_dynamic"),
-        ("random queries", "random_fine_ratio_dynamic"),
+        ("the static query, frames 3+", "static_in_fine_fine_ratio_dynamic"),
+        ("random queries, frames 3+", "random_fine_ratio_dynamic"),
         ("coarse on training clips", "train_coarse_fine_ratio_dynamic"),
     ):
         row = table.get_by_role("row", name=start)

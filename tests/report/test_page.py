@@ -81,12 +81,23 @@ def test_every_ratio_stands_beside_its_own_figures(page: Page) -> None:
     expected = {
         "coarse, all frames": ["1.0207", "0.9764 to 1.0718", "6"],
         "coarse, frames 3+": ["1.0312", "0.9871 to 1.0823", "6"],
-        "the static query": ["1.0515", "1.0123 to 1.0919", "6"],
-        "another video's queries": ["-", "-", "6"],
-        "random queries": ["1.1561", "1.0844 to 1.2317", "6"],
+        "coarse, relative to frame 2": ["1.0299", "0.9989 to 1.0619", "6"],
+        "the static query, frames 3+": ["1.0515", "1.0123 to 1.0919", "6"],
+        "another video's queries, frames 3+": ["-", "-", "6"],
+        "random queries, frames 3+": ["1.1561", "1.0844 to 1.2317", "6"],
+        "AR(1)": ["1.0733", "1.0423 to 1.1053", "6"],
         "coarse on training clips": ["1.1037", "1.0613 to 1.1488", "8"],
+        "random queries on training clips": ["1.2234", "1.1924 to 1.2554", "8"],
     }
     assert {start: beside(ratios, start) for start in expected} == expected
+
+
+def test_what_a_verdict_demands_and_what_the_clips_can_tell(page: Page, text: str) -> None:
+    table = page.tables["Verdicts, the strongest last"][1:]
+    assert [row[0] for row in table][-2:] == ["Proof of concept", "Very promising"]
+    assert "begins at 1.15 or above" in table[-1][1]
+    assert "6 videos tell a true ratio of 1.0632 from 1 in 80% of repeats" in words(text)
+    assert "to tell 1.05 it takes 11 videos." in words(text)
 
 
 def test_frames_and_quartiles_stand_beside_their_own_figures(page: Page) -> None:
@@ -170,7 +181,9 @@ def test_captions_have_their_ratio_where_they_were_trained(
     make_report: MakeReport, evaluation: Evaluation, page: Page
 ) -> None:
     assert not [row for row in page.tables["Loss / fine loss"] if row[0] == "coarse, captions"]
-    captions = CaptionResult(coarse=2.5, fine=1.9, ratio=Estimate(1.3141, 1.2718, 1.3578))
+    captions = CaptionResult(
+        coarse=2.5, fine=1.9, uniform=10.8, ratio=Estimate(1.3141, 1.2718, 1.3578)
+    )
     trained = Page(render_page(make_report(evaluation=changed(evaluation, captions=captions))))
     found = beside(trained.tables["Loss / fine loss"], "coarse, captions")
     assert found == ["1.3141", "1.2718 to 1.3578", "6"]

@@ -6,7 +6,7 @@ import torch
 
 from fvlm.clips.batch import Batch
 from fvlm.encoders.vae import VaeCodec
-from fvlm.evaluation.losses import persistence_losses
+from fvlm.evaluation.baselines import persistence_losses
 from fvlm.model.foveated import FoveatedModel, frame_losses
 from fvlm.report.view import ClipView, pass_names, view_clip
 from tests import tiny

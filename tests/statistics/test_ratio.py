@@ -133,6 +133,80 @@ def test_clips_of_a_video_are_resampled_together() -> None:
     assert width(as_videos) < 0.7 * width(once)
 
 
+def test_a_change_is_the_ratio_of_two_ratios_resampled_together() -> None:
+    rng = generator(0, "test")
+    below = draw(rng, 12)
+    above = 1.2 * below
+    handicap = rng.lognormal(sigma=0.3, size=(12, 1))  # of a video, the same at every frame
+    above[:, 2:] *= 1.1
+    of_videos = bootstrap(names(12))
+    found = of_videos.change(above * handicap, below, DYNAMIC, since=slice(0, 1))
+    top, bottom = (
+        of_videos.ratio(above * handicap, below, frames).value for frames in (DYNAMIC, slice(0, 1))
+    )
+    assert top is not None
+    assert bottom is not None
+    assert found.value == pytest.approx(top / bottom)
+    alone = of_videos.ratio(above * handicap, below, DYNAMIC)
+    assert width(found) < 0.7 * width(alone)
+    exact = of_videos.change(above, below, DYNAMIC, since=slice(1, 2))
+    assert (exact.value, exact.low, exact.high) == pytest.approx((1.1, 1.1, 1.1))
+    nowhere = np.full_like(below, np.nan)
+    assert (
+        of_videos.change(above, np.where(below > 0, below, nowhere), DYNAMIC, since=slice(0, 0))
+        == NONE
+    )
+
+
+def test_clips_of_few_films_are_covered_as_the_films_are() -> None:
+    """20 clips of each of 6 films: the interval holds the true ratio as often as with films."""
+    rng, covered, repeats = generator(0, "films"), 0, 200
+    films, clips = 6, 20
+    for _ in range(repeats):
+        below = rng.lognormal(sigma=0.5, size=(films, 1)) * rng.lognormal(
+            sigma=0.1, size=(films, clips)
+        )
+        logs = rng.normal(0, 0.05, (films, 1)) + rng.normal(0, 0.02, (films, clips))
+        above = (below * np.exp(logs)).reshape(-1, 1)
+        groups = np.repeat(names(films), clips).tolist()
+        found = bootstrap(groups, samples=300).ratio(above, below.reshape(-1, 1))
+        assert found.low is not None
+        assert found.high is not None
+        covered += found.low <= np.exp((0.05**2 + 0.02**2) / 2) <= found.high
+    assert covered / repeats >= 0.90
+
+
+def test_power_says_what_a_repeat_of_the_experiment_finds() -> None:
+    """At the detectable ratio 80% of experiments have an interval above 1."""
+    rng, videos, spread = generator(0, "power"), 30, 0.1
+
+    def experiment(true: float) -> tuple[Array, Array]:
+        below = rng.lognormal(sigma=0.3, size=(videos, 1))
+        return true * below * np.exp(rng.normal(0, spread, (videos, 1))), below
+
+    power = bootstrap(names(videos)).power(*experiment(1.0))
+    assert power is not None
+    assert power.groups is not None
+    found = [
+        bootstrap(names(videos), samples=300).ratio(*experiment(power.detectable)).low
+        for _ in range(200)
+    ]
+    assert 0.65 <= np.mean([low is not None and low > 1 for low in found]) <= 0.95
+    shrunk = (np.log(power.detectable) / np.log(1.05)) ** 2 * videos
+    assert power.groups == pytest.approx(shrunk, rel=0.15)  # Student's t is wider for few
+    assert bootstrap(["one"] * videos).power(*experiment(1.0)) is None
+
+
+def test_no_number_of_videos_makes_up_for_few_trainings() -> None:
+    below = draw(generator(0, "test"), 5)
+    trainings = np.repeat([0, 1], 5).tolist()
+    above = np.concatenate([0.8 * below * [[1], [2], [1], [1], [1]], 1.3 * below])
+    power = Bootstrap(names(5) * 2, 500, 0, trainings).power(above, np.concatenate([below] * 2))
+    assert power is not None
+    assert power.groups is None
+    assert power.detectable > 2
+
+
 def test_the_seed_alone_decides_the_interval() -> None:
     rng = generator(0, "test")
     above, below = draw(rng, 8), draw(rng, 8)

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import Dinov2Config, Dinov2Model, LlamaConfig, LlamaModel
 
 from fvlm.clips.batch import Batch
-from fvlm.clips.order import random_frames, rows_at
+from fvlm.clips.order import rows_at, trained_frames
 from fvlm.clips.tokenizer import CaptionTokenizer
 from fvlm.core.io import hash_json
 from fvlm.encoders.dino import DinoEncoder
@@ -36,6 +36,7 @@ class Trial:
         query_lr_factor=1.0,
         gradient_checkpointing="none",
         num_frames=3,
+        frames="random",
         batch_size=3,
         gradient_accumulation_steps=2,
         max_samples=36,
@@ -163,7 +164,7 @@ class Trial:
     def load_batch(self, positions: range) -> Batch:
         seed, count = self.params.seed, self.params.num_frames
         rows = rows_at(positions, clips=CLIPS, seed=seed)
-        frames = random_frames(positions, stored=STORED, count=count, seed=seed)
+        frames = trained_frames(positions, stored=STORED, count=count, seed=seed, choice="random")
         keys = [f"clip{row}" for row in rows]
         self.seen += keys
         return Batch(self.tokens[rows[:, None], frames], self.latents[rows[:, None], frames], keys)

@@ -62,6 +62,7 @@ def make_params(**changes: object) -> TrainParams:
     values: dict[str, Any] = {
         "input": "features",
         "num_frames": T,
+        "frames": "random",
         "batch_size": B,
         "gradient_accumulation_steps": 1,
         "max_samples": B,

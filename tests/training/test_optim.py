@@ -17,6 +17,7 @@ def make_params(**changes: object) -> TrainParams:
     values: dict[str, object] = {
         "input": "features",
         "num_frames": 3,
+        "frames": "random",
         "batch_size": 4,
         "gradient_accumulation_steps": 1,
         "max_samples": 100,

@@ -1,5 +1,6 @@
 """Acceptance and splits are pure rules: bounds included, duplicates by content, stable splits."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from fvlm.core.errors import ParamsError, VideoError
 from fvlm.core.params import Params, validate_params
 from fvlm.video.accept import (
     FilterParams,
+    Split,
     Verdict,
     assign_splits,
     classify,
@@ -66,10 +68,15 @@ def test_the_first_of_equal_contents_is_kept() -> None:
     assert verdicts["c"].message == "same content as b"
 
 
+def assign(names: Sequence[str], val_fraction: float) -> dict[str, Split]:
+    """Splits of videos that are groups of their own."""
+    return assign_splits({name: name for name in names}, val_fraction)
+
+
 @few
 @given(video_ids, st.floats(0.001, 0.999))
 def test_both_splits_have_videos(names: list[str], val_fraction: float) -> None:
-    splits = assign_splits(names, val_fraction)
+    splits = assign(names, val_fraction)
     assert set(splits) == set(names)
     assert set(splits.values()) == {"train", "val"}
 
@@ -79,24 +86,34 @@ def test_both_splits_have_videos(names: list[str], val_fraction: float) -> None:
 def test_more_validation_never_moves_a_video_back(
     names: list[str], val_fraction: float, more: float
 ) -> None:
-    before, after = assign_splits(names, val_fraction), assign_splits(names, val_fraction + more)
+    before, after = assign(names, val_fraction), assign(names, val_fraction + more)
     assert all(after[name] == "val" for name in names if before[name] == "val")
 
 
 def test_other_videos_do_not_move_a_video() -> None:
     names = [f"{number}.mp4" for number in range(1000)]
-    some, many = assign_splits(names[:500], 0.3), assign_splits(names, 0.3)
+    some, many = assign(names[:500], 0.3), assign(names, 0.3)
     assert all(some[name] == many[name] for name in some)
     assert 250 < sum(split == "val" for split in many.values()) < 350
 
 
 def test_names_that_are_not_utf8_have_a_split() -> None:
-    assert set(assign_splits(["\udcff.mp4", "a.mp4"], 0.5).values()) == {"train", "val"}
+    assert set(assign(["\udcff.mp4", "a.mp4"], 0.5).values()) == {"train", "val"}
 
 
 @pytest.mark.parametrize("names", [[], ["a.mp4"]])
 def test_fewer_than_two_videos_have_no_split(names: list[str]) -> None:
-    assert assign_splits(names, 0.3) == {}
+    assert assign(names, 0.3) == {}
+
+
+def test_clips_of_one_film_are_on_one_side() -> None:
+    groups = {f"{film}-{clip}.mp4": f"film {film}" for film in range(50) for clip in range(7)}
+    splits = assign_splits(groups, 0.4)
+    assert set(splits) == set(groups)
+    sides = {film: {splits[f"{film}-{clip}.mp4"] for clip in range(7)} for film in range(50)}
+    assert all(len(side) == 1 for side in sides.values())
+    assert {"train", "val"} == {split for side in sides.values() for split in side}
+    assert assign_splits(dict.fromkeys(groups, "one film"), 0.4) == {}
 
 
 def test_counts_add_up() -> None:
