@@ -105,10 +105,10 @@ def save_message_channel(source: Path, target: Path, batch: Batch) -> None:
     def drown(model: FoveatedModel, strength: float) -> None:
         assert isinstance(model.attention, DeepAttention)
         assert model.attention.role == "token"
-        for block in model.attention.tail.blocks:
-            for parameter in block.q.parameters():
+        for name, parameter in model.attention.named_parameters():
+            if ".q." in name:
                 parameter.zero_()
-        model.q_static *= strength
+        model.q_static.mul_(strength)
 
     _save_changed(source, target, batch, drown)
 

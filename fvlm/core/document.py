@@ -32,7 +32,7 @@ STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 class Document(BaseModel):
     """Frozen, unknown names forbidden, no NaN."""
 
-    model_config = ConfigDict(STRICT, frozen=True)
+    model_config = ConfigDict(**STRICT, frozen=True)
 
 
 D = TypeVar("D", bound=Document)

@@ -64,7 +64,7 @@ def test_what_was_written_is_read_back() -> None:
     looking = RESULT.model_copy(update={"looks": Looks(sharpness=2)})
     assert read_flat(Result, flatten(looking), FILE) == looking
     with pytest.raises(ValidationError):
-        RESULT.name = "y"  # type: ignore[misc]
+        RESULT.name = "y"
 
 
 @pytest.mark.parametrize(
