@@ -29,6 +29,7 @@ STORED, TOKENS, LATENT = 6, (10, 16), (4, 4, 4)
 CLIPS = 10
 CAPTIONS = ("a cat", "", "the dog sees a cat", " ")
 PARAMS: dict[str, dict[str, Any]] = {
+    "encode": {"dino": "assets/tiny", "vae": "assets/tiny"},  # as the shards' manifest says
     "model": {"llm": "weights/llm", "llm_layers": 0, "query_layers": 0},
     "train": {
         "num_frames": 4,

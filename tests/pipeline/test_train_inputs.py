@@ -47,6 +47,7 @@ def give_frames(project: Path) -> None:
         project / "weights/dino"
     )
     _, found = load_dino("weights/dino")
+    set_params(project, {"encode": {"dino": "weights/dino"}})
     manifest = read_manifest(paths.ENCODED, EncodedManifest)
     dino = manifest.dino.model_copy(update=asdict(found))
     write_manifest(paths.ENCODED, manifest.model_copy(update={"dino": dino}))
