@@ -52,7 +52,6 @@ def test_every_trial_beside_its_name(axes: Axes) -> None:
             videos=333,
             seeds=1 + 2 * trial.replicated,
             gains={},
-            coarse_only=None,
         )
     figures.plot_calibration(results, TRIALS, Path("not written.png"))
     labels = {
