@@ -30,7 +30,7 @@ NEUTRAL = (
     "fvlm.core.provenance",
     "fvlm.core.stage",
     "fvlm.cli",
-    "fvlm.tracking.tracker",
+    "fvlm.tracking",
 )
 NEUTRAL_PACKAGES = (
     "huggingface_hub",
