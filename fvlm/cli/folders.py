@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fvlm.cli.rules import Sections
+from fvlm.core.device import auto_dtype
 from fvlm.core.errors import FvlmError
 from fvlm.core.io import hash_json, read_json, sha256_file, write_json
 from fvlm.core.params import PARAMS, overlay_params
@@ -126,7 +127,7 @@ class Folders:
         write_json(overlay, changes)  # JSON is YAML
         (folder / PARAMS).write_bytes(PARAMS.read_bytes())
         for values in (self._preset, overlay):
-            overlay_params(Sections, values, folder / PARAMS)
+            overlay_params(Sections, values, folder / PARAMS, auto_dtype=auto_dtype)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fvlm.cli.rules import Sections
+from fvlm.core.device import auto_dtype
 from fvlm.core.params import PARAMS, load_params, overlay_params
 from fvlm.core.stage import command_line, run
 
@@ -20,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = command_line(__doc__)
     parser.add_argument("name", choices=sorted(path.stem for path in PRESETS.glob("*.yaml")))
     name = parser.parse_args(arguments).name
-    changes = overlay_params(Sections, PRESETS / f"{name}.yaml")
+    changes = overlay_params(Sections, PRESETS / f"{name}.yaml", auto_dtype=auto_dtype)
     source = load_params(Sections).collect.source
     print(*changes, f"{PARAMS} now holds preset {name}: {len(changes)} values changed", sep="\n")
     print(f"collect.source stays {source}: set it to your folder of videos, or to a list of them")

@@ -155,7 +155,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return document
 
 
-def overlay_params(sections: type[P], overlay: Path, path: Path = PARAMS) -> list[str]:
+def overlay_params(
+    sections: type[P],
+    overlay: Path,
+    path: Path = PARAMS,
+    *,
+    auto_dtype: Callable[[], str] | None = None,
+) -> list[str]:
     """Set the values of the file `overlay` in `path`; comments and all other values stay.
 
     Returns what has changed, as `section.key: old -> new`. Nothing is written unless the result is
@@ -173,7 +179,8 @@ def overlay_params(sections: type[P], overlay: Path, path: Path = PARAMS) -> lis
             raise ParamsError(f"{overlay}: {section}: {path} has no such section")
         for key, value in values.items():
             old = before[section].get(key)
-            value = _resolve_dtype(value) if key == "dtype" else value
+            if auto_dtype and (key, value) == ("dtype", "auto"):
+                value = auto_dtype()  # what it means on this machine
             if type(old) is not type(value) or old != value:
                 changes.append(f"{section}.{key}: {old} -> {value}")
                 document[section][key] = value
@@ -183,15 +190,6 @@ def overlay_params(sections: type[P], overlay: Path, path: Path = PARAMS) -> lis
     with atomic_write(path) as file:
         file.write(text.getvalue().encode())
     return changes
-
-
-def _resolve_dtype(value: Any) -> Any:
-    """`auto` as what it means on this machine."""
-    if value != "auto":
-        return value
-    from fvlm.core.device import auto_dtype  # heavy, and only here needed
-
-    return auto_dtype()
 
 
 def _describe(fault: ErrorDetails, sections: type[Params]) -> str:

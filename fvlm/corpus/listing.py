@@ -16,7 +16,7 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -27,6 +27,7 @@ from pydantic import Field, field_validator
 from fvlm.core.errors import SourceError
 from fvlm.core.io import project_root
 from fvlm.core.params import Params
+from fvlm.corpus.captions import RegularFiles, sidecar_caption
 from fvlm.corpus.controls import RENDERED
 from fvlm.corpus.demo import demo_captions, demo_folder
 from fvlm.corpus.rendered import rendered_folder
@@ -45,8 +46,6 @@ KINDS = {
 }
 # fmt: on
 LIST_SUFFIXES = (".csv", ".jsonl")
-CAPTION_SUFFIXES = (".txt", ".json")
-MAX_CAPTION_BYTES = 2**16
 MAX_FAULTS = 20  # shown of a long list
 
 
@@ -173,7 +172,7 @@ def _list_folder(root: Path) -> tuple[list[ListedVideo], Counter[str]]:
                 continue
             path = os.path.join(folder, entry.name)  # noqa: PTH118 - a Path a file costs more
             try:
-                status, caption = entry.stat(), _sidecar_caption(path, names)
+                status, caption = entry.stat(), sidecar_caption(path, names)
             except FileNotFoundError:
                 left_out["vanished file"] += 1
                 continue
@@ -274,7 +273,7 @@ def _parse_row(folder: Path, row: dict[str, Any]) -> ListedVideo:
         raise SourceError(f"{name!r} cannot be found: {error}") from None
     if not stat.S_ISREG(status.st_mode):
         raise SourceError(f"{name!r} is not a regular file")
-    caption = (caption or "").strip() or _sidecar_caption(path, _RegularFiles(path))
+    caption = (caption or "").strip() or sidecar_caption(path, RegularFiles(path))
     # An absolute path says where a list lies, and belongs into no file name.
     own = os.path.relpath(path, folder) if os.path.isabs(name) else name  # noqa: PTH117
     return ListedVideo(
@@ -314,43 +313,6 @@ def _read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 _Reader = Callable[[Path], Iterator[tuple[int, dict[str, Any]]]]
 _READERS: dict[str, _Reader] = {".csv": _read_csv, ".jsonl": _read_jsonl}
-
-
-class _RegularFiles(Container[object]):
-    """The names of the regular files beside `path`; asked one by one, never listed."""
-
-    def __init__(self, path: str) -> None:
-        self._folder = os.path.dirname(path)  # noqa: PTH120
-
-    def __contains__(self, name: object) -> bool:
-        return os.path.isfile(os.path.join(self._folder, str(name)))  # noqa: PTH113, PTH118
-
-
-def _sidecar_caption(path: str, names: Container[object]) -> str:
-    """Text of NAME.txt, else "caption" of NAME.json, else nothing; `names`: files beside it."""
-    stem = os.path.splitext(path)[0]  # noqa: PTH122
-    for suffix in CAPTION_SUFFIXES:
-        if os.path.basename(stem) + suffix in names:  # noqa: PTH119
-            return _read_caption(Path(stem + suffix))
-    return ""
-
-
-def _read_caption(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_CAPTION_BYTES + 1)
-        if len(content) > MAX_CAPTION_BYTES:
-            raise SourceError(f"{path}: a caption has at most {MAX_CAPTION_BYTES} bytes")
-        text = content.decode("utf-8-sig")
-        document = {"caption": text} if path.suffix == ".txt" else json.loads(text)
-    except UnicodeDecodeError:
-        raise SourceError(f"{path}: a caption must be UTF-8") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise SourceError(f"{path}: {error}") from None
-    caption = document.get("caption") if isinstance(document, dict) else document
-    if caption is not None and not (isinstance(document, dict) and isinstance(caption, str)):
-        raise SourceError(f'{path}: expected {{"caption": "text"}}')
-    return (caption or "").strip()
 
 
 def _raise_faults(faults: list[str], lines: str = "") -> None:

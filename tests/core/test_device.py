@@ -64,7 +64,7 @@ def test_a_preset_may_say_auto_and_parameters_hold_what_it_means(
     preset.write_text("train:\n  dtype: auto\n")
     with pytest.raises(ParamsError, match=f"train.dtype: auto stands in presets .* write {meant}"):
         load_params(Sections, preset)
-    overlay_params(Sections, preset, params)
+    overlay_params(Sections, preset, params, auto_dtype=auto_dtype)
     assert load_params(Sections, params).train.dtype == meant
     assert "# compute type" in params.read_text()
 

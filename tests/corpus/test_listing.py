@@ -15,7 +15,8 @@ from pydantic import ValidationError
 
 from fvlm.core.errors import ParamsError, SourceError
 from fvlm.core.params import Params, validate_params
-from fvlm.corpus.listing import MAX_CAPTION_BYTES, CollectParams, ListedVideo, list_videos
+from fvlm.corpus.captions import MAX_CAPTION_BYTES
+from fvlm.corpus.listing import CollectParams, ListedVideo, list_videos
 
 
 def touch(path: Path, content: bytes = b"video") -> Path:
