@@ -1,7 +1,7 @@
 """Evaluate the trained models and their controls on the held-out clips.
 
 Reads   models/foveated/, data/encode/, data/decode/ (a model that takes frames),
-        params.yaml:evaluate, params.yaml:model
+        params.yaml:evaluate
 Writes  metrics/evaluate.json, plots/evaluate.csv (clips), plots/evaluate_frames.csv,
         plots/evaluate_motion.csv, plots/ratio_by_frame.png, plots/ratio_by_motion.png,
         plots/controls.png
@@ -20,7 +20,6 @@ from fvlm.clips.reader import open_clips
 from fvlm.core.device import default_device, keep_freed_memory
 from fvlm.core.document import write_figures, write_table
 from fvlm.core.params import Params, load_params
-from fvlm.core.recorded import check_recorded
 from fvlm.core.stage import run
 from fvlm.evaluation.attention import attention_figures
 from fvlm.evaluation.baselines import Baselines, fit_baselines
@@ -55,7 +54,6 @@ from pipeline.paths import (
     MODEL,
 )
 
-RECORDED = ("model",)  # of the training that is evaluated
 FITTED = 1000  # training clips that the baselines are fitted on, at most
 
 
@@ -69,7 +67,6 @@ def main() -> None:
     """Measure every arm on the same clips and write figures, tables and pictures."""
     keep_freed_memory()
     params, device = load_params(Sections).evaluate, default_device()
-    check_recorded(RECORDED, read_config(MODEL).model.model_dump(), MODEL, stage="train")
     model = load_model(MODEL).to(device)
     held_out, load = open_split(model, "val", params, at_most=None)
     # As many training clips: a ratio there without one on held-out clips is memory, no result.

@@ -40,8 +40,7 @@ from pipeline.paths import COARSE_ONLY, CURVES, ENCODED, FRAMES, MODEL, TRAIN_ME
 
 # Of the shards that are trained on.
 RECORDED = tuple(
-    f"encode.{key}"
-    for key in ("batch_frames", "compile", "dino", "dino_layers", "dtype", "layer", "vae")
+    f"encode.{key}" for key in ("batch_frames", "compile", "dino_layers", "dtype", "layer")
 )
 TAIL = 0.1  # share of the steps, at the end, over which the reported losses are means
 
@@ -60,8 +59,7 @@ def main() -> None:
     with join_processes() as device:
         sections = load_params(Sections)
         encoded = read_manifest(ENCODED, EncodedManifest)
-        sources = {"dino": encoded.dino.source, "vae": encoded.vae.source}
-        check_recorded(RECORDED, encoded.recipe | sources, ENCODED, stage="encode")
+        check_recorded(RECORDED, encoded.recipe, ENCODED, stage="encode")
         trainings = list_trainings(sections)
         finished = FinishedTrainings(MODEL)
         with Claims(finished.root) if is_main() else nullcontext() as claims:
