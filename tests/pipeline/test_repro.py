@@ -6,7 +6,6 @@ before left, as a user's commands do.
 
 import json
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
