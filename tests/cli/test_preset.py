@@ -80,9 +80,9 @@ def test_every_preset_applies_and_keeps_comments(path: Path, params: Path) -> No
     assert overlay_params(Sections, path, params)
     after = params.read_text()
     assert after != before
-    assert [line.split("#")[1:] for line in after.splitlines()] == [
-        line.split("#")[1:] for line in before.splitlines()
-    ]
+    said = [[line.split("#")[1:] for line in text.splitlines() if "#" in line]
+            for text in (before, after)]  # fmt: skip
+    assert said[0] == said[1]
     assert overlay_params(Sections, path, params) == []  # nothing is left to change
 
 
