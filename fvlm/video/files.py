@@ -71,8 +71,8 @@ class Reader(io.RawIOBase):
 
     def __init__(self, descriptor: int, name: str) -> None:
         self.name = name
-        self._descriptor = descriptor
-        self._position = 0
+        self._descriptor, self._position = descriptor, 0
+        self._size = os.fstat(descriptor).st_size
 
     def readable(self) -> bool:
         return True
@@ -81,14 +81,13 @@ class Reader(io.RawIOBase):
         return True
 
     def read(self, size: int = -1) -> bytes:
-        left = os.fstat(self._descriptor).st_size - self._position if size < 0 else size
+        left = self._size - self._position if size < 0 else size
         data = os.pread(self._descriptor, max(left, 0), self._position)
         self._position += len(data)
         return data
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        start = (0, self._position, os.fstat(self._descriptor).st_size)[whence]
-        self._position = start + offset
+        self._position = offset + (0, self._position, self._size)[whence]
         return self._position
 
     def tell(self) -> int:

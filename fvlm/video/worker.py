@@ -30,10 +30,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import chain, repeat
 from queue import SimpleQueue
 from typing import IO, Any, TypeVar
 
@@ -49,7 +47,7 @@ WALL_CLOCK_TIMES = 10  # as much wall clock: a machine that does other work, a s
 START_SECONDS = 600.0  # wall clock, until a worker is ready for its first item: a busy disk
 MEMORY_BYTES = 2 * 2**30  # address space of one worker
 ITEMS_PER_WORKER = 500  # then it is replaced, so that no leak adds up
-AHEAD = 16  # results per worker that may wait for an earlier one, in order
+AHEAD = 16  # items per worker that may be begun and not delivered, in order
 EXIT_SECONDS = 1.0  # from the end of a worker's output to the end of its process
 HEADER_BYTES = 2**24  # largest JSON of a result
 
@@ -62,7 +60,6 @@ serve(int(descriptor), int(parent), function, float(processor_seconds), int(memo
 """
 
 Item = TypeVar("Item", bound=dict[str, Any])
-R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -85,35 +82,33 @@ def map_isolated(
     """Yield (item, outcome) for every item, as they finish or `in_order` of the items.
 
     The function may read the file that an item names as "path", and no other. `workers` defaults to
-    the processor cores at hand. At most one result per worker waits to be taken, in order at most
-    AHEAD, so memory does not grow with the number of items. A worker that dies or is late costs its
-    item (VideoError crashed, timeout or out_of_memory) and is replaced. Time that the caller spends
-    between two results counts against no item.
+    the processor cores at hand. At most two items per worker are begun and not delivered, in order
+    at most AHEAD, so memory does not grow with the number of items. A worker that dies or is late
+    costs its item (VideoError crashed, timeout or out_of_memory) and is replaced. Time that the
+    caller spends between two results counts against no item.
     """
     name = function if isinstance(function, str) else f"{function.__module__}:{function.__name__}"
     count = workers or len(os.sched_getaffinity(0))
     pool = _Pool(count, (name, processor_seconds, memory_bytes))
-    begun = (pool.begin(item) for item in items)
+    most = count * (AHEAD if in_order else 2)  # items begun and not delivered
+    waiting, begun, delivered = iter(items), 0, 0
+    early: dict[int, tuple[Item, Outcome | VideoError]] = {}
     try:
-        yield from _results(begun, count * AHEAD if in_order else count, in_order)
+        while True:
+            while begun - delivered < most and (item := next(waiting, None)) is not None:
+                pool.tasks.put((begun, item))
+                begun += 1
+            if begun == delivered:
+                return
+            number, item, outcome = pool.results.get()
+            if not isinstance(outcome, (Outcome, VideoError)):
+                raise outcome
+            early[number if in_order else delivered] = (item, outcome)
+            while delivered in early:
+                delivered += 1
+                yield early.pop(delivered - 1)
     finally:
         pool.close()
-
-
-def _results(futures: Iterator[Future[R]], ahead: int, in_order: bool) -> Iterator[R]:
-    """Results in the order of `futures` or as they come; at most `ahead` are begun, not taken."""
-    pending: list[Future[R]] = []
-    for future in chain(futures, repeat(None)):  # None: nothing is left to begin
-        if future is not None:
-            pending.append(future)
-            if len(pending) < ahead:
-                continue
-        if not pending:
-            return
-        done = pending if in_order else wait(pending, return_when=FIRST_COMPLETED).done
-        first = next(iter(done))
-        pending.remove(first)
-        yield first.result()
 
 
 def peak_memory_gib() -> float:
@@ -133,7 +128,8 @@ class _Pool:
 
     def __init__(self, count: int, arguments: tuple[str, float, int]) -> None:
         self._arguments, self._count = arguments, count
-        self._tasks: SimpleQueue[Any] = SimpleQueue()
+        self.tasks: SimpleQueue[Any] = SimpleQueue()  # (number, item); None ends a thread
+        self.results: SimpleQueue[Any] = SimpleQueue()  # (number, item, outcome or exception)
         self._workers: set[_Worker] = set()
         self._lock, self._reserving = threading.Lock(), threading.Lock()
         self._slots = threading.Semaphore(count)
@@ -143,11 +139,6 @@ class _Pool:
         for thread in self._threads:
             thread.start()
 
-    def begin(self, item: Item) -> "Future[tuple[Item, Outcome | VideoError]]":
-        future: Future[tuple[Item, Outcome | VideoError]] = Future()
-        self._tasks.put((item, future))
-        return future
-
     def close(self) -> None:
         """End all workers; a thread that waits for one sees its socket close."""
         with self._lock:
@@ -155,14 +146,15 @@ class _Pool:
             for worker in self._workers:
                 worker.kill()
         for _ in self._threads:
-            self._tasks.put(None)
+            self.tasks.put(None)
         for thread in self._threads:
             thread.join()
 
     def _serve(self) -> None:
         worker: _Worker | None = None
-        while (task := self._tasks.get()) is not None and not self._is_closed:
-            item, future = task
+        while (task := self.tasks.get()) is not None and not self._is_closed:
+            number, item = task
+            outcome: Any
             try:
                 with self._slots:
                     worker = self._usable(worker)
@@ -171,9 +163,9 @@ class _Pool:
                     with self._all_slots():
                         worker = self._usable(worker)
                         outcome = worker.answer(item)
-                future.set_result((item, outcome))
             except BaseException as error:  # raised where the result is taken
-                future.set_exception(error)
+                outcome = error
+            self.results.put((number, item, outcome))
         if worker is not None:
             worker.close()
 
@@ -272,7 +264,6 @@ class _Worker:
     def _send(self, item: dict[str, Any]) -> None:
         """The request, and the file that it names, by its descriptor."""
         message, file = encode_header(item), open_regular(item.get("path"))
-        self._channel.settimeout(None)
         try:
             sent = socket.send_fds(self._channel, [message], [] if file is None else [file])
             self._channel.sendall(message[sent:])
@@ -285,6 +276,7 @@ class _Worker:
 
         Raises TimeoutError, EOFError when the worker has closed the socket, ValueError on nonsense.
         """
+        self._channel.settimeout(max(deadline - time.monotonic(), 0.001))
         header_bytes, payload_bytes = PREFIX.unpack(self._read(PREFIX.size, deadline))
         if not 0 < header_bytes <= HEADER_BYTES or payload_bytes > self._memory_bytes:
             raise ValueError(f"{header_bytes} + {payload_bytes} bytes are announced")
@@ -294,11 +286,12 @@ class _Worker:
     def _read(self, size: int, deadline: float) -> bytearray:
         data, place = bytearray(size), 0
         while place < size:
-            self._channel.settimeout(max(deadline - time.monotonic(), 0.001))
             count = self._channel.recv_into(memoryview(data)[place:])
             if count == 0:
                 raise EOFError
             place += count
+            if time.monotonic() > deadline:
+                raise TimeoutError
         return data
 
     def _death(self) -> VideoError:
