@@ -36,17 +36,21 @@ class Ahead:
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    def map(
+        self, function: Callable[[T], R], items: Iterable[T], *, early: int | None = None
+    ) -> Iterator[R]:
         """`function` of every item, in the order of `items`, which are taken in this thread.
 
-        What `function` raises comes up here, in place of its result; later items are dropped.
+        early: items in work or done while the caller has a result; by default all that may be. What
+        `function` raises comes up here, in place of its result; later items are dropped.
         """
+        most = 2 * self.workers - 1 if early is None else early
         pending: deque[Future[R]] = deque()
         try:
             for item in items:
-                if len(pending) == 2 * self.workers:
-                    yield pending.popleft().result()
                 pending.append(self._pool.submit(function, item))
+                if len(pending) > most:
+                    yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
         finally:

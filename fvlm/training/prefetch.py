@@ -1,12 +1,12 @@
 """Batches read, and copied to the device, while the one before is computed."""
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import torch
 
 from fvlm.clips.batch import Batch
+from fvlm.core.prefetch import Ahead
 
 BATCHES = 2  # in memory: one is copied to the device or computed while the other is read
 
@@ -35,18 +35,8 @@ def prefetched(
         under_way.append(copied)
         return batch, copied
 
-    def stream(executor: ThreadPoolExecutor) -> Iterator[Batch]:
-        pending = None
-        for wanted in positions:
-            following = executor.submit(load, wanted)
-            if pending is not None:
-                yield _ready(*pending.result())
-            pending = following
-        if pending is not None:
-            yield _ready(*pending.result())
-
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader") as executor:
-        yield stream(executor)
+    with Ahead(workers=1) as ahead:
+        yield (_ready(*loaded) for loaded in ahead.map(load, positions, early=1))
 
 
 def _ready(batch: Batch, copied: torch.cuda.Event | None) -> Batch:
