@@ -1,7 +1,7 @@
-"""Decoded clips as shards of patch tokens and VAE latents, shard for shard."""
+"""Decoded clips as shards of patch tokens and VAE latents: shard for shard, clip for clip."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -11,9 +11,31 @@ from fvlm.core.identity import made_by
 from fvlm.core.prefetch import Ahead
 from fvlm.encoders.frames import EncodeParams, FrameEncoder
 from fvlm.shards.build import ShardContent, ShardPlan
-from fvlm.shards.derive import DerivedShard, derive_shards
-from fvlm.shards.manifest import Array, DinoPart, EncodedManifest, FrameManifest, VaePart
+from fvlm.shards.manifest import (
+    Array,
+    DinoPart,
+    EncodedManifest,
+    FrameManifest,
+    Manifest,
+    VaePart,
+    read_manifest,
+)
+from fvlm.shards.plan import Member
+from fvlm.shards.read import ShardReader, open_shards
 from fvlm.shards.write import Sample, write_shard
+
+
+@dataclass(frozen=True)
+class DerivedShard:
+    """A planned shard, and the samples of `reader` that it is made from."""
+
+    plan: ShardPlan
+    reader: ShardReader
+    rows: range
+
+    def groups(self, size: int) -> list[range]:
+        """The rows in groups of `size` samples; the last group may be smaller."""
+        return [self.rows[start : start + size] for start in range(0, len(self.rows), size)]
 
 
 @dataclass(frozen=True)
@@ -68,6 +90,28 @@ def open_encoding(
     recipe = {"made_by": manifest.made_by, "recipe": manifest.recipe}
     with derive_shards(frames, recipe) as shards, encoder.ahead() as ahead:
         yield Encoding(shards, encoder, ahead, advance)
+
+
+@contextmanager
+def derive_shards(folder: Path, recipe: object) -> Iterator[list[DerivedShard]]:
+    """One planned shard for each of `folder`, in manifest order, split by split.
+
+    recipe: as for `ShardPlan.of`. A change of it or of the source's bytes makes a shard anew.
+    The readers are open inside the block. Raises ShardError for shards missing or damaged.
+    """
+    entries = read_manifest(folder, Manifest).shards
+    derived = []
+    with ExitStack() as stack:
+        for split in dict.fromkeys(entry.split for entry in entries):
+            reader, first = stack.enter_context(open_shards(folder, split=split)), 0
+            for entry in entries:
+                if entry.split == split:
+                    rows = range(first, first + entry.samples)
+                    members = [Member(reader.keys[row], entry.sha256) for row in rows]
+                    plan = ShardPlan.of(split, members, recipe)
+                    derived.append(DerivedShard(plan, reader, rows))
+                    first = rows.stop
+        yield derived
 
 
 def encode_clips(encoder: FrameEncoder, shard: DerivedShard, rows: range) -> list[Sample]:

@@ -26,10 +26,9 @@ from fvlm.video.container import (
     container_name,
     open_stream,
 )
+from fvlm.video.damage import Messages, has_predicted_idr
 from fvlm.video.files import content_sha256
 from fvlm.video.geometry import FrameConverter
-from fvlm.video.h264 import has_predicted_idr
-from fvlm.video.messages import Messages
 from fvlm.video.plan import SKIPS_UNREFERENCED, Span, can_plan, plan_spans
 from fvlm.video.reasons import Reason
 from fvlm.video.sample import choose_frames

@@ -321,7 +321,7 @@ def test_a_printing_decoder_is_heard_where_stderr_is_a_file(tmp_path: Path) -> N
     """Only in a process whose stderr is a file of its own, such as the worker."""
     code = (
         "import os, sys\n"
-        "from fvlm.video.messages import Messages\n"
+        "from fvlm.video.damage import Messages\n"
         "heard = Messages()\n"
         "os.write(2, b'[h264 @ 0x55] concealing 99 DC, 99 AC, 99 MV errors in P frame\\n')\n"
         "print(heard.damage('h264'), Messages().damage('h264'))\n"
