@@ -7,18 +7,21 @@ Writes  metrics/evaluate.json, plots/evaluate.csv (clips), plots/evaluate_frames
         plots/controls.png
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fvlm.clips.batch import Batch
+from fvlm.clips.footage import show_same
 from fvlm.clips.order import evaluated_frames, even_frames
-from fvlm.clips.reader import open_clips
+from fvlm.clips.reader import ClipReader, open_clips
 from fvlm.core.device import default_device, keep_freed_memory
 from fvlm.core.document import write_figures, write_table
+from fvlm.core.errors import FvlmError
 from fvlm.core.params import Params, load_params
 from fvlm.core.stage import run
 from fvlm.evaluation.attention import attention_figures
@@ -68,9 +71,12 @@ def main() -> None:
     keep_freed_memory()
     params, device = load_params(Sections).evaluate, default_device()
     model = load_model(MODEL).to(device)
-    held_out, load = open_split(model, "val", params, at_most=None)
+    clips = {split: open_split(model, split, params) for split in ("train", "val")}
+    new, left_out = without_seen_footage(clips["val"], clips["train"])
+    held_out, load = read_from(clips["val"], new, params, at_most=params.max_clips or len(new))
     # As many training clips: a ratio there without one on held-out clips is memory, no result.
-    seen, load_seen = open_split(model, "train", params, at_most=len(held_out))
+    every = range(len(clips["train"]))
+    seen, load_seen = read_from(clips["train"], every, params, at_most=len(held_out))
     baselines = fit_baselines(training_latents(params))
     losses, known = dict[int, Losses](), dict[int, Losses]()
     for folder in trained_folders(MODEL):
@@ -88,6 +94,7 @@ def main() -> None:
         verdict=decide(found),
         statement=headline(found),
         held_out=found,
+        footage_left_out=left_out,
         on_training_clips=on_training_clips(known, seen, samples=samples, seed=seed),
         attention=attention_figures(model, load, len(held_out), batch_size=size, device=device),
         weights=weights_of(MODEL),
@@ -164,20 +171,42 @@ def training_latents(params: EvaluateParams) -> Iterator[Tensor]:
         yield torch.from_numpy(found["latents"])
 
 
-def open_split(
-    model: FoveatedModel, split: str, params: EvaluateParams, *, at_most: int | None
-) -> tuple[list[ClipName], LoadClips]:
-    """The clips of a split, or `at_most` of them, evenly chosen, and what loads a range of them."""
-    reader = open_clips(
-        ENCODED, FRAMES, split=split, input=model.input, tokenizer=load_tokenizer_of(MODEL)
-    )
+def open_split(model: FoveatedModel, split: str, params: EvaluateParams) -> ClipReader:
+    """All clips of a split, as the model takes them."""
+    tokenizer = load_tokenizer_of(MODEL)
+    reader = open_clips(ENCODED, FRAMES, split=split, input=model.input, tokenizer=tokenizer)
     reader.check_frames(params.num_frames, "evaluate.num_frames")
-    frames = evaluated_frames(stored=reader.stored, count=params.num_frames)
-    count = min(at_most or len(reader), len(reader))
-    chosen = even_frames(stored=len(reader), count=count)
+    return reader
 
-    def load(rows: range) -> Batch:
-        return reader.read(chosen[rows.start : rows.stop], frames)
+
+def without_seen_footage(held_out: ClipReader, trained: ClipReader) -> tuple[list[int], int]:
+    """Rows of the held-out clips whose footage was not trained on, and how many were."""
+    footage = (
+        [reader.metadata(row)["footage"] for row in range(len(reader))]
+        for reader in (held_out, trained)
+    )
+    rows = [row for row, is_seen in enumerate(show_same(*footage)) if not is_seen]
+    left_out = len(held_out) - len(rows)
+    if not rows:
+        raise FvlmError(
+            f"the footage of all {left_out} held-out clips is in the training clips too, perhaps "
+            "in another codec: give the videos of one film one collect.group"
+        )
+    if left_out:
+        print(f"evaluate: left out {left_out} held-out clips: their footage was trained on")
+    return rows, left_out
+
+
+def read_from(
+    reader: ClipReader, rows: Sequence[int], params: EvaluateParams, *, at_most: int
+) -> tuple[list[ClipName], LoadClips]:
+    """The clips of these rows, or `at_most` of them, evenly chosen, and what loads a range."""
+    frames = evaluated_frames(stored=reader.stored, count=params.num_frames)
+    places = even_frames(stored=len(rows), count=min(at_most, len(rows)))
+    chosen = np.asarray(rows)[places]
+
+    def load(wanted: range) -> Batch:
+        return reader.read(chosen[wanted.start : wanted.stop], frames)
 
     facts = [reader.metadata(row) for row in chosen]
     keys = (reader.keys[row] for row in chosen)

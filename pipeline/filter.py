@@ -34,7 +34,7 @@ def main() -> None:
     verdicts = classify_all(outcomes, params)
     groups = {video["video_id"]: video["group"] for video in videos}
     accepted = {name: groups[name] for name, verdict in verdicts.items() if not verdict.reason}
-    splits = assign_splits(accepted, params.val_fraction)
+    splits = assign_splits(accepted, params.val_fraction, params.max_held_out)
     rows = [_row(video, outcomes, verdicts, splits) for video in videos]
     counts = count_rows(rows)
     write_jsonl(MANIFEST, rows)

@@ -127,8 +127,6 @@ def summarize(history: list[Row], params: TrainParams) -> dict[str, Any]:
     last = history[-max(1, round(TAIL * len(history))) :]
     names = [name for name in last[0] if name.startswith("loss_")]
     losses = {name: float(np.mean([row[name] for row in last])) for name in names}
-    if fine := losses.get("loss_caption_fine"):  # 0 when none of these clips has a caption
-        losses["caption_coarse_fine_ratio"] = losses["loss_caption_coarse"] / fine
     samples = len(history) * params.samples_per_step
     return {"steps": len(history), "samples": samples, **losses}
 

@@ -18,18 +18,18 @@ def plot_calibration(
         axes.axvline(1, color=GREY, lw=1, ls="--")
         for height, trial in enumerate(reversed(trials)):
             found = results[trial.name]
-            low, ratio, high = (
-                _place(end) for end in (found.ratio.low, found.ratio.value, found.ratio.high)
-            )
+            low, ratio, high = map(_place, (found.ratio.low, found.ratio.value, found.ratio.high))
             axes.plot([low, high], [height, height], color=BLUE, lw=4, alpha=0.5)
             for arm, marker in zip(CONTROLS, "s^v", strict=True):
-                value, label = _place(found.against[arm].value), short_meaning(arm)
+                control = found.against[arm]
+                left, value, right = map(_place, (control.low, control.value, control.high))
+                axes.plot([left, right], [height, height], color=ORANGE, lw=1.5, alpha=0.5)
+                label = short_meaning(arm)
                 axes.plot(value, height, marker, color=ORANGE, mfc="none", label=label)
             # Above the controls: where nothing helps, all lie on one spot.
             axes.plot(ratio, height, "o", color=BLUE, label="predicted queries", zorder=3)
-            axes.annotate(
-                f"{ratio:.3f}", (ratio, height), (0, 9), textcoords="offset points", ha="center"
-            )
+            said = f"{ratio:.3f} ({low:.3f} to {high:.3f})"
+            axes.annotate(said, (ratio, height), (0, 9), textcoords="offset points", ha="center")
         axes.set_yticks(range(len(trials)), [_label(results[t.name], t) for t in reversed(trials)])
         axes.set_ylim(-0.5, len(trials) - 0.3)
         axes.set_xlabel("coarse loss / loss of a fine pass with these queries, frames 3 and later")

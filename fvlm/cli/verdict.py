@@ -11,7 +11,7 @@ from rich.table import Table
 from fvlm.core.document import read_figures
 from fvlm.core.io import read_json
 from fvlm.core.stage import run
-from fvlm.statistics.evaluation import Evaluation, HeldOut
+from fvlm.statistics.evaluation import Evaluation
 from fvlm.statistics.tables import arm_rows, figure, ratio_cells, ratio_rows
 from fvlm.statistics.verdict import count_videos, describe, describe_power
 from pipeline.paths import EVALUATE_METRICS, FILTER_METRICS, PAGE, TRAIN_METRICS
@@ -25,7 +25,7 @@ def main() -> None:
     if not console.is_terminal:
         console = Console(width=MIN_WIDTH)
     console.print(
-        scope(evaluation.held_out, read_json(FILTER_METRICS), read_json(TRAIN_METRICS)),
+        scope(evaluation, read_json(FILTER_METRICS), read_json(TRAIN_METRICS)),
         highlight=False,
     )
     console.print(arms_table(evaluation))
@@ -39,13 +39,16 @@ def main() -> None:
         )
 
 
-def scope(found: HeldOut, videos: dict[str, Any], training: dict[str, Any]) -> str:
+def scope(evaluation: Evaluation, videos: dict[str, Any], training: dict[str, Any]) -> str:
     """One line: what went in and what was compared."""
+    found, left_out = evaluation.held_out, evaluation.footage_left_out
     seeds = f", with each of {found.seeds} seeds" if found.seeds > 1 else ""
     return (
         f"{videos['inputs']} videos, {videos['accepted']} accepted; trained on "
         f"{videos['accepted_train']} for {training['steps']} steps{seeds}; "
         f"held-out: {count_videos(found)} (clips: {found.clips})"
+        + f"; {left_out} clips left out, as their footage was trained on"
+        * (left_out > 0)
     )
 
 

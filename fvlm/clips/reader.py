@@ -41,7 +41,7 @@ class ClipReader:
         return len(self.keys)
 
     def metadata(self, row: int) -> dict[str, Any]:
-        """What is known of a clip besides its pixels: caption, pts_seconds, video_id, sha256."""
+        """What is known of a clip besides its pixels: caption, video_id, footage and so on."""
         return self._encoded.metadata(row)
 
     def read(self, rows: Sequence[int] | Indices, frames: Indices) -> Batch:

@@ -120,9 +120,8 @@ def _nested(kind: type[Any], figures: Mapping[str, Any], holder: str) -> dict[st
 def _template(field: str, info: FieldInfo, holder: str) -> str:
     """The flat name of a field; of a dictionary the template with its key still open."""
     keyed = typing.get_origin(info.annotation) is dict
-    template = next((text for text in info.metadata if isinstance(text, str)), "{}")
-    if template == "{}" and not (keyed or info.metadata):
-        template = field
+    named = next((text for text in info.metadata if isinstance(text, str)), None)
+    template = named or ("{}" if keyed else field)
     return template.replace("{}", holder, template.count("{}") - keyed)
 
 

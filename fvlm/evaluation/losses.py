@@ -41,6 +41,7 @@ class EvaluateParams(Params):
 
     batch_size: int = Field(ge=1)
     num_frames: int = Field(ge=3)  # frames 1 and 2 cannot gain from a predicted query
+    max_clips: int = Field(ge=0)  # of each split; 0 = all held-out ones
     bootstrap_samples: int = Field(ge=100)
     seed: int
 

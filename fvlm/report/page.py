@@ -18,7 +18,7 @@ from fvlm.evaluation.figures import (
     svg_chart,
 )
 from fvlm.model.query_attention import patch_grid
-from fvlm.statistics.evaluation import ClipRow, Evaluation, FrameRow, HeldOut, MotionRow
+from fvlm.statistics.evaluation import ClipRow, Evaluation, FrameRow, MotionRow
 from fvlm.statistics.ratio import Estimate
 from fvlm.statistics.tables import arm_rows, charted, figure, ratio_cells, ratio_rows
 from fvlm.statistics.verdict import (
@@ -119,7 +119,7 @@ def render_page(report: Report) -> str:
         power=describe_power(held_out),
         statement=describe(held_out),
         sections=SECTIONS.items(),
-        facts=_facts(held_out),
+        facts=_facts(report.evaluation),
         arms=[
             [row.meaning, figure(row.loss, 5), *ratio_cells(row.ratio)]
             for row in arm_rows(report.evaluation)
@@ -182,13 +182,15 @@ def render_page(report: Report) -> str:
     )
 
 
-def _facts(found: HeldOut) -> list[tuple[str, str]]:
+def _facts(evaluation: Evaluation) -> list[tuple[str, str]]:
+    found, left_out = evaluation.held_out, evaluation.footage_left_out
     ratio, interval = ratio_cells(found.coarse_fine_ratio_dynamic)
     return [
         ("coarse / fine loss, frames 3+", ratio),
         ("95% interval", interval),
         ("held-out videos", count_videos(found).removesuffix(" videos")),
         ("held-out clips", str(found.clips)),
+        *([("left out: footage that was trained on", str(left_out))] if left_out else []),
         ("trainings (seeds)", str(found.seeds)),
     ]
 
@@ -263,7 +265,7 @@ def _both_losses(row: ClipRow | FrameRow) -> Cells:
 
 
 def _series_alt(place: str, ratios: Mapping[int, Estimate]) -> str:
-    points = "; ".join(f"{place} {n}: {figure(ratio.value)}" for n, ratio in ratios.items())
+    points = "; ".join(f"{place} {n}: {' ('.join(ratio_cells(r))})" for n, r in ratios.items())
     return f"Coarse loss divided by fine loss. {points}"
 
 

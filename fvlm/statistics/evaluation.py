@@ -116,11 +116,15 @@ class Attention(Document):
 
 
 class Evaluation(Document):
-    """metrics/evaluate.json. weights: the first digits of the trained weights' sha256."""
+    """metrics/evaluate.json. weights: the first digits of the trained weights' sha256.
+
+    footage_left_out: held-out clips not evaluated, as training clips show the same footage.
+    """
 
     verdict: Label
     statement: str
     held_out: HeldOut
+    footage_left_out: int
     on_training_clips: OnTrainingClips
     attention: Attention
     weights: str

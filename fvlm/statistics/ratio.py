@@ -21,6 +21,7 @@ Satterthwaite, Biometrics Bulletin 2 (1946), for the degrees of freedom of a sum
 Axes: T frames.
 """
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -39,6 +40,7 @@ Rows = tuple[Array, Array]  # sums of each row [rows] of two arms
 
 TAIL = 0.975  # both ends of a 95% interval
 POWER, WORTH_FINDING = 0.8, 1.05
+MOST = 10**9  # groups
 EARLY = slice(0, 2)  # frames 1 and 2: no predicted query can help there
 DYNAMIC = slice(2, None)  # frames t >= 3: the first that a predicted query can help
 ALL = slice(None)
@@ -110,12 +112,7 @@ class Bootstrap:
         errors = self._errors([_rows(above, below, frames)])
         if errors is None or errors[0][0] == 0:
             return None
-        variance, degrees = _total(errors)
-        detectable = np.exp((stdtrit(degrees, TAIL) + ndtri(POWER)) * np.sqrt(variance))
-        wanted = (np.log(WORTH_FINDING) / (ndtri(TAIL) + ndtri(POWER))) ** 2
-        left = wanted - sum(part for part, _ in errors[1:])
-        groups = int(np.ceil(errors[0][0] * self.size / left)) if left > 0 else None
-        return Power(float(detectable), groups)
+        return Power(_detectable(errors), _groups_for(WORTH_FINDING, errors, self.size))
 
     def _estimate(self, factors: Sequence[Rows]) -> Estimate:
         """The product of ratios of sums over all rows."""
@@ -189,6 +186,26 @@ def _total(errors: Sequence[tuple[float, int]]) -> tuple[float, float]:
     if variance == 0:
         return 0.0, 1.0
     return variance, variance**2 / sum(part**2 / degrees for part, degrees in errors)
+
+
+def _detectable(errors: Sequence[tuple[float, int]]) -> float:
+    """The true ratio that is told from 1 as often as POWER says."""
+    variance, degrees = _total(errors)
+    return float(np.exp((stdtrit(degrees, TAIL) + ndtri(POWER)) * np.sqrt(variance)))
+
+
+def _groups_for(ratio: float, errors: Sequence[tuple[float, int]], size: int) -> int | None:
+    """How many groups it takes to tell `ratio`; None when no number of them does.
+
+    errors: as measured with `size` groups, then of the trainings.
+    """
+    (variance, _), *others = errors
+
+    def tells(groups: int) -> bool:
+        return _detectable([(variance * size / groups, groups - 1), *others]) <= ratio
+
+    groups = bisect_left(range(MOST), True, lo=2, key=tells)
+    return groups if groups < MOST else None
 
 
 def mean_loss(losses: Array, frames: slice = ALL) -> float | None:

@@ -249,9 +249,7 @@ def _clip_gradients(optimizer: torch.optim.Optimizer, largest: float) -> Tensor:
 def _notes(row: Row, rate: float, device: torch.device, *, fine: bool) -> dict[str, str]:
     """What the progress line says of a step, of a model with fine passes or without."""
     shown = {name: value for name, value in row.items() if name.startswith("loss_")}
-    if fine:
-        shown["coarse_fine_ratio"] = row["loss_coarse"] / row["loss_fine"]
-    else:  # the coarse losses stand for the fine ones, too
+    if not fine:  # the coarse losses stand for the fine ones, too
         shown = {name: value for name, value in shown.items() if name.endswith("coarse")}
     return {
         **{name: f"{value:.4f}" for name, value in shown.items()},

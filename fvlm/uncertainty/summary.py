@@ -13,13 +13,11 @@ from numpy.typing import NDArray
 
 from fvlm.uncertainty.moments import VARIANTS
 from fvlm.uncertainty.reliability import (
-    clip_interval,
     fit_t_half,
-    icc1,
+    icc_and_snr_intervals,
     icc_curve,
     reliability,
-    snr,
-    spearman_median,
+    spearman_interval,
 )
 from fvlm.uncertainty.sampling import UncertaintyParams
 from fvlm.uncertainty.validity import compare
@@ -72,15 +70,12 @@ def summarize(
         found = [reliability(table) for table in tables]
         t_half[variant] = fit_t_half(params.counts, [one.icc for one in found])
         curve = icc_curve(np.array(params.counts, float), t_half[variant])
-        for row, one, fitted in zip(by_passes, found, curve, strict=True):
-            own = asdict(one) | {"icc_fitted": float(fitted), "verdict": one.verdict}
+        for row, one, table, fitted in zip(by_passes, found, tables, curve, strict=True):
+            own = asdict(one) | _intervals(table, clips, params)
+            own |= {"icc_fitted": float(fitted), "verdict": one.verdict}
             row.update({f"{name}_{variant}": value for name, value in own.items()})
         figures: Row = {"verdict": found[-1].verdict} | asdict(found[-1])
-        figures["t_half"] = t_half[variant]
-        for name, statistic in _BY_CLIP.items():
-            figures[f"{name}_clip_low"], figures[f"{name}_clip_high"] = clip_interval(
-                statistic, tables[-1], clips, samples=params.bootstrap_samples, seed=params.seed
-            )
+        figures |= _intervals(tables[-1], clips, params) | {"t_half": t_half[variant]}
         for kind, others in changed.items():
             pairs = compare(tables[-1, 0], others[number, -1, 0], clips)
             figures |= {f"{kind}_{name}": value for name, value in asdict(pairs).items()}
@@ -89,7 +84,16 @@ def summarize(
     return Summary(_defined(metrics), t_half, [_defined(row) for row in by_passes], rows)
 
 
-_BY_CLIP = {"icc": icc1, "spearman_median": spearman_median, "snr": snr}
+def _intervals(scores: Scores, clips: Sequence[str], params: UncertaintyParams) -> Row:
+    """Ends of the 95% intervals over clips, by figure."""
+    drawn = {"samples": params.bootstrap_samples, "seed": params.seed}
+    icc, snr = icc_and_snr_intervals(scores, clips, **drawn)
+    found = {"icc": icc, "spearman_median": spearman_interval(scores, clips, **drawn), "snr": snr}
+    return {
+        f"{name}_{end}": value
+        for name, ends in found.items()
+        for end, value in zip(("low", "high"), ends, strict=True)
+    }
 
 
 def _frame_row(

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -20,11 +21,13 @@ class FilterParams(Params):
     """min_seconds, max_seconds: bounds of the duration, both included.
 
     val_fraction: expected share of the accepted videos' groups that evaluation holds out.
+    max_held_out: videos that are held out at most; 0: no bound.
     """
 
     min_seconds: float = Field(ge=0)
     max_seconds: float = Field(gt=0)
     val_fraction: float = Field(gt=0, lt=1)
+    max_held_out: int = Field(ge=0)
 
     @model_validator(mode="after")
     def _ordered(self) -> "FilterParams":
@@ -84,17 +87,25 @@ def classify_all(
     return verdicts
 
 
-def assign_splits(groups: Mapping[str, str], val_fraction: float) -> dict[str, Split]:
+def assign_splits(
+    groups: Mapping[str, str], val_fraction: float, max_held_out: int = 0
+) -> dict[str, Split]:
     """Split by hash of the group of each video id, so that other videos do not move this one.
 
-    When all groups fall on one side, the one whose hash is nearest to the border changes sides, as
-    it would with a slightly different `val_fraction`. Fewer than two groups have no split.
+    Where more than `max_held_out` videos would be held out, those of the highest hashes are not:
+    another video then moves one group at most. When all groups fall on one side, the one whose hash
+    is nearest to the border changes sides, as it would with a slightly different `val_fraction`.
+    Fewer than two groups have no split.
     """
     hashes = {group: unit_hash(group, "split") for group in groups.values()}
     if len(hashes) < 2:
         return {}
     in_order = sorted(hashes, key=lambda group: (hashes[group], group))
     num_val = sum(value < val_fraction for value in hashes.values())
+    if max_held_out:
+        sizes = Counter(groups.values())
+        videos = accumulate(sizes[group] for group in in_order[:num_val])
+        num_val = sum(count <= max_held_out for count in videos)
     num_val = min(max(num_val, 1), len(hashes) - 1)
     held_out = set(in_order[:num_val])
     return {video_id: "val" if group in held_out else "train" for video_id, group in groups.items()}

@@ -28,6 +28,7 @@ from fvlm.video.container import (
 )
 from fvlm.video.damage import Messages, has_predicted_idr
 from fvlm.video.files import content_sha256
+from fvlm.video.footage import hash_footage
 from fvlm.video.geometry import FrameConverter
 from fvlm.video.plan import SKIPS_UNREFERENCED, Span, can_plan, plan_spans
 from fvlm.video.reasons import Reason
@@ -123,7 +124,7 @@ def _is_forgivable(path: str) -> bool:
 
 
 def decode_request(request: dict[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Worker entry: {"path", "sha256", "num_frames", "size"} -> ({"pts_seconds"}, {"frames"}).
+    """Worker entry: {"path", "sha256", "num_frames", "size"} -> (facts of the clip, {"frames"}).
 
     Raises VideoError(changed_since_filter) when the file's content is not `sha256`.
     """
@@ -135,13 +136,13 @@ def decode_request(request: dict[str, Any]) -> tuple[dict[str, Any], dict[str, n
     clip = decode_video(
         path, num_frames=request["num_frames"], size=request["size"], hears_decoder=True
     )
-    return {"pts_seconds": clip.pts_seconds}, {"frames": clip.frames}
+    facts = {"pts_seconds": clip.pts_seconds, "footage": hash_footage(clip.frames)}
+    return facts, {"frames": clip.frames}
 
 
-def clip_metadata(row: Mapping[str, Any], pts_seconds: list[float]) -> dict[str, Any]:
-    """What a clip's sample tells besides its frames; `row` is the filter's."""
-    told = {name: row[name] for name in ("video_id", "caption", "group", "sha256")}
-    return told | {"pts_seconds": pts_seconds}
+def clip_metadata(row: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What a clip's sample tells besides its frames: of the filter's row, and of the decoder."""
+    return {name: row[name] for name in ("video_id", "caption", "group", "sha256")} | dict(facts)
 
 
 def decode_fast(

@@ -89,7 +89,7 @@ class Decoding:
                 notes.append(_note(row, outcome))
                 self._count(1, notes[-1:])
                 continue
-            metadata = clip_metadata(row, outcome.values["pts_seconds"])
+            metadata = clip_metadata(row, outcome.values)
             yield member.key, {"frames.npy": outcome.arrays["frames"], "json": metadata}
             self._count(1, [])
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
-from pydantic import ValidationError
+from pydantic import SkipValidation, ValidationError
 
 from fvlm.core.document import Document, flatten, read_flat
 from fvlm.core.errors import FvlmError
@@ -24,6 +24,7 @@ class Arm(Document):
 
 class Looks(Document):
     sharpness: float
+    title: SkipValidation[str] = ""
 
 
 class Result(Document):
@@ -57,6 +58,7 @@ FLAT: dict[str, Any] = {
 
 def test_names_come_from_the_templates_in_the_order_of_the_fields() -> None:
     assert list(flatten(RESULT).items()) == list(FLAT.items())
+    assert flatten(Looks(sharpness=1)) == {"sharpness": 1, "title": ""}
 
 
 def test_what_was_written_is_read_back() -> None:

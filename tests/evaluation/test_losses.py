@@ -277,4 +277,4 @@ def test_a_loss_that_is_not_finite_names_the_clip(make_model: MakeModel, clips: 
 
 def test_fewer_than_three_frames_are_refused() -> None:
     with pytest.raises(ValidationError):
-        EvaluateParams(batch_size=1, num_frames=2, bootstrap_samples=100, seed=0)
+        EvaluateParams(batch_size=1, num_frames=2, max_clips=0, bootstrap_samples=100, seed=0)

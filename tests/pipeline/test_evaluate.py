@@ -18,11 +18,13 @@ from fvlm.cli import verdict
 from fvlm.clips.order import evaluated_frames
 from fvlm.core.errors import FvlmError, ParamsError, ShardError
 from fvlm.core.io import read_json, sample_key, write_json
+from fvlm.core.seeding import generator
 from fvlm.model.build import build_model
 from fvlm.model.foveated import ModelParams
 from fvlm.model.saved import CONFIG
 from fvlm.shards.manifest import EncodedManifest, read_manifest
 from fvlm.shards.read import open_shards
+from fvlm.video.footage import hash_footage
 from pipeline import evaluate, paths
 from tests import tiny
 
@@ -66,17 +68,19 @@ def save_trained(
     tiny.save_model(model, architecture, folder, seed=seed, lambda_coarse=lambda_coarse)
 
 
-def write_params(*, batch_size: int = 2, num_frames: int = 4) -> None:
+def write_params(*, batch_size: int = 2, num_frames: int = 4, max_clips: int = 0) -> None:
     section = {
         "batch_size": batch_size,
         "num_frames": num_frames,
+        "max_clips": max_clips,
         "bootstrap_samples": 200,
         "seed": 0,
     }
     Path("params.yaml").write_text(json.dumps({"evaluate": section}))
 
 
-def write_encode_folder(clips: int) -> EncodedManifest:
+def write_encode_folder(clips: int, *, seen: int = 0) -> EncodedManifest:
+    """Two training clips, and held-out ones, of which the first `seen` show the same footage."""
     rng = np.random.default_rng(0)
 
     def samples(split: str, count: int) -> list[tuple[str, dict[str, Any]]]:
@@ -87,11 +91,16 @@ def write_encode_folder(clips: int) -> EncodedManifest:
                 {
                     "tokens.npy": rng.standard_normal((STORED, *TOKENS)).astype(np.float16),
                     "latents.npy": rng.standard_normal((STORED, *LATENT)).astype(np.float16),
-                    "json": {"video_id": video_id},
+                    "json": {"video_id": video_id, "footage": footage(split, number)},
                 },
             )
-            for video_id in video_ids
+            for number, video_id in enumerate(video_ids)
         ]
+
+    def footage(split: str, number: int) -> str:
+        source = split if split == "train" or number >= seen else "train"
+        frames = generator(0, source, number).integers(0, 256, (STORED, 3, 8, 8), np.uint8)
+        return hash_footage(frames)
 
     counts = {"train": 2, "val": clips}
     shards = {f"{name}-000000.tar": samples(name, n) for name, n in counts.items() if n}
@@ -192,6 +201,7 @@ def test_seeds_are_replicates(project: Project, capsys: pytest.CaptureFixture[st
     assert min(ratios) < found["coarse_fine_ratio_dynamic"] < max(ratios)
     clips, frames, motion = (list(csv.DictReader(path.read_text().splitlines())) for path in TABLES)
     assert len({row["key"] for row in clips}) == len(clips) == 7
+    assert {row["video_id"] for row in clips} == {f"val/number {n}.mp4" for n in range(7)}
     for rows in (clips, frames):
         mean = np.mean([float(row["loss_fine"]) for row in rows])
         assert mean == pytest.approx(found["loss_fine"])
@@ -279,6 +289,32 @@ def test_more_frames_than_stored_are_refused(project: Project) -> None:
     write_params(num_frames=STORED + 1)
     with pytest.raises(ParamsError, match=r"evaluate.num_frames \(7\) must be <= .* \(6\)"):
         evaluate.main()
+
+
+def test_clips_whose_footage_was_trained_on_are_left_out(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project(6)
+    write_encode_folder(6, seen=2)
+    evaluate.main()
+    found = metrics()
+    assert (found["footage_left_out"], found["clips"]) == (2, 4)
+    with paths.BY_CLIP.open(newline="") as file:
+        ids = {row["video_id"] for row in csv.DictReader(file)}
+    assert ids == {f"val/number {number}.mp4" for number in range(2, 6)}
+    verdict.main()
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "2 clips left out, as their footage was trained on" in printed
+    write_encode_folder(2, seen=2)
+    with pytest.raises(FvlmError, match="footage of all 2 held-out clips"):
+        evaluate.main()
+
+
+def test_as_many_clips_as_asked_for_are_evaluated(project: Project) -> None:
+    project(7)
+    write_params(max_clips=3)
+    evaluate.main()
+    assert metrics()["clips"] == 3
 
 
 def test_without_val_clips_the_message_says_so(project: Project) -> None:

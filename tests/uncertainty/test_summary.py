@@ -9,13 +9,11 @@ import pytest
 from numpy.typing import NDArray
 
 from fvlm.uncertainty.reliability import (
-    clip_interval,
     fit_t_half,
-    icc1,
+    icc_and_snr_intervals,
     icc_curve,
     reliability,
-    snr,
-    spearman_median,
+    spearman_interval,
 )
 from fvlm.uncertainty.sampling import UncertaintyParams
 from fvlm.uncertainty.summary import FrameName, Summary, summarize
@@ -62,15 +60,21 @@ def close(found: dict[str, Any], expected: dict[str, Any]) -> None:
         assert found[name] == (value if isinstance(value, str) else pytest.approx(value, rel=1e-5))
 
 
+def intervals(table: NDArray[np.float64]) -> dict[str, float]:
+    icc, snr = icc_and_snr_intervals(table, CLIPS, samples=50, seed=0)
+    rho = spearman_interval(table, CLIPS, samples=50, seed=0)
+    ends = {"icc": icc, "snr": snr, "spearman_median": rho}
+    return {f"{name}_low": low for name, (low, _) in ends.items()} | {
+        f"{name}_high": high for name, (_, high) in ends.items()
+    }
+
+
 @pytest.mark.parametrize("number", [0, 1])
 def test_metrics_are_those_of_all_passes(case: Case, number: int) -> None:
     table, variant = case.scores[number, -1], VARIANTS[number]
     figures: dict[str, Any] = asdict(reliability(table)) | {"verdict": reliability(table).verdict}
-    figures["t_half"] = fit_t_half([4, 8], [icc1(part) for part in case.scores[number]])
-    for name, statistic in (("icc", icc1), ("snr", snr), ("spearman_median", spearman_median)):
-        figures[f"{name}_clip_low"], figures[f"{name}_clip_high"] = clip_interval(
-            statistic, table, CLIPS, samples=50, seed=0
-        )
+    figures["t_half"] = fit_t_half([4, 8], [reliability(part).icc for part in case.scores[number]])
+    figures |= intervals(table)
     for kind, others in case.changed.items():  # trial 0: changed frames are those of its masks
         pairs = asdict(compare(table[0], others[number, -1, 0], CLIPS))
         figures |= {f"{kind}_{name}": value for name, value in pairs.items()}
@@ -91,7 +95,8 @@ def test_a_row_for_each_number_of_passes(case: Case) -> None:
         fitted = icc_curve(np.array([4.0, 8.0]), case.summary.t_half[variant])
         for snapshot, row in enumerate(rows):
             found = reliability(case.scores[number, snapshot])
-            figures = asdict(found) | {"icc_fitted": fitted[snapshot], "verdict": found.verdict}
+            figures = asdict(found) | intervals(case.scores[number, snapshot])
+            figures |= {"icc_fitted": fitted[snapshot], "verdict": found.verdict}
             close(row, {f"{name}_{variant}": value for name, value in figures.items()})
 
 

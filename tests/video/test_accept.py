@@ -21,7 +21,7 @@ from fvlm.video.accept import (
 )
 from fvlm.video.facts import Facts
 
-PARAMS = FilterParams(min_seconds=20.0, max_seconds=60.0, val_fraction=0.3)
+PARAMS = FilterParams(min_seconds=20.0, max_seconds=60.0, val_fraction=0.3, max_held_out=0)
 video_ids = st.lists(st.text(max_size=8), unique=True, min_size=2, max_size=20)
 few = settings(max_examples=50, deadline=None)  # the machine may be busy
 
@@ -114,6 +114,17 @@ def test_clips_of_one_film_are_on_one_side() -> None:
     assert all(len(side) == 1 for side in sides.values())
     assert {"train", "val"} == {split for side in sides.values() for split in side}
     assert assign_splits(dict.fromkeys(groups, "one film"), 0.4) == {}
+
+
+def test_no_more_are_held_out_than_asked_for() -> None:
+    names = [f"{number}.mp4" for number in range(1000)]
+    for groups in ({name: name for name in names}, {name: name[0] for name in names}):
+        free, bound = assign_splits(groups, 0.3), assign_splits(groups, 0.3, 150)
+        held_out = {name for name, split in bound.items() if split == "val"}
+        assert 0 < len(held_out) <= 150
+        assert held_out < {name for name, split in free.items() if split == "val"}
+        more = assign_splits({**groups, "one more.mp4": "one more.mp4"}, 0.3, 150)
+        assert sum(more[name] != bound[name] for name in names) <= len(groups) - len(names) + 1
 
 
 def test_counts_add_up() -> None:

@@ -1,0 +1,60 @@
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from fvlm.clips import footage
+from fvlm.clips.footage import show_same
+from fvlm.core.seeding import generator
+from fvlm.video.footage import hash_footage
+
+Clips = NDArray[np.float64]
+
+
+@pytest.fixture
+def clips() -> Clips:
+    """40 clips of 24 frames with soft shapes, [40,24,3,16,16], 20 to 230."""
+    coarse = generator(0, "clips").uniform(20, 230, (40, 8, 3, 4, 4))
+    return coarse.repeat(3, axis=1).repeat(4, axis=3).repeat(4, axis=4)
+
+
+def hashes(clips: Clips) -> list[str]:
+    return [hash_footage(clip.round().clip(0, 255).astype(np.uint8)) for clip in clips]
+
+
+def test_a_copy_of_worse_quality_is_found_and_no_other_clip(clips: Clips) -> None:
+    noise = generator(0, "noise").normal(0, 8, clips.shape)
+    worse = 0.98 * clips + noise + 1
+    assert show_same(hashes(worse[:10]), hashes(clips[5:])) == [False] * 5 + [True] * 5
+    assert show_same(hashes(clips[:20]), hashes(clips[20:])) == [False] * 20
+
+
+def test_another_order_of_frames_is_other_footage(clips: Clips) -> None:
+    assert show_same(hashes(clips[:5, ::-1]), hashes(clips)) == [False] * 5
+
+
+def test_brighter_footage_is_other_footage(clips: Clips) -> None:
+    assert show_same(hashes(clips[:5] + 10), hashes(clips)) == [False] * 5
+
+
+def test_what_many_clips_share_is_not_compared(
+    clips: Clips, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dark title in all of them would make every clip a candidate of every other one."""
+    clips[:, :3] = 20
+    compared = []
+    same = footage._is_same
+
+    def counted(one: NDArray[np.float32], other: NDArray[np.float32]) -> bool:
+        compared.append(one)
+        return same(one, other)
+
+    monkeypatch.setattr(footage, "_is_same", counted)
+    monkeypatch.setattr(footage, "COMMON", 8)
+    assert show_same(hashes(clips[:20]), hashes(clips[20:])) == [False] * 20
+    assert len(compared) < 20 * 20 / 4
+
+
+def test_clips_of_one_colour_are_the_same() -> None:
+    flat = np.full((1, 24, 3, 16, 16), 90.0)
+    assert show_same(hashes(flat), hashes(flat)) == [True]
+    assert show_same(hashes(flat), hashes(flat + 30)) == [False]
