@@ -46,7 +46,7 @@ def test_a_touched_video_goes_no_further_than_the_filter(workspace: Path, run: R
     assert ran(run("dvc", "repro", "decode")) == ["collect", "filter"]
 
 
-@pytest.mark.parametrize("stage", ["filter", "decode"])
+@pytest.mark.parametrize("stage", ["filter", pytest.param("decode", marks=pytest.mark.slow)])
 def test_a_video_out_of_reach_for_a_while_is_not_forgotten(
     workspace: Path, run: Run, stage: str
 ) -> None:
