@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.imports import MODULES, ROOT
 from tests.projects import Run
@@ -101,6 +102,7 @@ def change(section: str, key: str, value: object, *then: str) -> Spoil:
 
 def other_weights(workspace: Path, _: Run) -> None:
     """Of both encoders, in their folders."""
+    torch.manual_seed(1)  # not that of the first ones
     dinov2(image_size=32, patch_size=8).save_pretrained(workspace / "weights" / "dino")
     vae(8, 8, 8, 8).save_pretrained(workspace / "weights" / "vae")
 
