@@ -1,20 +1,24 @@
 """List the videos of a source; nothing is copied or opened. First, all parameters are checked.
 
-Reads   the source, params.yaml:collect, the sources of pretrained parts that params.yaml names
+Reads   the source, params.yaml:collect, the sources of pretrained parts that params.yaml names;
+        looks back at what filter and decode left out the last time
 Writes  data/collect/videos.jsonl, data/weights/ (what those hold: later stages depend on it)
 """
 
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict
 
-from fvlm.core.errors import ParamsError
-from fvlm.core.io import write_json, write_jsonl
+from fvlm.core.errors import FvlmError, ParamsError
+from fvlm.core.io import read_json, read_jsonl, write_json, write_jsonl
 from fvlm.core.params import PARAMS, Params, is_checked, load_params, read_yaml
 from fvlm.core.stage import run
 from fvlm.corpus.listing import CollectParams, in_words, list_videos
+from fvlm.video.reasons import PASSING
 from fvlm.weights.listing import list_weights
-from pipeline.paths import VIDEOS, WEIGHTS
+from pipeline.paths import FRAMES, MANIFEST, VIDEOS, WEIGHTS
 
 
 class Sections(Params):
@@ -33,8 +37,33 @@ def main() -> None:
     print(f"collect: {counted}, {captioned} with a caption, in {params.source}")
     if left_out:
         print(f"collect: left out {in_words(left_out)}")
+    say_what_to_try_again({video.video_id for video in videos})
     for kind, described in list_weights(read_yaml(PARAMS)).items():
         write_json(WEIGHTS / f"{kind}.json", described)
+
+
+def say_what_to_try_again(listed: set[str]) -> None:
+    """Name what the present results lack for a reason of the moment, such as a time-out.
+
+    DVC takes these results for finished, since nothing that they were made from has changed.
+    """
+    for stage in ("filter", "decode"):
+        failed = [(name, why) for name, why in _left_out_by(stage) if name in listed]
+        for name, why in failed[:1]:
+            print(
+                f"collect: {len(failed)} of these could not be read by {stage} the last time, such "
+                f"as {name} ({why}): `dvc repro -f -s {stage} && dvc repro` tries again"
+            )
+
+
+def _left_out_by(stage: str) -> Iterator[tuple[str, str]]:
+    """Videos without a result of the stage that might have one another time, and the reasons."""
+    with suppress(FvlmError, LookupError):  # not there yet, or of another version
+        manifest = FRAMES / "manifest.json"
+        rows = read_jsonl(MANIFEST) if stage == "filter" else read_json(manifest)["quarantined"]
+        for row in rows:
+            if row["reason"] in PASSING:
+                yield row["video_id"], row["reason"]
 
 
 def check_params() -> None:

@@ -54,7 +54,7 @@ def main() -> None:
     if again := sum(note.retry for note in manifest.quarantined):
         print(
             f"decode: {again} failures may be this machine's, not the videos': {FRAMES}/"
-            "manifest.json names them; `dvc repro -f -s decode` tries them again"
+            "manifest.json names them; `dvc repro -f -s decode && dvc repro` tries them again"
         )
 
 

@@ -102,7 +102,7 @@ def picture_clips(chosen: list[Chosen], *, frames: int) -> list[PicturedClip]:
     if source.sha256 != manifest.vae.sha256:
         raise ShardError(
             f"{ENCODED} was made with other weights of {source.source} than those at hand; "
-            "run `dvc repro encode`"
+            "run `dvc repro -f -s encode`"
         )
     vae.to(device)
     tokenizer = load_tokenizer_of(MODEL)

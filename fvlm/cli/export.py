@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     evaluation = read_figures(Evaluation, EVALUATE_METRICS)
     if not config["weights_sha256"].startswith(evaluation.weights):
         raise FvlmError(
-            f"{EVALUATE_METRICS} is of other weights than {MODEL}; run `dvc repro evaluate`"
+            f"{EVALUATE_METRICS} is of other weights than {MODEL}; run `dvc repro -f -s evaluate`"
         )
     card = render_card(
         config,

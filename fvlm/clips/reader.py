@@ -146,13 +146,13 @@ def _match(encoded: ShardReader, decoded: ShardReader) -> Indices:
     if different := sorted(set(encoded.keys) ^ set(decoded.keys)):
         raise ShardError(
             f"the encode and decode shards do not hold the same clips: {len(different)} are in one "
-            f"of them only, such as {different[0]}; run `dvc repro encode`"
+            f"of them only, such as {different[0]}; run `dvc repro -f -s encode`"
         )
     frames, latents = decoded.fields["frames"].shape[0], encoded.fields["latents"].shape[0]
     if frames != latents:
         raise ShardError(
             f"the decode shards hold {frames} frames of a clip, the encode shards {latents}; "
-            "run `dvc repro encode`"
+            "run `dvc repro -f -s encode`"
         )
     rows = {key: row for row, key in enumerate(decoded.keys)}
     return np.asarray([rows[key] for key in encoded.keys], np.int64)

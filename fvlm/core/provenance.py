@@ -1,23 +1,51 @@
 """What a result was made from and with: commit, versions of packages."""
 
+import os
 import subprocess
+from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 
 from fvlm.core.params import PARAMS
 
 PACKAGES = ("torch", "transformers", "diffusers", "av", "numpy", "dvc", "webdataset", "mlflow")
-CODE = ("fvlm", "pipeline", str(PARAMS), "dvc.yaml")  # what decides a result, besides the data
+# What decides a result, besides the data.
+CODE = ("fvlm", "pipeline", "assets", str(PARAMS), "dvc.yaml", "same.jsonl")
+NAMED = 5  # files that differ from the commit; of more only the numbers are told
 
 
 def git_commit(folder: Path) -> str:
-    """The commit of the code, and whether code or parameters differ from it."""
+    """The commit of the code, and which files of code and parameters are not as it has them.
+
+    This stays true whatever is committed later. In a temporary experiment of DVC the commit is the
+    one that the experiment started from.
+    """
     try:
-        commit = _git(folder, "rev-parse", "HEAD")
-        changed = _git(folder, "status", "--porcelain", "--", *CODE)
+        commit = _git(folder, "rev-parse", "HEAD").strip()
+        status = _git(
+            folder,
+            *("--no-optional-locks", "status", "--porcelain", "-z", "--no-renames"),
+            *("--untracked-files=all", "--", *CODE),
+        )
     except (OSError, subprocess.CalledProcessError):
         return "not in a git repository"
-    return f"{commit} with local changes" if changed else commit
+    entries = [(_kind(entry[:2]), entry[3:]) for entry in status.split("\0") if entry]
+    if not entries:
+        return commit
+    if len(entries) <= NAMED:
+        told = ", ".join(f"{name} ({kind})" for kind, name in entries)
+    else:
+        kinds = Counter(kind for kind, _ in entries)
+        counted = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+        told = f"{len(entries)} files of code and parameters ({counted})"
+    return f"{commit}; not committed when this was made: {told}"
+
+
+def _kind(status: str) -> str:
+    """Two letters of `git status --porcelain` in a word."""
+    if status == "??" or "A" in status:
+        return "new"
+    return "deleted" if "D" in status else "changed"
 
 
 def package_versions() -> dict[str, str]:
@@ -26,7 +54,5 @@ def package_versions() -> dict[str, str]:
 
 
 def _git(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(
-        ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True
-    )
-    return done.stdout.strip()
+    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, check=True)
+    return os.fsdecode(done.stdout)

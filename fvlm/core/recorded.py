@@ -27,4 +27,4 @@ def check_recorded(
                     f"{recorded[field]!r}"
                 )
     if different:
-        raise ParamsError("; ".join(different) + f": run `dvc repro {stage}`")
+        raise ParamsError("; ".join(different) + f": run `dvc repro -f -s {stage}`")

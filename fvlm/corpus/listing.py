@@ -5,6 +5,7 @@ All else is counted: other files by suffix; hidden files and folders, FIFOs, soc
 links that lead nowhere by their kind. Links are followed; a folder that several links lead to is
 walked once, by its real place where that lies inside.
 A list is a .csv or .jsonl file of rows with `path`, relative to the list, and optional `caption`.
+An experiment of DVC reads the list as it was when the experiment was queued, if git tracks it.
 A column `video_id` names a video, a column `group` the film that several videos were cut from.
 A video without a caption in its row has the text of NAME.txt beside it, or "caption" of NAME.json.
 """
@@ -25,7 +26,7 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from fvlm.core.errors import SourceError
-from fvlm.core.io import project_root
+from fvlm.core.io import file_stamp, project_root
 from fvlm.core.params import Params
 from fvlm.corpus.captions import RegularFiles, sidecar_caption
 from fvlm.corpus.controls import RENDERED
@@ -94,14 +95,15 @@ class ListedVideo:
     """One row of data/collect/videos.jsonl.
 
     video_id: path relative to the source folder or the list's, or what the list says; bytes that
-    are not UTF-8 are surrogate-escaped. path: absolute. size: bytes. caption: empty when there is
+    are not UTF-8 are surrogate-escaped. path: absolute. size: bytes. stamp: of the file as it was
+    listed (`file_stamp`), so that later stages run when it changes. caption: empty when there is
     none. group: clips of one group are not independent, and are split together.
     """
 
     video_id: str
     path: str
     size: int
-    mtime_ns: int
+    stamp: list[int]
     caption: str
     group: str = ""
 
@@ -131,10 +133,11 @@ def _list_source(params: CollectParams) -> tuple[list[ListedVideo], Counter[str]
             clips, seed = params.control_clips, params.control_seed
             return _list_folder(rendered_folder(corpus, clips=clips, seed=seed))
     path = project_root() / Path(source).expanduser()
+    rows = _own_copy(path)
     if path.is_dir():
         videos, left_out = _list_folder(path)
-    elif path.is_file() and path.suffix.lower() in LIST_SUFFIXES:
-        videos, left_out = _list_rows(path), Counter()
+    elif rows.is_file() and path.suffix.lower() in LIST_SUFFIXES:
+        videos, left_out = _list_rows(rows, path.parent), Counter()
     elif path.exists():
         raise _source_error(f"{path} is neither a folder nor a .csv or .jsonl list")
     else:
@@ -180,7 +183,8 @@ def _list_folder(root: Path) -> tuple[list[ListedVideo], Counter[str]]:
                 faults.append(str(error))
                 continue
             video_id = os.path.relpath(path, root)
-            videos.append(ListedVideo(video_id, path, status.st_size, status.st_mtime_ns, caption))
+            stamp = file_stamp(status)
+            videos.append(ListedVideo(video_id, path, status.st_size, stamp, caption))
     _raise_faults(faults)
     return videos, left_out
 
@@ -230,13 +234,25 @@ def _kind(entry: os.DirEntry[str]) -> str:
     return "file" if stat.S_ISREG(mode) else KINDS.get(stat.S_IFMT(mode), "entry of another kind")
 
 
-def _list_rows(path: Path) -> list[ListedVideo]:
+def _own_copy(path: Path) -> Path:
+    """The list as the experiment that runs here has it, else as it lies in the project.
+
+    A queued experiment runs in a folder with the files that git tracks, as they were when it was
+    queued. Videos are mostly not among them.
+    """
+    root = project_root()
+    own = Path.cwd() / path.relative_to(root) if path.is_relative_to(root) else path
+    return own if own.is_file() else path
+
+
+def _list_rows(path: Path, folder: Path) -> list[ListedVideo]:
+    """The videos of a list's rows, whose paths are relative to `folder`."""
     videos, faults = list[ListedVideo](), dict[int, str]()
     line_of: dict[str, int] = {}
     line_of_id: dict[str, int] = {}
     for line, row in _READERS[path.suffix.lower()](path):
         try:
-            video = _parse_row(path.parent, row)
+            video = _parse_row(folder, row)
             first = line_of.setdefault(video.path, line)
             if first != line:
                 raise SourceError(f"{video.video_id!r} stands in line {first} already")
@@ -280,7 +296,7 @@ def _parse_row(folder: Path, row: dict[str, Any]) -> ListedVideo:
         video_id=row.get("video_id") or own,
         path=path,
         size=status.st_size,
-        mtime_ns=status.st_mtime_ns,
+        stamp=file_stamp(status),
         caption=caption,
         group=row.get("group") or "",
     )

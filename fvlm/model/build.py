@@ -110,7 +110,7 @@ def _load_encoder(manifest: EncodedManifest) -> DinoEncoder:
         raise ShardError(
             f"data/encode was made with other weights of {found.source} than the installed "
             f"ones (sha256 {manifest.dino.sha256[:12]} and {found.sha256[:12]}); "
-            "run `dvc repro encode`"
+            "run `dvc repro -f -s encode`"
         )
     return encoder
 

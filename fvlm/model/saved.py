@@ -128,7 +128,7 @@ def read_config(folder: Path) -> ModelConfig:
     if document.get("format") != FORMAT:
         raise CheckpointError(
             f"{folder / CONFIG}: format {document.get('format')}, expected {FORMAT}; "
-            "run `dvc repro train` to make it anew"
+            "run `dvc repro -f -s train` to make it anew"
         )
     try:
         return ModelConfig.model_validate(document)
@@ -175,8 +175,8 @@ def _check_outputs(
         if different or not here.isfinite().all():
             raise CheckpointError(
                 f"{folder} was trained by other code, to which its weights mean something else "
-                f"(the {name} pass of a fixed batch differs): run `dvc repro train`, or go back to "
-                "the code that trained it"
+                f"(the {name} pass of a fixed batch differs): run `dvc repro -f -s train`, or "
+                "go back to the code that trained it"
             )
     print(
         f"{folder} was trained by other code, which makes the same of a fixed batch to "

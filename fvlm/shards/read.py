@@ -38,7 +38,10 @@ def open_shards(folder: Path, *, split: str, threads: int | None = None) -> "Sha
     entries = [entry for entry in manifest.shards if entry.split == split]
     if not entries:
         splits = sorted({entry.split for entry in manifest.shards})
-        raise ShardError(f"{folder} has no {split} shards, only {splits}; run `dvc repro`")
+        raise ShardError(
+            f"{folder} has no {split} shards, only {splits}: none of those videos was decoded. "
+            "data/decode/manifest.json has the reasons; set collect.source to more videos"
+        )
     threads = threads or min(max(len(os.sched_getaffinity(0)), 2), 16)
     paths = [folder / entry.name for entry in entries]
     pool = ThreadPoolExecutor(threads, thread_name_prefix="shards")

@@ -213,7 +213,7 @@ class _Delivery(threading.Thread):
             text = (
                 f"tracking: MLflow at {tracking_uri()} fails ({self.problem}). Training is not "
                 "affected; what is not sent goes out when the stage runs again, also by "
-                "`dvc repro --force --single-item STAGE`"
+                "`dvc repro -f -s train`"
             )
             print(re.sub(r"//[^/@\s]+@", "//***@", text), file=sys.stderr, flush=True)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from fvlm.core.errors import VideoError
 from fvlm.core.identity import made_by
-from fvlm.core.io import naming_full_disk, state_folder
+from fvlm.core.io import file_stamp, naming_full_disk, state_folder
 from fvlm.core.kept import counts
 from fvlm.video.reasons import PASSING, Reason
 
@@ -65,7 +65,7 @@ def probe_version() -> str:
 
 
 class FactRecord:
-    """Outcomes of earlier probes by path, valid while size, times and inode are the same."""
+    """Outcomes of earlier probes by path, valid while the file's stamp is the same."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -130,11 +130,11 @@ def probe_all(paths: Iterable[str], record: FactRecord) -> Iterator[tuple[str, F
 
 
 def stat_key(path: str) -> list[int] | VideoError:
-    """What changes when a file's content does."""
+    """The stamp of a regular file."""
     try:
         status = os.stat(path)  # noqa: PTH116 - once for every video
     except OSError as error:
         return VideoError(Reason.NOT_A_FILE, f"{error.strerror}")
     if not stat.S_ISREG(status.st_mode):
         return VideoError(Reason.NOT_A_FILE, "not a regular file")
-    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+    return file_stamp(status)

@@ -5,13 +5,12 @@ changes in place, a package or a hub's snapshot of another revision makes them r
 """
 
 import importlib.metadata
-import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from fvlm.core.errors import FvlmError
-from fvlm.core.io import hash_json, read_json, sha256_file, state_folder, write_json
+from fvlm.core.io import file_stamp, hash_json, read_json, sha256_file, state_folder, write_json
 from fvlm.weights.resolve import PACKAGE, hub_snapshot, local_folder
 from fvlm.weights.sources import Kind
 
@@ -58,8 +57,7 @@ class _Seen:
         self._found: dict[str, Any] = {}
 
     def sha256(self, path: Path) -> str:
-        status = os.stat(path)  # noqa: PTH116
-        stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+        stamp = file_stamp(path.stat())
         known = self._known.get(str(path))
         if not known or known["stamp"] != stamp:
             known = {"stamp": stamp, "sha256": sha256_file(path)}

@@ -1,9 +1,12 @@
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from fvlm.core.provenance import PACKAGES, git_commit, package_versions
+from fvlm.core.provenance import NAMED, PACKAGES, git_commit, package_versions
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -26,7 +29,51 @@ def test_results_are_no_local_change_but_parameters_are(repository: Path) -> Non
     (repository / "metrics" / "train.json").write_text("{}")
     assert len(git_commit(repository)) == 40
     (repository / "params.yaml").write_text("a: 2\n")
-    assert git_commit(repository).endswith("with local changes")
+    assert "params.yaml (changed)" in git_commit(repository)
+
+
+def test_files_that_differ_are_named_a_handful_of_them(repository: Path) -> None:
+    commit = git_commit(repository)
+    (repository / "fvlm" / "é new").mkdir(parents=True)
+    (repository / "fvlm" / "é new" / "a b.py").write_text("")
+    (repository / "params.yaml").unlink()
+    (repository / "dvc.yaml").write_text("")
+    subprocess.run(["git", "add", "dvc.yaml"], cwd=repository, check=True)
+    named = "dvc.yaml (new), params.yaml (deleted), fvlm/é new/a b.py (new)"
+    assert git_commit(repository) == f"{commit}; not committed when this was made: {named}"
+    subprocess.run(["git", "config", "status.showUntrackedFiles", "no"], cwd=repository, check=True)
+    for number in range(NAMED):
+        (repository / "fvlm" / f"{number}.py").write_text("")
+    counted = "8 files of code and parameters (7 new, 1 deleted)"
+    assert git_commit(repository) == f"{commit}; not committed when this was made: {counted}"
+    for command in (["add", "-A"], ["commit", "-q", "-m", "more"]):
+        subprocess.run(["git", *command], cwd=repository, check=True)
+    assert len(git_commit(repository)) == len(commit)
+
+
+@pytest.mark.slow
+def test_an_experiment_names_the_commit_it_started_from(repository: Path) -> None:
+    """In the temporary folder where DVC runs it, with what it changes there."""
+    python = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from fvlm.core.provenance import "
+    script = python + "git_commit; open('made', 'w').write(git_commit('.'))"
+    (repository / "script.py").write_text(script)
+    (repository / "dvc.yaml").write_text(
+        f"stages: {{made: {{cmd: {sys.executable} script.py, params: [a], metrics: "
+        "[made: {cache: false}]}}\n"
+    )
+    dvc = [sys.executable, "-m", "dvc"]
+    start = [["git", "add", "-A"], ["git", "commit", "-q", "-m", "a stage"]]
+    for command in ([*dvc, "init", "-q"], *start):
+        subprocess.run(command, cwd=repository, check=True)
+    commit = git_commit(repository)
+    assert len(commit) == 40
+    experiment = ["exp", "run", "-q", "--temp", "--name", "temporary", "-S", "a=3"]
+    subprocess.run([*dvc, *experiment], cwd=repository, check=True)
+    listed = ["git", "for-each-ref", "--format=%(refname)", "refs/exps/*/*/temporary"]
+    ref = subprocess.run(listed, cwd=repository, check=True, capture_output=True, text=True).stdout
+    show = ["git", "show", f"{ref.strip()}:made"]
+    made = subprocess.run(show, cwd=repository, check=True, capture_output=True, text=True).stdout
+    assert made == f"{commit}; not committed when this was made: params.yaml (changed)"
 
 
 def test_an_unpacked_archive_has_no_commit(tmp_path: Path) -> None:

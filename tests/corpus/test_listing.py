@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -41,7 +42,8 @@ def test_a_row(tmp_path: Path) -> None:
     path = touch(tmp_path / "a" / "cat.mp4")
     touch(tmp_path / "a" / "cat.txt", "\ufeffA cät sleeping.\n".encode())
     os.utime(path, ns=(5, 7))
-    expected = ListedVideo("a/cat.mp4", str(path), 5, 7, "A cät sleeping.", group="a/cat.mp4")
+    stamp = [5, 7, path.stat().st_ctime_ns, path.stat().st_ino]
+    expected = ListedVideo("a/cat.mp4", str(path), 5, stamp, "A cät sleeping.", group="a/cat.mp4")
     assert listed(str(tmp_path)) == [expected]
 
 
@@ -307,6 +309,38 @@ def test_relative_to_the_users_checkout(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path / "experiment")
     monkeypatch.setenv("DVC_ROOT", str(tmp_path / "checkout"))
     assert listed("clips")[0].path == str(tmp_path / "checkout" / "clips" / "a.mp4")
+
+
+def test_an_experiment_reads_its_own_copy_of_a_list(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the project's videos, under the same ids: nothing moves between the splits."""
+    project, experiment = tmp_path / "checkout", tmp_path / "experiment"
+    for name in "ab":
+        touch(project / "lists" / "clips" / f"{name}.mp4")
+    touch(project / "lists" / "l.csv", f"path\n{project}/lists/clips/a.mp4\n".encode())
+    monkeypatch.chdir(project)
+    monkeypatch.setenv("DVC_ROOT", str(project))
+    before = listed("lists/l.csv")
+    shutil.copytree(project / "lists", experiment / "lists", ignore=lambda *_: ["clips"])
+    for source in ("lists/l.csv", f"{project}/lists/l.csv"):
+        touch(project / "lists" / "l.csv", b"path\nclips/b.mp4\n")
+        monkeypatch.chdir(experiment)
+        assert listed(source) == before
+        (project / "lists" / "l.csv").unlink()
+        assert listed(source) == before
+        touch(project / "lists" / "l.csv", b"path\nclips/b.mp4\n")
+        monkeypatch.chdir(project)
+        assert ids(source) == ["clips/b.mp4"]
+
+
+def test_other_content_of_equal_size_and_time_is_seen(tmp_path: Path) -> None:
+    path = touch(tmp_path / "a.mp4", b"one")
+    before, status = listed(tmp_path), path.stat()
+    path.write_bytes(b"two")
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (3, status.st_mtime_ns)
+    assert listed(tmp_path) != before
 
 
 @settings(

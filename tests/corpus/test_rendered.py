@@ -43,7 +43,7 @@ def test_listed_with_captions(corpus: str) -> None:
     videos, _ = list_videos(params)
     assert [video.video_id for video in videos] == [clip_name(0), clip_name(1)]
     assert all(video.caption.endswith(".") for video in videos)
-    assert {video.mtime_ns for video in videos} == {built.CLIP_TIME_NS}
+    assert {video.stamp[1] for video in videos} == {built.CLIP_TIME_NS}
 
 
 def test_a_failed_rendering_leaves_nothing(cache: Path) -> None:

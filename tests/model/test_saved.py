@@ -93,7 +93,7 @@ def test_a_weight_that_differs_is_noticed_by_the_outputs(
     matter = [name for name in whole if name.startswith("head.") and name.endswith("weight")]
     for name in [*matter, "language.layers.0.mlp.down_proj.weight"]:
         change_weights(tmp_path, whole | {name: whole[name] * 1.1})
-        with pytest.raises(CheckpointError, match=r"mean something else .*dvc repro train`"):
+        with pytest.raises(CheckpointError, match=r"mean something else .*dvc repro -f -s train`"):
             load_model(tmp_path)
     change_weights(tmp_path, whole)
     load_model(tmp_path)

@@ -38,11 +38,12 @@ def test_lists_the_source(project: Path, capsys: pytest.CaptureFixture[str]) -> 
             "video_id": name,
             "path": str(folder / name),
             "size": 1000,
-            "mtime_ns": 2,
+            "stamp": [1000, 2, status.st_ctime_ns, status.st_ino],
             "caption": caption,
             "group": name,
         }
         for name, caption in (("a.mkv", ""), ("b.mp4", "Seen."))
+        for status in [(folder / name).stat()]
     ]
     assert "collect: 2 videos (0.0 MB), 1 with a caption, in videos" in capsys.readouterr().out
     collect.main()
