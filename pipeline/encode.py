@@ -7,16 +7,18 @@ Writes  data/encode/, metrics/encode.json
 import time
 
 from fvlm.core.device import default_device, peak_memory_gib
+from fvlm.core.identity import made_by
 from fvlm.core.io import write_json, write_timings
 from fvlm.core.params import Params, load_params
 from fvlm.core.progress import Progress
 from fvlm.core.recorded import check_recorded
 from fvlm.core.stage import run
 from fvlm.encoders.frames import EncodeParams, load_encoder
-from fvlm.encoders.shards import describe_encoding, open_encoding
+from fvlm.encoders.shards import describe_encoding, encode_clips, open_encoding
 from fvlm.shards.build import ShardPlan, build_shards
 from fvlm.shards.manifest import FrameManifest, read_manifest
 from fvlm.shards.reuse import ShardRecord
+from fvlm.shards.write import write_shard
 from pipeline.paths import ENCODE_METRICS, ENCODED, FRAMES
 
 RECORDED = ("decode.frame_size", "decode.num_frames")  # of the shards that are encoded
@@ -31,6 +33,7 @@ class Sections(Params):
 def main() -> None:
     """Encode every decoded clip, shard by shard; shards whose frames did not change are reused."""
     params = load_params(Sections).encode
+    made_by(encode_clips, write_shard)  # read now: an edit while weights load is not this code
     frames = read_manifest(FRAMES, FrameManifest)
     check_recorded(RECORDED, frames.recipe, FRAMES, stage="decode")
     encoder, sources = load_encoder(params, default_device())

@@ -63,6 +63,7 @@ def main() -> None:
     """Score frames, clean and changed, and write figures, tables and pictures."""
     params, device = load_params(Sections).uncertainty, default_device()
     started = time.monotonic()
+    made_by(score_frames)  # read now: an edit while weights load is not this code
     frames, names = load_frames(params)
     tower, source = load_tower(params.model)
     sampler = Sampler(tower, match_sites(params.sites, tower.sites), params, device)

@@ -6,6 +6,9 @@ this code imports: a new module counts by itself, a comment or docstring does no
 
     made_by(decode_request, write_shard)      # hex; the rest of a name is parameters and data
 
+A process reads each file once, so that an edit while it runs does not change the name of what it
+makes: the code that it started with is what makes it.
+
 Two hashes count as one where `same.jsonl`, a tracked file, joins them: somebody has shown that both
 make the same bytes (`python -m fvlm.cli.same`).
 """
@@ -55,7 +58,7 @@ def made_by(*roots: Callable[..., Any] | str) -> str:
 def current(*roots: Callable[..., Any] | str) -> str:
     """The hash of the present code alone."""
     modules = {root.split(":")[0] if isinstance(root, str) else root.__module__ for root in roots}
-    code, packages = _described(tuple(sorted(modules)))
+    code, packages = _described(ROOT, tuple(sorted(modules)))
     return hash_json({"code": code, "packages": packages})[:20]
 
 
@@ -69,14 +72,15 @@ def canonical(made: str) -> str:
     return made
 
 
-def _described(roots: tuple[str, ...]) -> tuple[str, dict[str, str]]:
+@cache
+def _described(_root: Path, roots: tuple[str, ...]) -> tuple[str, dict[str, str]]:
     """Hash of the code behind these modules, and the versions of the libraries it imports."""
     modules = closure(roots)
     files = {module: hash_source(path) for module, path in modules.items()}
     for folder in {path.parent for path in modules.values()}:
         for path in sorted(folder.iterdir()):
             if path.is_file() and path.suffix not in (".py", ".pyc", ".tmp"):
-                files[f"{folder.name}/{path.name}"] = hashlib.sha256(path.read_bytes()).hexdigest()
+                files[f"{folder.name}/{path.name}"] = hashlib.sha256(_content(path)).hexdigest()
     found = {name.split(".")[0] for path in modules.values() for name in _imports(path)}
     return hash_json(files), dict(sorted(_versions(found)))
 
@@ -139,20 +143,25 @@ def _distributions() -> dict[str, list[str]]:
 
 
 @cache
-def _source(path: Path, _mtime_ns: int) -> tuple[str, frozenset[str]]:
+def _content(path: Path) -> bytes:
+    return path.read_bytes()
+
+
+@cache
+def _source(path: Path, content: bytes) -> tuple[str, frozenset[str]]:
     """Hash of a file's syntax, whatever its comments and docstrings say; what it imports."""
-    tree = ast.parse(path.read_bytes(), filename=str(path))
+    tree = ast.parse(content, filename=str(path))
     text = json.dumps(_plain(tree), separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest(), frozenset(_imported(tree))
 
 
 def hash_source(path: Path) -> str:
-    """Hex hash of a Python file that is the same for every Python."""
-    return _source(path, path.stat().st_mtime_ns)[0]
+    """Hex hash of a Python file, as first read, that is the same for every Python."""
+    return _source(path, _content(path))[0]
 
 
 def _imports(path: Path) -> frozenset[str]:
-    return _source(path, path.stat().st_mtime_ns)[1]
+    return _source(path, _content(path))[1]
 
 
 def _plain(value: Any) -> Any:

@@ -35,6 +35,7 @@ class Claims:
         folder.mkdir(parents=True, exist_ok=True)
         self._file = (folder / "claims").open("a+b", buffering=0)
         fcntl.lockf(self._file, fcntl.LOCK_SH, 1, 0)
+        self._told = set[str]()  # processes whose work was waited for
 
     def __enter__(self) -> "Claims":
         return self
@@ -51,9 +52,15 @@ class Claims:
         return True
 
     def wait(self, name: str, what: str) -> None:
-        """Claim a name as soon as the process that has it gives it up or ends; says for whom."""
+        """Claim a name as soon as the process that has it gives it up or ends.
+
+        Says once for each process that it waits for that one.
+        """
         if not self.take(name):
-            print(f"waiting for {self._holder(name)}, which makes {what}", file=sys.stderr)
+            holder = self._holder(name)
+            if holder not in self._told:
+                print(f"waiting for {holder}, which makes {what}", file=sys.stderr)
+                self._told.add(holder)
             fcntl.lockf(self._file, fcntl.LOCK_EX, 1, _place(name))
 
     def release(self, name: str) -> None:

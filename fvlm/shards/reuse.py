@@ -13,8 +13,8 @@ deletes those that DVC's cache holds. Nothing is deleted while another run of th
 
 A known fingerprint is served from `F.tar` or from DVC's cache, which names files by md5: by its
 record, or else by the manifest of the output that dvc.lock names, so that a fresh clone knows what
-`dvc pull` brings. Cached files are shared and read-only: they are linked, never written. A damaged
-one is deleted and the shard computed again.
+`dvc pull` brings; what is served by that gets a record. Cached files are shared and read-only: they
+are linked, never written. A damaged one is deleted and the shard computed again.
 
 That a video's content cannot be decoded is remembered with the shard, too. A failure of the machine
 (a time-out, say) is not: such a shard is made anew whenever the stage runs.
@@ -57,16 +57,21 @@ class ShardStore:
         return self.folder / f"{fingerprint}.tar"
 
     def remember(self, fingerprint: str, record: ShardRecord) -> None:
-        """From now on the shard counts as finished; its file must lie at `path` already."""
+        """From now on the shard counts as finished; `path` or DVC's cache must hold its file."""
         write_json(self._record(fingerprint), record.model_dump())
 
     def recall(self, fingerprint: str) -> ShardRecord | None:
         """The record of a finished shard whose file is at hand; None when it must be computed."""
-        record = self._read(fingerprint) or self._last.get(fingerprint)
-        if record is None or record.facts is None:
-            return record
-        whole = any(_is_intact(path, record.facts) for path in self._places(fingerprint, record))
-        return record if whole else None
+        kept = self._read(fingerprint)
+        record = kept or self._last.get(fingerprint)
+        if record is None:
+            return None
+        places = self._places(fingerprint, record)
+        if record.facts and not any(_is_intact(path, record.facts) for path in places):
+            return None
+        if kept is None:  # dvc.lock soon names another output
+            self.remember(fingerprint, record)
+        return record
 
     def place(self, fingerprint: str, record: ShardRecord, target: Path) -> None:
         """Put a finished shard at `target`."""

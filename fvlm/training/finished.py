@@ -2,7 +2,8 @@
 
 A training leaves a folder: config, weights, curve, with text a tokenizer. `.state/train/NAME/`
 keeps a record of these files, and hard links to them until DVC's cache holds them. A training in
-the output that dvc.lock names needs no record: a fresh clone knows what `dvc pull` brings.
+the output that dvc.lock names needs no record: a fresh clone knows what `dvc pull` brings. It gets
+one when it is handed back, since dvc.lock soon names another.
 """
 
 import hashlib
@@ -15,7 +16,7 @@ from pydantic import ValidationError
 
 from fvlm.core.document import Document
 from fvlm.core.io import state_folder, write_json
-from fvlm.core.kept import DvcCache, counts, link_or_copy
+from fvlm.core.kept import DvcCache, counts, link_or_copy, md5_of_cached
 from fvlm.model.saved import CONFIG, TOKENIZER, WEIGHTS
 
 STAGE = "train"
@@ -47,7 +48,8 @@ class FinishedTrainings:
 
     def restore(self, name: str, folder: Path) -> bool:
         """Put the files of training `name` into `folder`; False when it is not known or whole."""
-        found = self._kept(name) or self._last(name)
+        kept = self._kept(name)
+        found = kept or self._last(name)
         if found is None:
             return False
         folder.mkdir(parents=True, exist_ok=True)
@@ -55,6 +57,8 @@ class FinishedTrainings:
             (folder / file).unlink(missing_ok=True)
         for file, path in found.items():
             link_or_copy(path, folder / file)
+        if kept is None:
+            self.remember(name, folder)
         return True
 
     def remember(self, name: str, folder: Path) -> None:
@@ -110,11 +114,12 @@ class FinishedTrainings:
 
 
 def _is_training(name: str, found: dict[str, Path]) -> bool:
-    """Whether these files are of the training `name`, and its weights are whole."""
+    """Whether these files of DVC's cache are of the training `name`, and whole."""
     with suppress(ValueError, TypeError, LookupError, OSError):
-        config = json.loads(found[CONFIG].read_bytes())
-        sha256: str = config["weights_sha256"]
-        return bool(config["training"] == name) and _digests(found[WEIGHTS]).sha256 == sha256
+        known = json.loads(found[CONFIG].read_bytes())["training"]
+        return bool(known == name) and all(
+            _digests(path).md5 == md5_of_cached(path) for path in found.values()
+        )
     return False
 
 

@@ -81,6 +81,16 @@ def test_a_bad_file_is_a_clear_error(project: Path) -> None:
     assert not (project / "predictions").exists()
 
 
+def test_no_file_is_decoded_in_this_process(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("decoded outside the sandbox")
+
+    monkeypatch.setattr("fvlm.video.decode.open_stream", refuse)
+    frames, seconds = predict.decode(project / "street ä.mp4", num_frames=FRAMES, size=SIZE)
+    assert frames.shape == (FRAMES, 3, SIZE, SIZE)
+    assert len(seconds) == FRAMES
+
+
 def test_other_encoder_weights_are_refused(project: Path) -> None:
     path = project / "models/foveated" / CONFIG
     config = read_json(path)

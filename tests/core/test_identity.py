@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -36,15 +37,23 @@ def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture(autouse=True)
+def forgotten() -> Iterator[None]:
+    """Names that were made here are not those of other tests."""
+    yield
+    identity._described.cache_clear()
+
+
 def names() -> dict[str, str]:
+    """As a process that starts now names its work."""
+    identity._described.cache_clear()
     return {stage: made_by(*roots) for stage, roots in ROOTS.items()}
 
 
 def edit(path: Path, text: str) -> None:
-    """Write it with a later time, as an editor does."""
-    later = path.stat().st_mtime_ns + 10**9
+    """Write it before the next process starts."""
     path.write_text(text)
-    os.utime(path, ns=(later, later))
+    identity._content.cache_clear()
 
 
 def test_a_changed_token_in_any_file_of_a_closure_changes_the_name(copy: Path) -> None:
@@ -160,6 +169,21 @@ def test_every_python_gives_a_file_the_same_hash(minor: int) -> None:
         check=True,
     )
     assert done.stdout.split() == [identity.hash_source(path) for path in paths]
+
+
+def test_an_edit_while_a_process_runs_does_not_change_its_names(copy: Path) -> None:
+    """Nor one that it asks for the first time after the edit, of code that it has read."""
+    before, late = names(), "fvlm.model.saved:load_model"
+    path = copy / "fvlm/model/film_head.py"
+    path.write_text(path.read_text() + "\nAPPENDED = 1\n")
+    assert {stage: made_by(*roots) for stage, roots in ROOTS.items()} == before
+    loaded_by = made_by(late)
+    identity._described.cache_clear()
+    assert made_by(late) == loaded_by
+    identity._content.cache_clear()
+    assert made_by(late) == loaded_by  # of the process that goes on
+    assert names()["train"] != before["train"]
+    assert made_by(late) != loaded_by
 
 
 def test_joined_hashes_count_as_the_first(copy: Path) -> None:

@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+import yaml
 from pydantic import Field, model_validator
 
 from fvlm.core.errors import ParamsError
@@ -161,10 +162,29 @@ def test_the_shipped_defaults_are_valid() -> None:
     assert sections.train.lambda_coarse > 0, "an untrained coarse pass makes the ratio meaningless"
 
 
+def uncommented(node: yaml.MappingNode, lines: list[str]) -> list[str]:
+    """Keys, at any depth, behind whose value (or else behind whose name) no words stand."""
+    found: list[str] = []
+    for key, value in node.value:
+        if isinstance(value, yaml.MappingNode):
+            found += uncommented(value, lines)
+            continue
+        row, is_beside = key.start_mark.line, value.end_mark.line == key.start_mark.line
+        column = value.end_mark.column if is_beside else key.end_mark.column + 1
+        if not re.match(r"\s+# *\S+", lines[row][column:]):
+            found.append(key.value)
+    return found
+
+
 def test_every_shipped_default_has_a_comment() -> None:
-    lines = REAL.read_text().splitlines()
-    keys = sum(len(values) for values in read_yaml(REAL).values())
-    described = [line for line in lines if re.match(r"  \w+: *[^#]*# *\w", line)]
-    silent = [line for line in lines if re.match(r"  \w", line) and line not in described]
-    assert silent == []
-    assert len(described) == keys
+    text = REAL.read_text()
+    document = yaml.compose(text)
+    assert isinstance(document, yaml.MappingNode)
+    assert uncommented(document, text.splitlines()) == []
+
+
+def test_a_default_without_a_comment_is_noticed() -> None:
+    text = "a:\n  b: 1  # one\n  c: '# no'\n  d: ''\n  e:  # two\n  - 1\n  f:\n    g: 1\n"
+    document = yaml.compose(text)
+    assert isinstance(document, yaml.MappingNode)
+    assert uncommented(document, text.splitlines()) == ["c", "d", "g"]

@@ -22,7 +22,7 @@ from fvlm.core.seeding import generator
 from fvlm.model.build import build_model
 from fvlm.model.foveated import ModelParams
 from fvlm.model.saved import CONFIG
-from fvlm.shards.manifest import EncodedManifest, read_manifest
+from fvlm.shards.manifest import EncodedManifest, read_manifest, write_manifest
 from fvlm.shards.read import open_shards
 from fvlm.video.footage import hash_footage
 from pipeline import evaluate, paths
@@ -220,6 +220,30 @@ def test_baselines_are_fitted_on_training_clips_at_the_evaluated_frames(project:
     latents = held_out.read(range(3), fields=("latents",), frames=frames)["latents"]
     errors = (latents.astype(float) - training.astype(float).mean(axis=(0, 1))) ** 2
     assert metrics()["loss_mean"] == pytest.approx(errors.mean(), rel=1e-5)
+
+
+def exchange_splits(folder: Path) -> None:
+    manifest = read_manifest(folder, EncodedManifest)
+    train, val = manifest.shards
+    (folder / train.name).rename(folder / "aside")
+    (folder / val.name).rename(folder / train.name)
+    (folder / "aside").rename(folder / val.name)
+    now_train = val.model_copy(update={"split": train.split, "name": train.name})
+    now_val = train.model_copy(update={"split": val.split, "name": val.name})
+    write_manifest(folder, manifest.model_copy(update={"shards": [now_train, now_val]}))
+
+
+def test_what_is_said_of_training_clips_is_measured_on_these(project: Project) -> None:
+    """With the splits exchanged, both figures are, too."""
+    project(2)
+    evaluate.main()
+    before = metrics()
+    exchange_splits(paths.ENCODED)
+    evaluate.main()
+    after, name = metrics(), "coarse_fine_ratio_dynamic"
+    assert before[name] != before[f"train_{name}"]
+    assert after[name] == pytest.approx(before[f"train_{name}"], rel=1e-6)
+    assert after[f"train_{name}"] == pytest.approx(before[name], rel=1e-6)
 
 
 def test_a_coarse_pass_without_weight_in_the_loss_gives_no_verdict(

@@ -20,6 +20,7 @@ from transformers import LlamaModel
 from fvlm.core.io import sample_key
 from fvlm.core.params import load_params
 from fvlm.model.saved import load_model
+from fvlm.training.trainings import run_training
 from pipeline import paths, train
 from tests import tiny
 from tests.tiny import set_params
@@ -182,6 +183,26 @@ def test_every_seed_has_a_model_and_one_without_fine_passes(
     train.main()
     assert list(paths.MODEL.rglob("config.json")) == [paths.MODEL / "config.json"]
     assert (paths.MODEL / "model.safetensors").read_bytes() == alone
+
+
+def test_max_hours_are_those_of_all_trainings_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    enter_project(tmp_path, monkeypatch)
+    set_params(tmp_path, {"train": {"seeds": [2, 4], "max_hours": 1.0}})
+    clock = time.monotonic
+
+    def run_for_an_hour(*arguments: Any, **options: Any) -> Any:
+        trained = run_training(*arguments, **options)
+        monkeypatch.setattr(time, "monotonic", lambda: clock() + 3600)
+        return trained
+
+    monkeypatch.setattr(train, "run_training", run_for_an_hour)
+    with pytest.raises(SystemExit, match="75"):
+        train.main()
+    said = capfd.readouterr().err
+    assert "train: 6/6 steps" in said
+    assert "unfinished: stopped after step 1 of 6" in said
 
 
 def test_the_metrics_tell_of_captions_in_both_passes() -> None:

@@ -105,7 +105,7 @@ def test_other_code_trains_anew(again: Train, monkeypatch: pytest.MonkeyPatch) -
     assert again()
 
 
-def test_dvc_hands_back_what_was_trained_before(project: Path) -> None:
+def test_dvc_hands_back_what_was_trained_before(project: Path, again: Train) -> None:
     """Also after another training, and without any state; not what is damaged in its cache."""
 
     def repro() -> bool:
@@ -125,23 +125,28 @@ def test_dvc_hands_back_what_was_trained_before(project: Path) -> None:
     Path("dvc.yaml").write_text(DVC_YAML)
     assert not repro()
     first = results(project)
+    shutil.rmtree(".state/train")
+    assert repro()  # as dvc.lock names it
     set_params(project, {"train": {"lr": 0.01}})
     assert not repro()
-    assert results(project) != first
-    set_params(project, {"train": {"lr": 3e-4}})
-    assert repro()
-    assert results(project) == first
+    second = results(project)
+    assert second != first
+    for lr, expected in ((3e-4, first), (0.01, second)):
+        set_params(project, {"train": {"lr": lr}})
+        assert repro()  # dvc.lock names the other one
+        assert results(project) == expected
     assert not kept()  # the cache has them
+    for content in (second[1], second[4]):  # weights, curve
+        shutil.rmtree(".state/train")
+        md5 = hashlib.md5(content).hexdigest()
+        cached = Path(".dvc/cache/files/md5", md5[:2], md5[2:])
+        cached.chmod(0o644)
+        cached.write_bytes(content[:-20] + b"1" + content[-19:])
+        assert not again()
+        assert results(project) == second
+        cached.write_bytes(content)
     shutil.rmtree(".state/train")
-    assert repro()
-    assert results(project) == first
-    shutil.rmtree(".state/train")
-    md5 = hashlib.md5(first[1]).hexdigest()
-    cached = Path(".dvc/cache/files/md5", md5[:2], md5[2:])
-    cached.chmod(0o644)
-    cached.write_bytes(first[1][:-20] + b"x" + first[1][-19:])
-    assert not repro()
-    assert results(project) == first
+    assert again()
 
 
 def test_a_training_that_another_process_does_is_waited_for(project: Path) -> None:

@@ -82,14 +82,17 @@ def count_operations(project: Any, faults: ModuleType) -> dict[str, int]:
 
 @pytest.mark.parametrize("kind", ["open", "write", "fsync", "rename", "link", "remove"])
 @pytest.mark.parametrize("kill", [True, False], ids=["kill", "error"])
-def test_fault_at_every_operation(project: Any, faults: ModuleType, kind: str, kill: bool) -> None:
+@pytest.mark.parametrize("all_of_them", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_fault_at_operations_of_every_kind(
+    project: Any, faults: ModuleType, kind: str, kill: bool, all_of_them: bool
+) -> None:
+    """Each of the rare ones, and of others every seventh, which hits all places of a shard."""
     shards = project.run()
     reference = project.out
     start_over(project)
     total = count_operations(project, faults)[kind]
     assert total > 0
-    # Every operation of the rare kinds; writes in steps that hit all places of a shard.
-    for at in range(1, total + 1, 1 if total < 60 else 7):
+    for at in range(1, total + 1, 1 if total < 60 or all_of_them else 7):
         start_over(project)
 
         def action(at: int = at) -> None:

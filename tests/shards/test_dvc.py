@@ -159,6 +159,13 @@ def test_the_cache_and_the_lock_file_hand_all_shards_back(repository: Repository
     assert f"toy: {total} of {total} shards handed back" in repository.dvc("repro", "-f")
     assert len(project.log) == total
     assert project.out == first
+    videos = Path("videos.txt").read_text().splitlines()
+    project.fill(videos=videos, scale=2)
+    assert repository.repro() == total
+    project.fill(videos=videos)
+    repository.dvc("repro", "-f")  # dvc.lock has named others meanwhile
+    assert len(project.log) == 2 * total
+    assert project.out == first
 
 
 def test_a_fresh_clone_makes_what_is_new_only(

@@ -1,5 +1,6 @@
 """Streaming from a URL gives the same samples as reading, and notices damage first."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -61,13 +62,16 @@ def test_workers_of_a_dataloader_share_the_shards() -> None:
 def test_damage_is_noticed_before_the_first_sample(bucket: Any, position: int) -> None:
     path = "/bucket/toy/train-000001.tar"
     data = bytearray(bucket.cat(path))
-    before = len(list(stream_shards(URL, split="train")))
+    keys = [sample["__key__"] for sample in stream_shards(URL, split="train")]
+    first = json.loads(bucket.cat("/bucket/toy/manifest.json"))["shards"][0]
+    assert first["name"] == "train-000000.tar"
     data[position] ^= 1
     bucket.pipe(path, bytes(data))
     seen: list[str] = []
     with pytest.raises(ShardError, match=r"toy/train-000001.tar is damaged: expected"):
         seen.extend(sample["__key__"] for sample in stream_shards(URL, split="train"))
-    assert before == 11
+    assert seen == keys[: first["samples"]]
+    assert len(seen) < len(keys) == 11
     bucket.pipe(path, bytes(data[:5120]))
     with pytest.raises(ShardError, match=r"got 5120 with"):
         list(stream_shards(URL, split="train"))

@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 import subprocess
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load
 
 from fvlm.core.errors import CheckpointError
 from fvlm.core.io import hash_json, read_json, write_json
@@ -128,6 +130,9 @@ def test_a_checkpoints_name_is_on_disk_before_older_ones_go(
 def test_no_pickle_is_written(series: Series) -> None:
     series.save()
     assert sorted(path.name for path in series.folder(1).iterdir()) == sorted(FILES)
+    for name in FILES:
+        content = (series.folder(1) / name).read_bytes()
+        assert json.loads(content) if name.endswith(".json") else load(content)  # else both raise
 
 
 @pytest.mark.parametrize("name", FILES)

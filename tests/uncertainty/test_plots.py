@@ -61,6 +61,10 @@ def test_undefined_figures_leave_a_gap() -> None:
     axes = Figure().add_subplot()
     undefined = {name: None for name in ROWS[1] if name != "passes"}
     draw_icc(axes, [ROWS[0], {"passes": 16} | undefined], {"pre": float("nan"), "post": 4.0})
+    for variant, is_fitted in (("pre", False), ("post", True)):
+        points, curve = (line for line in axes.lines if line.get_color() == COLOURS[variant])
+        np.testing.assert_array_equal(xy(points)[1], [ROWS[0][f"icc_{variant}"], np.nan])
+        assert np.isfinite(xy(curve)[1]).any() == is_fitted
 
 
 def test_low_scores_are_certain() -> None:

@@ -187,6 +187,14 @@ def test_a_worker_has_limits() -> None:
     assert outcome.values == {name: [limit, limit] for name, limit in expected.items()}
 
 
+def test_without_a_choice_an_item_has_60_seconds_and_2_gibibytes() -> None:
+    """As the table of odd files says."""
+    [(_, outcome)] = map_isolated("worker_functions:limits", [{}], workers=1)
+    assert isinstance(outcome, Outcome)
+    assert 60 < outcome.values["CPU"][0] < 90  # counted from what start-up took
+    assert outcome.values["AS"] == [2 * 2**30] * 2
+
+
 def test_limits_of_the_user_may_be_lower_than_the_sandbox() -> None:
     """Without the right to raise a hard limit, which root has."""
     code = (
