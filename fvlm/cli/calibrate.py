@@ -82,7 +82,8 @@ def main() -> None:
     torch.set_num_threads(1)  # several trainings side by side use the cores better
     sections = load_params(Sections)
     seeds, processes = sections.calibrate.seeds, sections.calibrate.processes
-    folders = Folders(CALIBRATION_PRESET)
+    roots = (evaluate_clips, fit_baselines, coarse_losses, save_message_channel)
+    folders = Folders(CALIBRATION_PRESET, *roots)
     bench = _Bench(folders, sections.evaluate)
     trials = (*TRIALS, MESSAGE_TRIAL)
     trainings = [

@@ -1,6 +1,7 @@
 """Stages run in folders of their own, each a small project with its own params.yaml.
 
-A folder is made once: `done.json` tells of which code, weights, packages, parameters and stages.
+A folder is made once: `done.json` tells of which stages, parameters and weights, and of which code
+and libraries these stand on: an edit of the report trains nothing anew.
 Folders are made side by side; when one fails, or the command is stopped, the stages under way are
 stopped too (training saves its state then, and goes on from it in the next run).
 """
@@ -13,36 +14,33 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from fvlm.cli.rules import Sections
 from fvlm.core.device import auto_dtype
 from fvlm.core.errors import FvlmError
+from fvlm.core.identity import made_by
 from fvlm.core.io import hash_json, read_json, sha256_file, write_json
 from fvlm.core.params import PARAMS, overlay_params
 from fvlm.core.progress import Progress
 
 ROOT = Path(__file__).resolve().parents[2]  # of this code
 ASSETS = Path("assets")
-PACKAGES = ("torch", "transformers", "diffusers", "av")  # what computes here besides this code
 LOG_LINES = 12  # of a failed stage
 Changes = dict[str, dict[str, Any]]
 
 
 class Folders:
-    """Makes folders under the current one; their params.yaml is its own with `preset` over it."""
+    """Makes folders under the current one; their params.yaml is its own with `preset` over it.
 
-    def __init__(self, preset: Path) -> None:
-        self._preset = preset
-        code = [path for folder in ("fvlm", "pipeline") for path in (ROOT / folder).rglob("*.py")]
+    roots: functions that `first` and `then` of `make` call.
+    """
+
+    def __init__(self, preset: Path, *roots: Callable[..., Any]) -> None:
+        self._preset, self._roots = preset, roots
         weights = [path for path in ASSETS.rglob("*") if path.is_file()]
-        self._made_with = {
-            "code": hash_json([sha256_file(path) for path in sorted(code)]),
-            "weights": hash_json([sha256_file(path) for path in sorted(weights)]),
-            "packages": {name: version(name) for name in PACKAGES},
-        }
+        self._weights = hash_json([sha256_file(path) for path in sorted(weights)])
         self._running = set[subprocess.Popen[bytes]]()
         self._lock, self._stopped = threading.Lock(), False
 
@@ -63,7 +61,12 @@ class Folders:
         """
         done = folder / "done.json"
         self._write_params(folder, changes)
-        recipe = {**self._made_with, "params": sha256_file(folder / PARAMS), "stages": stages}
+        recipe = {
+            "made_by": made_by(*self._roots, *(f"pipeline.{stage}:main" for stage in stages)),
+            "weights": self._weights,
+            "params": sha256_file(folder / PARAMS),
+            "stages": stages,
+        }
         if done.is_file() and read_json(done) == recipe:
             return
         done.unlink(missing_ok=True)

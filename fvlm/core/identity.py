@@ -107,7 +107,7 @@ def _is_neutral(module: str) -> bool:
 
 def _file_of(module: str) -> Path | None:
     """The file of a module of this project; a package is the file `__init__.py`."""
-    if module.split(".")[0] != "fvlm":
+    if module.split(".")[0] not in ("fvlm", "pipeline"):
         return None
     stem = ROOT.joinpath(*module.split("."))
     candidates = (stem.with_suffix(".py"), stem / "__init__.py")

@@ -12,13 +12,15 @@ import pytest
 
 from fvlm.cli import folders
 from fvlm.cli.folders import Folders
+from fvlm.core import identity
 from fvlm.core.errors import FvlmError
 from fvlm.core.params import PARAMS
 from fvlm.core.progress import Progress
 
 ROOT = folders.ROOT
 STAGES = {
-    "write": "from pathlib import Path\nwith Path('runs').open('a') as file: file.write('x')\n",
+    "write": "import numpy\nfrom pathlib import Path\n"
+    "with Path('runs').open('a') as file: file.write('x')\n",
     "fail": "import sys\nprint('no such lens')\nsys.exit(3)\n",
     "wait": "import os, time\nfrom pathlib import Path\n"
     "Path('started').write_text(str(os.getpid()))\ntime.sleep(600)\n",
@@ -41,6 +43,7 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folders:
     """Folders under a project whose stages write, fail and wait."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(folders, "ROOT", tmp_path)
+    monkeypatch.setattr(identity, "ROOT", tmp_path)
     for name, code in STAGES.items():
         path = tmp_path / f"pipeline/{name}.py"
         path.parent.mkdir(exist_ok=True)
@@ -49,6 +52,12 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folders:
     shutil.copy(ROOT / PARAMS, tmp_path / PARAMS)
     (tmp_path / "preset.yaml").write_text("train: {batch_size: 3}\n")
     return Folders(Path("preset.yaml"))
+
+
+def forget_code() -> None:
+    """As in another process: what this one has read of the code stays as it was."""
+    identity._described.cache_clear()
+    identity._content.cache_clear()
 
 
 def wait_for(path: Path) -> int:
@@ -90,18 +99,21 @@ def test_other_weights_or_packages_make_a_folder_again(
     Path("assets/weights.safetensors").write_bytes(b"other")
     Folders(preset).make(folder, {}, {}, ["write"])
     assert (folder / "runs").read_text() == "xx"
-    monkeypatch.setattr(folders, "version", lambda name: f"another {name}")
+    monkeypatch.setattr(identity, "version", lambda name: f"another {name}")
+    forget_code()
     for _ in range(2):
         Folders(preset).make(folder, {}, {}, ["write"])
     assert (folder / "runs").read_text() == "xxx"
 
 
-def test_changed_code_makes_it_again(made: Folders) -> None:
+def test_only_changed_code_of_its_stages_makes_it_again(made: Folders) -> None:
     made.make(Path("one"), {}, {}, ["write"])
-    with Path("pipeline/write.py").open("a") as file:
-        file.write("# changed\n")
-    Folders(Path("preset.yaml")).make(Path("one"), {}, {}, ["write"])
-    assert Path("one/runs").read_text() == "xx"
+    for stage, runs in (("fail", "x"), ("write", "xx")):
+        with Path(f"pipeline/{stage}.py").open("a") as file:
+            file.write("print()\n")
+        forget_code()
+        Folders(Path("preset.yaml")).make(Path("one"), {}, {}, ["write"])
+        assert Path("one/runs").read_text() == runs
 
 
 def test_the_first_error_stops_the_others(made: Folders) -> None:
