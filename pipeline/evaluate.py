@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from fvlm.clips.batch import Batch
-from fvlm.clips.footage import show_same
 from fvlm.clips.order import evaluated_frames, even_frames
 from fvlm.clips.reader import ClipReader, open_clips
 from fvlm.core.device import default_device, keep_freed_memory
@@ -37,6 +36,7 @@ from fvlm.evaluation.figures import (
 from fvlm.evaluation.losses import EvaluateParams, LoadClips, coarse_losses, evaluate_clips
 from fvlm.model.foveated import FoveatedModel
 from fvlm.model.saved import load_model, load_tokenizer_of, read_config
+from fvlm.shards.footage import show_same
 from fvlm.shards.read import open_shards
 from fvlm.statistics.arms import ClipName, Losses
 from fvlm.statistics.evaluation import Evaluation

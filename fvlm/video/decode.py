@@ -18,6 +18,7 @@ from pydantic import Field
 
 from fvlm.core.errors import VideoError
 from fvlm.core.params import Params
+from fvlm.shards.footage import hash_footage
 from fvlm.video.codec import Shown, decode_packet, packet_of, play
 from fvlm.video.container import (
     STRICT,
@@ -28,7 +29,6 @@ from fvlm.video.container import (
 )
 from fvlm.video.damage import Messages, has_predicted_idr
 from fvlm.video.files import content_sha256
-from fvlm.video.footage import hash_footage
 from fvlm.video.geometry import FrameConverter
 from fvlm.video.plan import SKIPS_UNREFERENCED, Span, can_plan, plan_spans
 from fvlm.video.reasons import Reason

@@ -22,9 +22,9 @@ from fvlm.core.seeding import generator
 from fvlm.model.build import build_model
 from fvlm.model.foveated import ModelParams
 from fvlm.model.saved import CONFIG
+from fvlm.shards.footage import hash_footage
 from fvlm.shards.manifest import EncodedManifest, read_manifest, write_manifest
 from fvlm.shards.read import open_shards
-from fvlm.video.footage import hash_footage
 from pipeline import evaluate, paths
 from tests import tiny
 

@@ -2,10 +2,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fvlm.clips import footage
-from fvlm.clips.footage import show_same
 from fvlm.core.seeding import generator
-from fvlm.video.footage import hash_footage
+from fvlm.shards import footage
+from fvlm.shards.footage import CELLS, FRAMES, hash_footage, show_same
 
 Clips = NDArray[np.float64]
 
@@ -58,3 +57,18 @@ def test_clips_of_one_colour_are_the_same() -> None:
     flat = np.full((1, 24, 3, 16, 16), 90.0)
     assert show_same(hashes(flat), hashes(flat)) == [True]
     assert show_same(hashes(flat), hashes(flat + 30)) == [False]
+
+
+@pytest.mark.parametrize(("count", "size"), [(1, 1), (3, 5), (8, 4), (24, 128)])
+def test_every_size_of_a_clip_has_a_hash(count: int, size: int) -> None:
+    frames = generator(0, "frames").integers(0, 256, (count, 3, size, size), np.uint8)
+    cells = np.frombuffer(bytes.fromhex(hash_footage(frames)), np.uint8)
+    assert cells.shape == (FRAMES * 3 * CELLS * CELLS,)
+    assert np.ptp(cells) > 0
+
+
+def test_a_cell_is_the_mean_of_its_pixels() -> None:
+    frames = generator(0, "frames").integers(0, 256, (FRAMES, 3, 8, 8), np.uint8)
+    expected = frames.reshape(FRAMES, 3, CELLS, 2, CELLS, 2).mean(axis=(3, 5)).round()
+    found = np.frombuffer(bytes.fromhex(hash_footage(frames)), np.uint8)
+    np.testing.assert_array_equal(found, expected.ravel())
