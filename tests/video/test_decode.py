@@ -95,6 +95,14 @@ def test_fast_equals_sequential(
     assert fast.frames.flags.c_contiguous
 
 
+@pytest.mark.parametrize("name", SEQUENTIAL)
+def test_what_is_not_known_to_be_exact_is_decoded_from_the_start(
+    videos: dict[str, Path], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    *_, was_fast = by_either_way(videos[name], monkeypatch, NUM_FRAMES)
+    assert not was_fast
+
+
 def test_partial_keyframes_are_decoded_from_the_start(
     videos: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
