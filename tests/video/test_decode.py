@@ -15,6 +15,7 @@ import pytest
 
 from fvlm.core.errors import VideoError
 from fvlm.video import decode
+from fvlm.video.container import TOLERANT
 from fvlm.video.decode import DecodedClip, DecodeParams, decode_request, decode_video
 from fvlm.video.geometry import FrameConverter
 from fvlm.video.worker import Outcome, map_isolated
@@ -93,6 +94,14 @@ def test_fast_equals_sequential(
     assert fast.frames.shape == (num_frames, 3, SIZE, SIZE)
     assert fast.frames.dtype == np.uint8
     assert fast.frames.flags.c_contiguous
+
+
+@pytest.mark.parametrize("name", SEQUENTIAL)
+def test_what_is_not_known_to_be_exact_is_decoded_from_the_start(
+    videos: dict[str, Path], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    *_, was_fast = by_either_way(videos[name], monkeypatch, NUM_FRAMES)
+    assert not was_fast
 
 
 def test_partial_keyframes_are_decoded_from_the_start(
@@ -211,6 +220,31 @@ def test_damaged_pictures_are_errors(videos: dict[str, Path], tmp_path: Path) ->
         decode_video(str(path), num_frames=24, size=SIZE)
     assert error.value.reason == "decode_error"
     assert re.fullmatch(r"damaged picture at [0-3]\.\d s", str(error.value))
+
+
+def is_decoded(path: Path) -> bool:
+    try:
+        decode_video(str(path), num_frames=24, size=SIZE)
+    except VideoError:
+        return False
+    return True
+
+
+def test_damage_that_decoders_conceal_is_refused(
+    videos: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Among single flipped bits there is one for which a player shows some picture."""
+    data, path = videos["h264_b.mp4"].read_bytes(), tmp_path / "damaged.mp4"
+    for seed in range(80):
+        rng, damaged = np.random.default_rng(seed), bytearray(data)
+        damaged[int(rng.integers(len(data) // 4, len(data) * 3 // 4))] ^= 1 << int(rng.integers(8))
+        path.write_bytes(damaged)
+        with monkeypatch.context() as patch:
+            patch.setattr(decode, "STRICT", TOLERANT)
+            is_concealed = is_decoded(path)
+        if is_concealed and not is_decoded(path):
+            return
+    pytest.fail("what a tolerant decoder shows is never refused")
 
 
 def test_a_frame_that_the_decoder_marks(videos: dict[str, Path], tmp_path: Path) -> None:

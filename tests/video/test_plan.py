@@ -65,3 +65,9 @@ def test_avi_does_not_know_when_frames_are_shown() -> None:
     assert not can_plan("hevc", "avi")
     assert can_plan("mjpeg", "avi")
     assert can_plan("h264", "mp4")
+
+
+def test_only_containers_that_mark_where_decoding_may_start_are_planned() -> None:
+    for container in ("flv", "mpegts", "mpeg", "ogg", "asf", "rm", "mxf", "nut", "ivf", "h264"):
+        assert not can_plan("h264", container), container
+    assert can_plan("mpeg2video", "mpegts")
