@@ -36,6 +36,7 @@ GPU_PACKAGES := annotated-types diffusers importlib_metadata pydantic pydantic_c
 
 gpu-wheels:  ## gather what a bare CUDA machine with Python 3.12 lacks, into build/gpu-wheels
 	rm -rf build/gpu-wheels
+	mkdir -p build
 	grep -E "^($$(echo $(GPU_PACKAGES) | tr ' ' '|'))==" constraints.txt > build/gpu-packages.txt
 	python3 -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.12 \
 		--implementation cp --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
