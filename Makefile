@@ -7,13 +7,13 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 
 repro: .venv/installed  ## run the pipeline on real video and print the verdict
 	dvc repro
-	python -m fvlm.cli.verdict
+	fvlm verdict
 
 status: .venv/installed  ## what `dvc repro` would run (`collect` always); `dvc status` lists uncertainty too
 	dvc status --with-deps report
 
 calibrate: .venv/installed  ## test the instrument on control corpora (long: see benchmarks/calibration.md)
-	python -m fvlm.cli.calibrate
+	fvlm calibrate
 
 test: .venv/installed-dev  ## the test suite, without the long campaigns
 	python -m pytest -n auto --dist loadfile

@@ -6,7 +6,7 @@ Writes  models/foveated/ (the first seed's model, others in folders below), metr
         plots/train.csv (of the first seed)
 
 A training that was done before, with the same code, data and parameters, is handed back:
-`python -m fvlm.cli.forget train` has it done anew.
+`fvlm forget train` has it done anew.
 
 Out of time (train.max_hours) or stopped by SIGTERM it saves its state and exits with 75: DVC keeps
 the stage unfinished, and the next `dvc repro` continues. Started by torchrun, all its processes

@@ -18,6 +18,7 @@ LAYERS = (
     {"evaluation", "training", "uncertainty"},
     {"calibration", "report"},
     {"cli"},
+    {"__main__"},
 )
 HEAVY = ("torch", "transformers", "diffusers", "mlflow")
 NOT_IN_A_STEP = ("dvc", "mlflow", "av", "webdataset")
@@ -113,10 +114,10 @@ def test_files_stay_short(module: str) -> None:
     assert len(MODULES[module].read_text(encoding="utf-8").splitlines()) <= 350
 
 
-def test_package_files_are_empty() -> None:
+def test_package_files_are_empty_but_the_face() -> None:
     for folder in ("fvlm", "pipeline"):
         for path in (ROOT / folder).rglob("__init__.py"):
-            assert path.read_text() == "", path
+            assert path.read_text() == "" or path == ROOT / "fvlm/__init__.py", path
 
 
 def test_no_module_is_a_drawer() -> None:

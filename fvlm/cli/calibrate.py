@@ -9,6 +9,7 @@ as its parameters and this code stay the same.
 """
 
 import time
+from argparse import ArgumentParser
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -46,7 +47,7 @@ from fvlm.core.errors import FvlmError
 from fvlm.core.io import atomic_write
 from fvlm.core.params import Params, load_params, read_yaml
 from fvlm.core.progress import Progress
-from fvlm.core.stage import run
+from fvlm.core.stage import new_parser
 from fvlm.evaluation.baselines import fit_baselines
 from fvlm.evaluation.losses import EvaluateParams, coarse_losses, evaluate_clips
 from fvlm.model.saved import load_model
@@ -73,11 +74,17 @@ class Sections(Params):
     evaluate: EvaluateParams
 
 
-def main() -> None:
+def command_line() -> ArgumentParser:
+    """What the command is given."""
+    return new_parser(__doc__, "fvlm calibrate")
+
+
+def main(arguments: Sequence[str]) -> None:
     """Make what is missing, measure every trial, and write the figures.
 
     Raises FvlmError, with the figures written, when the instrument misses a requirement.
     """
+    command_line().parse_args(arguments)
     started = time.monotonic()
     torch.set_num_threads(1)  # several trainings side by side use the cores better
     sections = load_params(Sections)
@@ -264,7 +271,3 @@ def _latents(shards: Path, split: str) -> Iterator[torch.Tensor]:
     for start in range(0, len(found.keys), CLIPS_AT_ONCE):
         rows = range(start, min(start + CLIPS_AT_ONCE, len(found.keys)))
         yield torch.from_numpy(found.read(rows, fields=("latents",))["latents"])
-
-
-if __name__ == "__main__":
-    run(main)

@@ -1,20 +1,29 @@
-"""Check all of params.yaml, every section and the rules between them: python -m fvlm.cli.check.
+"""Check all of params.yaml, every section and the rules between them: fvlm check.
 
 Of the pretrained parts only small files are read (config.json), and only these are downloaded. What
 is not at hand is named, and its rules are not checked.
 """
 
+from argparse import ArgumentParser
+from collections.abc import Sequence
+
 from fvlm.cli.parts import Parts
 from fvlm.cli.rules import Sections, rules_of
 from fvlm.core.params import PARAMS, hash_params, read_yaml, remember_check, validate_params
-from fvlm.core.stage import run
+from fvlm.core.stage import new_parser
 
 
-def main() -> None:
+def command_line() -> ArgumentParser:
+    """What the command is given."""
+    return new_parser(__doc__, "fvlm check")
+
+
+def main(arguments: Sequence[str]) -> None:
     """Load everything; faults are reported together. `pipeline.collect` asks for this first.
 
     Raises ParamsError.
     """
+    command_line().parse_args(arguments)
     digest, parts = hash_params(), Parts()
     validate_params(Sections, read_yaml(PARAMS), PARAMS, rules=rules_of(parts))
     for missing in parts.not_at_hand.values():
@@ -22,7 +31,3 @@ def main() -> None:
     if not parts.not_at_hand:
         remember_check(parts.read, digest)
     print(f"{PARAMS} is valid")
-
-
-if __name__ == "__main__":
-    run(main)

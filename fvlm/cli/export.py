@@ -1,4 +1,4 @@
-"""Export the trained model for a model hub: `python -m fvlm.cli.export FOLDER`.
+"""Export the trained model for a model hub: `fvlm export FOLDER`.
 
 Reads   models/foveated/, metrics/train.json, metrics/evaluate.json
 Writes  FOLDER: weights, config, tokenizer of a model with text, and a model card (README.md)
@@ -6,6 +6,7 @@ Writes  FOLDER: weights, config, tokenizer of a model with text, and a model car
 
 import json
 import shutil
+from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from fvlm.core.document import read_figures
 from fvlm.core.errors import FvlmError, ParamsError
 from fvlm.core.io import atomic_write, read_json
 from fvlm.core.provenance import git_commit, package_versions
-from fvlm.core.stage import command_line, run
+from fvlm.core.stage import given_path, new_parser
 from fvlm.model.saved import CONFIG, TOKENIZER, WEIGHTS, load_model, load_tokenizer_of
 from fvlm.statistics.evaluation import Evaluation
 from fvlm.statistics.tables import arm_rows, figure, ratio_cells, ratio_rows
@@ -26,11 +27,16 @@ from pipeline.paths import EVALUATE_METRICS, MODEL, TRAIN_METRICS
 CARD = "README.md"
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def command_line() -> ArgumentParser:
+    """What the command is given."""
+    parser = new_parser(__doc__, "fvlm export")
+    parser.add_argument("folder", metavar="FOLDER", type=given_path)
+    return parser
+
+
+def main(arguments: Sequence[str]) -> None:
     """Check that the model loads, then copy it and write its card."""
-    parser = command_line(__doc__)
-    parser.add_argument("folder", metavar="FOLDER", type=Path)
-    folder: Path = parser.parse_args(arguments).folder
+    folder: Path = command_line().parse_args(arguments).folder
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ParamsError(f"{folder} is there already and not an empty folder; choose another one")
     load_model(MODEL)
@@ -94,7 +100,3 @@ def render_card(
         versions=versions,
         params=json.dumps(config["model"], indent=2),
     )
-
-
-if __name__ == "__main__":
-    run(main)

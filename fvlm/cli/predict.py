@@ -1,13 +1,13 @@
-"""Run the trained model on one video: python -m fvlm.cli.predict VIDEO writes where it looked.
+"""Run the trained model on one video: fvlm predict VIDEO writes where it looked.
 
 Reads   VIDEO (decoded in a sandboxed process), the model's folder, the encoders it names
 Writes  in the --out folder: fixations.mp4, attention.png, predictions.png, predictions.npz (latents
         actual, coarse, fine; pts_seconds), predictions.json (losses and fixations)
 """
 
-import argparse
 import io
 import math
+from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from fvlm.clips.tokenizer import CaptionTokenizer
 from fvlm.core.device import default_device
 from fvlm.core.errors import FvlmError, VideoError, WeightsError
 from fvlm.core.io import atomic_write, read_json, sha256_file, write_json
-from fvlm.core.stage import run
+from fvlm.core.stage import given_path, new_parser
 from fvlm.encoders.dino import load_dino
 from fvlm.encoders.frames import EncodeParams, FrameEncoder
 from fvlm.encoders.vae import load_vae
@@ -33,13 +33,31 @@ from fvlm.report.view import ClipView, view_clip
 from fvlm.video.decode import decode_request
 from fvlm.video.reasons import Reason
 from fvlm.video.worker import map_isolated
+from pipeline.paths import MODEL
 
 BATCH_FRAMES = 48  # frames in one forward of the encoders
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def command_line() -> ArgumentParser:
+    """What the command is given."""
+    parser = new_parser(__doc__, "fvlm predict")
+    parser.add_argument("video", type=given_path, help="a video file of at least --frames frames")
+    parser.add_argument(
+        "--out", type=given_path, help="folder for results; default: predictions/ and VIDEO's name"
+    )
+    parser.add_argument("--model", type=given_path, default=MODEL, help="default: %(default)s")
+    parser.add_argument(
+        "--frames", type=_frames, default=16, help="spread over the video; default: %(default)s"
+    )
+    parser.add_argument(
+        "--caption", default="", help="what the video shows, for a model that was trained with text"
+    )
+    return parser
+
+
+def main(arguments: Sequence[str]) -> None:
     """Decode, encode, predict and picture one video."""
-    chosen = parse(arguments)
+    chosen = command_line().parse_args(arguments)
     device = default_device()
     config = read_json(chosen.model / CONFIG)
     model = load_model(chosen.model).to(device)
@@ -54,30 +72,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{out}: fixations.mp4, attention.png, predictions.png, predictions.npz, .json")
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m fvlm.cli.predict",
-        description="Run the trained model on one video and write where it looked (a film and a "
-        "sheet of attention maps) and what it predicted (decoded frames, latents, losses).",
-    )
-    parser.add_argument("video", type=Path, help="any video file, of any duration")
-    parser.add_argument(
-        "--out", type=Path, help="folder for the results; default: predictions/ and VIDEO's name"
-    )
-    parser.add_argument(
-        "--model", type=Path, default=Path("models/foveated"), help="default: %(default)s"
-    )
-    parser.add_argument(
-        "--frames", type=int, default=16, help="frames, spread over the video; default: %(default)s"
-    )
-    parser.add_argument(
-        "--caption", default="", help="what the video shows, for a model that was trained with text"
-    )
-    chosen = parser.parse_args(arguments)
-    if chosen.frames < 3:
-        parser.error("--frames must be at least 3: only then a predicted query can help")
-    return chosen
+def _frames(text: str) -> int:
+    count = int(text)
+    if count < 3:
+        raise ArgumentTypeError("must be at least 3: only then a predicted query can help")
+    return count
 
 
 def load_encoders(config: dict[str, Any], device: torch.device) -> FrameEncoder:
@@ -169,7 +168,3 @@ def write(out: Path, view: ClipView, batch: Batch, *, title: str) -> None:
             "fixations": {name: found.fixations for name, found in view.passes.items()},
         },
     )
-
-
-if __name__ == "__main__":
-    run(main)

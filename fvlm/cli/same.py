@@ -1,4 +1,4 @@
-"""Say that an edit changes no result: `python -m fvlm.cli.same STAGE` makes a sample again.
+"""Say that an edit changes no result: `fvlm same STAGE` makes a sample again.
 
 After an edit of the code, or an upgrade of a library, a stage makes its work anew. This command
 makes a sample of the stage's present output with the present code: 20 shards (decode, encode), 20
@@ -18,7 +18,7 @@ from fvlm.core.identity import JOINS, current
 from fvlm.core.io import hash_json, read_jsonl, write_jsonl
 from fvlm.core.params import Params, load_params
 from fvlm.core.progress import Progress
-from fvlm.core.stage import command_line, run
+from fvlm.core.stage import new_parser
 from fvlm.shards.build import Produce, ShardPlan
 from fvlm.shards.manifest import EncodedManifest, FrameManifest, Manifest, read_manifest
 from fvlm.shards.write import write_shard
@@ -28,14 +28,19 @@ SAMPLE = 20  # shards, videos, steps
 Shown = tuple[str, str, str]  # old hash, new hash, evidence
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Compare, and join the two hashes when the bytes are equal."""
-    parser: ArgumentParser = command_line(__doc__)
+def command_line() -> ArgumentParser:
+    """What the command is given."""
+    parser = new_parser(__doc__, "fvlm same")
     parser.add_argument("stage", choices=sorted(_SHOW))
     parser.add_argument(
         "--trust", action="store_true", help="join without a comparison; the line says so"
     )
-    chosen = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Compare, and join the two hashes when the bytes are equal."""
+    chosen = command_line().parse_args(arguments)
     old, new, evidence = _SHOW[chosen.stage](chosen.trust)
     if old == new:
         print(f"{chosen.stage}: what is there was made by this very code")
@@ -198,7 +203,3 @@ _SHOW: dict[str, Callable[[bool], Shown]] = {
     "encode": _encode,
     "train": _train,
 }
-
-
-if __name__ == "__main__":
-    run(main)

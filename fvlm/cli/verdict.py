@@ -1,8 +1,10 @@
-"""Print what was compared and what came out of it: `python -m fvlm.cli.verdict`.
+"""Print what was compared and what came out of it: `fvlm verdict`.
 
 Reads   metrics/filter.json, metrics/train.json, metrics/evaluate.json
 """
 
+from argparse import ArgumentParser
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
@@ -10,7 +12,7 @@ from rich.table import Table
 
 from fvlm.core.document import read_figures
 from fvlm.core.io import read_json
-from fvlm.core.stage import run
+from fvlm.core.stage import new_parser
 from fvlm.statistics.evaluation import Evaluation
 from fvlm.statistics.tables import arm_rows, figure, ratio_cells, ratio_rows
 from fvlm.statistics.verdict import count_videos, describe, describe_power
@@ -19,8 +21,14 @@ from pipeline.paths import EVALUATE_METRICS, FILTER_METRICS, PAGE, TRAIN_METRICS
 MIN_WIDTH = 100  # columns; in a log there is no terminal to take the width from
 
 
-def main() -> None:
+def command_line() -> ArgumentParser:
+    """What the command is given."""
+    return new_parser(__doc__, "fvlm verdict")
+
+
+def main(arguments: Sequence[str]) -> None:
     """One table of all arms, the ratio with its interval, the verdict, and where the report is."""
+    command_line().parse_args(arguments)
     evaluation, console = read_figures(Evaluation, EVALUATE_METRICS), Console()
     if not console.is_terminal:
         console = Console(width=MIN_WIDTH)
@@ -75,7 +83,3 @@ def ratio_table(evaluation: Evaluation) -> Table:
     for row in ratio_rows(evaluation):
         table.add_row(row.meaning, *ratio_cells(row.ratio), str(row.videos))
     return table
-
-
-if __name__ == "__main__":
-    run(main)

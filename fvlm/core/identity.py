@@ -10,7 +10,7 @@ A process reads each file once, so that an edit while it runs does not change th
 makes: the code that it started with is what makes it.
 
 Two hashes count as one where `same.jsonl`, a tracked file, joins them: somebody has shown that both
-make the same bytes (`python -m fvlm.cli.same`).
+make the same bytes (`fvlm same`).
 """
 
 import ast

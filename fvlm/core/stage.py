@@ -3,24 +3,31 @@
 import argparse
 import sys
 from collections.abc import Callable
-from inspect import signature
+from pathlib import Path
 
 from fvlm.core.errors import FvlmError
 from fvlm.core.io import NO_ROOM
 
+started_in = Path()  # the folder that paths of the command line are meant from
 UNFINISHED = 75  # sysexits.h EX_TEMPFAIL: DVC keeps the stage unfinished, the next run continues
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a stage; an FvlmError is printed alone, and a full disk with the file that did not fit.
+    """Run a stage; of its command line only --help is known.
 
-    A `main` that takes arguments reads the command line itself; for any other only --help is known.
-    A stage that is out of time exits by itself, with UNFINISHED.
+    One that is out of time exits by itself, with UNFINISHED.
     """
-    if main.__module__ == "__main__" and not signature(main).parameters:
-        command_line(sys.modules["__main__"].__doc__).parse_args()
+    if main.__module__ == "__main__":
+        module = sys.modules["__main__"]
+        name = module.__spec__.name if module.__spec__ else "stage"
+        new_parser(module.__doc__, f"python -m {name}").parse_args()
+    tell_faults(main)
+
+
+def tell_faults(work: Callable[[], None]) -> None:
+    """End with a message where the user can mend it: an FvlmError, or no room for a file."""
     try:
-        main()
+        work()
     except FvlmError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
@@ -31,11 +38,15 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(1)
 
 
-def command_line(description: str | None) -> argparse.ArgumentParser:
+def new_parser(description: str | None, name: str) -> argparse.ArgumentParser:
     """A parser that knows --help and no arguments; unknown ones end the process with 2."""
-    spec = sys.modules["__main__"].__spec__
     return argparse.ArgumentParser(
-        prog=f"python -m {spec.name}" if spec else None,
+        prog=name,
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+def given_path(text: str) -> Path:
+    """A path of the command line."""
+    return started_in / text

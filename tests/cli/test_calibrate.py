@@ -59,7 +59,7 @@ def project(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_figures_and_reuse(
     project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calibrate.main()
+    calibrate.main([])
     found = read_json(paths.CALIBRATE_METRICS)
     assert found["noise_control_videos"] > 0
     assert found["noise_control_seeds"] == 1
@@ -82,12 +82,12 @@ def test_figures_and_reuse(
         "train",
         "evaluate",
     }
-    calibrate.main()
+    calibrate.main([])
     assert made == {path: path.stat().st_mtime_ns for path in made}
     assert capsys.readouterr().out.count("calibrate: ") >= 2
     monkeypatch.setattr(trials, "LEAK_BELOW", 0.0)
     with pytest.raises(FvlmError, match=r"3 requirements are not met, see metrics/calibrate.json"):
-        calibrate.main()
+        calibrate.main([])
     missed = read_json(paths.CALIBRATE_METRICS)
     assert (missed["calibrated"], len(missed["failures"])) == (False, 3)
     assert missed["noise_control_gain_fine"] == found["noise_control_gain_fine"]
@@ -99,4 +99,4 @@ def test_a_failed_stage_is_told_with_its_last_lines(project: Path) -> None:
     preset["filter"]["min_seconds"] = 50.0  # clips last 24 s
     YAML().dump(preset, project / paths.CALIBRATION_PRESET)
     with pytest.raises(FvlmError, match=r"filter failed in build.calibrate.noise_control"):
-        calibrate.main()
+        calibrate.main([])

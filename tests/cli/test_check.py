@@ -271,7 +271,7 @@ def edit(project: Path, changes: dict[str, Any]) -> None:
 
 
 def test_facts_come_from_the_folders_that_are_named(project: Path) -> None:
-    check.main()
+    check.main([])
     edit(
         project,
         {
@@ -322,7 +322,7 @@ def test_what_is_not_at_hand_is_named_in_one_line(
 ) -> None:
     """And is looked for again: such a check is not remembered."""
     edit(project, {"encode.dino": "facebook/dinov2-small", "encode.layer": 80})
-    check.main()
+    check.main([])
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2
     assert lines[0].startswith("encode.dino: facebook/dinov2-small is not at hand: ")
@@ -331,7 +331,7 @@ def test_what_is_not_at_hand_is_named_in_one_line(
     assert not is_checked()
     edit(project, {"encode.dino": "dino"})
     with pytest.raises(ParamsError, match=r"encode\.layer: must be 0 to 3"):
-        check.main()
+        check.main([])
 
 
 def test_a_check_is_remembered_until_something_it_read_has_changed(project: Path) -> None:
@@ -345,14 +345,14 @@ def test_a_check_is_remembered_until_something_it_read_has_changed(project: Path
         overwrite(".state/checked.json", "{"),
     ):
         assert not is_checked()
-        check.main()
+        check.main([])
         assert is_checked()
         change()
     assert not is_checked()
 
 
 def test_other_code_checks_again(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    check.main()
+    check.main([])
     assert is_checked()
     code = project / "fvlm/core"
     code.mkdir(parents=True)

@@ -15,7 +15,7 @@ def reused(copy: Path) -> int:
 
 def test_a_stage_that_is_told_to_forget_makes_its_shards_once_more(copy: Path, call: Call) -> None:
     first = {path.name: path.read_bytes() for path in (copy / FRAMES).iterdir()}
-    assert "run `dvc repro -f decode`" in call("fvlm.cli.forget", "decode")
+    assert "run `dvc repro -f decode`" in call("fvlm", "forget", "decode")
     for expected in (0, 2):
         call("pipeline.decode")
         assert reused(copy) == expected
@@ -23,13 +23,13 @@ def test_a_stage_that_is_told_to_forget_makes_its_shards_once_more(copy: Path, c
 
 
 def test_a_stage_that_is_told_to_forget_does_not_speak_for_others(copy: Path, call: Call) -> None:
-    call("fvlm.cli.forget", "filter")
+    call("fvlm", "forget", "filter")
     call("pipeline.decode")
     assert reused(copy) == 2
 
 
 def test_an_unknown_stage_is_named_with_those_that_there_are(copy: Path, call: Call) -> None:
-    said = call("fvlm.cli.forget", "collect", code=2)
+    said = call("fvlm", "forget", "collect", code=2)
     assert "invalid choice: 'collect'" in said
     for stage in ("filter", "decode", "encode", "train"):
         assert stage in said

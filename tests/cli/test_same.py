@@ -9,7 +9,7 @@ from fvlm.core.io import read_json, read_jsonl
 from pipeline.paths import FRAMES
 
 Call = Callable[..., str]
-SAME = "fvlm.cli.same"
+SAME = ("fvlm", "same")
 HANDED_BACK = "decode: 2 of 2 shards handed back"
 
 
@@ -36,7 +36,7 @@ def made_by(copy: Path) -> str:
 def test_shards_of_equal_bytes_are_handed_back_after_the_edit(copy: Path, call: Call) -> None:
     first = made_by(copy)
     edit_words(copy)
-    said = call(SAME, "decode")
+    said = call(*SAME, "decode")
     assert "decode: 2 of 2 shards made again: equal bytes; commit same.jsonl" in said
     (row,) = read_jsonl(copy / "same.jsonl")
     assert (row["stage"], row["old"]) == ("decode", first)
@@ -57,7 +57,7 @@ def test_without_the_command_shards_are_made_anew(copy: Path, call: Call) -> Non
 def test_probes_of_equal_facts_count_after_the_edit(copy: Path, call: Call) -> None:
     before = {path.name: path.read_bytes() for path in copy.glob(".state/probe/*")}
     edit_words(copy)
-    assert "filter: 2 videos probed again: equal bytes" in call(SAME, "filter")
+    assert "filter: 2 videos probed again: equal bytes" in call(*SAME, "filter")
     call("pipeline.filter")
     after = {path.name: path.read_bytes() for path in copy.glob(".state/probe/*")}
     assert after == before  # no other record was begun
@@ -65,7 +65,7 @@ def test_probes_of_equal_facts_count_after_the_edit(copy: Path, call: Call) -> N
 
 def test_other_bytes_are_refused(copy: Path, call: Call) -> None:
     edit_pixels(copy)
-    said = call(SAME, "decode", code=1)
+    said = call(*SAME, "decode", code=1)
     assert "error: 2 of 2 differ, such as t" in said
     assert "this edit changes results" in said
     assert not (copy / "same.jsonl").exists()
@@ -75,7 +75,7 @@ def test_other_bytes_are_refused(copy: Path, call: Call) -> None:
 def test_trust_is_on_record(copy: Path, call: Call) -> None:
     """It compares nothing: the bytes do differ here."""
     edit_pixels(copy)
-    call(SAME, "decode", "--trust")
+    call(*SAME, "decode", "--trust")
     (row,) = read_jsonl(copy / "same.jsonl")
     assert row["evidence"] == "trusted"
     assert row["who"] == "test test@example.org"
@@ -84,5 +84,5 @@ def test_trust_is_on_record(copy: Path, call: Call) -> None:
 
 @pytest.mark.parametrize("stage", ["filter", "decode"])
 def test_without_an_edit_there_is_nothing_to_join(copy: Path, call: Call, stage: str) -> None:
-    assert f"{stage}: what is there was made by this very code" in call(SAME, stage)
+    assert f"{stage}: what is there was made by this very code" in call(*SAME, stage)
     assert not (copy / "same.jsonl").exists()

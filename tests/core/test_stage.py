@@ -1,4 +1,4 @@
-"""Every command of the pipeline explains itself, and takes nothing that it does not know."""
+"""Every stage explains itself, and takes nothing that it does not know."""
 
 import runpy
 from pathlib import Path
@@ -8,10 +8,9 @@ import pytest
 from fvlm.core.stage import run
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = sorted(
-    f"{folder.replace('/', '.')}.{path.stem}"
-    for folder in ("pipeline", "fvlm/cli")
-    for path in (ROOT / folder).glob("*.py")
+STAGES = sorted(
+    f"pipeline.{path.stem}"
+    for path in (ROOT / "pipeline").glob("*.py")
     if 'if __name__ == "__main__"' in path.read_text()
 )
 
@@ -31,7 +30,7 @@ def exit_code(monkeypatch: pytest.MonkeyPatch, command: str, *arguments: str) ->
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", STAGES)
 def test_help_is_shown_and_unknown_arguments_are_refused(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

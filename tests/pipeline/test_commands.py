@@ -110,7 +110,7 @@ def other_weights(workspace: Path, _: Run) -> None:
 def other_weights_to_train_with(workspace: Path, run: Run) -> None:
     """They do not matter to a training that is handed back."""
     other_weights(workspace, run)
-    run("python", "-m", "fvlm.cli.forget", "train")
+    run("python", "-m", "fvlm", "forget", "train")
 
 
 def other_code(workspace: Path, run: Run) -> None:
@@ -169,7 +169,7 @@ CASES = [
     Case(
         "cli/export",
         "is of other weights than",
-        "rm -rf out; python -m fvlm.cli.export out",
+        "rm -rf out; python -m fvlm export out",
         change("train", "lr", 0.002, "train"),
     ),
     Case(
@@ -182,16 +182,16 @@ CASES = [
     Case(
         "core/document",
         "was made by other code (unknown",
-        "python -m fvlm.cli.verdict",
+        "python -m fvlm verdict",
         edit("metrics/evaluate.json", one_figure_more),
     ),
     Case(
         "core/document",
         "was made by other code (",
-        "python -m fvlm.cli.verdict",
+        "python -m fvlm verdict",
         edit("metrics/evaluate.json", lambda _: "{}"),
     ),
-    Case("core/io", "not found", "python -m fvlm.cli.verdict", remove("metrics/*.json")),
+    Case("core/io", "not found", "python -m fvlm verdict", remove("metrics/*.json")),
     Case("core/io", "not found", "python -m pipeline.decode", remove("data/filter/*")),
     Case("shards/manifest", "not found", OPEN.format("decode"), remove("data/decode/*.json")),
     Case(
@@ -218,7 +218,7 @@ CASES = [
     Case(
         "cli/forget",
         "is not handed back",
-        "python -m fvlm.cli.forget encode",
+        "python -m fvlm forget encode",
         lambda *_: None,
         again="import os; assert not os.path.exists('.state/forgotten/encode')",
     ),

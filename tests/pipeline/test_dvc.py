@@ -55,7 +55,7 @@ def test_a_video_out_of_reach_for_a_while_is_not_forgotten(
     accepted = metrics(workspace, "decode")["inputs"]
     (workspace / "far" / "away").rename(workspace / "far" / "gone")
     if stage == "decode":
-        run("python", "-m", "fvlm.cli.forget", stage)  # it would hand back without a look
+        run("python", "-m", "fvlm", "forget", stage)  # it would hand back without a look
     run("dvc", "repro", "-f", "-s", stage)
     (workspace / "far" / "gone").rename(workspace / "far" / "away")
     for _ in range(2):

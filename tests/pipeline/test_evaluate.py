@@ -168,7 +168,7 @@ def test_a_model_without_fine_passes_becomes_an_arm_and_a_control(
         *(f"{name}{end}" for name in ratios for end in ("", "_low", "_high")),
     }
     assert found["loss_coarse_only"] != found["loss_coarse"]
-    verdict.main()
+    verdict.main([])
     printed = " ".join(capsys.readouterr().out.split())
     assert f"{found['loss_coarse_only']:.5f}" in printed
     assert "not shown to beat" in printed
@@ -206,7 +206,7 @@ def test_seeds_are_replicates(project: Project, capsys: pytest.CaptureFixture[st
         mean = np.mean([float(row["loss_fine"]) for row in rows])
         assert mean == pytest.approx(found["loss_fine"])
     assert sum(int(row["clips"]) for row in motion) == 7
-    verdict.main()
+    verdict.main([])
     assert "for 3 steps, with each of 3 seeds; held-out" in capsys.readouterr().out
 
 
@@ -255,7 +255,7 @@ def test_a_coarse_pass_without_weight_in_the_loss_gives_no_verdict(
     save_trained(params, manifest, paths.MODEL, lambda_coarse=0.0)
     evaluate.main()
     assert metrics()["coarse_trained"] is False
-    verdict.main()
+    verdict.main([])
     assert "train.lambda_coarse: 0" in " ".join(capsys.readouterr().out.split())
 
 
@@ -287,7 +287,7 @@ def test_one_video_gives_a_ratio_without_interval_and_no_verdict(
     assert found["coarse_fine_ratio_low"] is None
     assert found["ratio_shuffled"] is None
     assert found["verdict"] == "inconclusive"
-    verdict.main()
+    verdict.main([])
     assert "no interval" in " ".join(capsys.readouterr().out.split())
 
 
@@ -296,7 +296,7 @@ def test_the_verdict_table_shows_the_ratio_with_interval_and_controls(
 ) -> None:
     project(7)
     evaluate.main()
-    verdict.main()
+    verdict.main([])
     printed, found = capsys.readouterr().out, metrics()
     for name in ("coarse_fine_ratio", "coarse_fine_ratio_dynamic", "shuffled_fine_ratio_dynamic"):
         assert f"{found[name]:.4f}" in printed
@@ -326,7 +326,7 @@ def test_clips_whose_footage_was_trained_on_are_left_out(
     with paths.BY_CLIP.open(newline="") as file:
         ids = {row["video_id"] for row in csv.DictReader(file)}
     assert ids == {f"val/number {number}.mp4" for number in range(2, 6)}
-    verdict.main()
+    verdict.main([])
     printed = " ".join(capsys.readouterr().out.split())
     assert "2 clips left out, as their footage was trained on" in printed
     write_encode_folder(2, seen=2)
@@ -352,4 +352,4 @@ def test_a_verdict_before_evaluation_names_the_missing_file(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FvlmError, match=r"metrics/evaluate.json not found"):
-        verdict.main()
+        verdict.main([])

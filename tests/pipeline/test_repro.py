@@ -65,7 +65,7 @@ def test_trained_model_loads_with_one_call(workspace: Path) -> None:
 
 
 def test_verdict_is_printed_with_controls_and_interval(run: Run) -> None:
-    output = run("python", "-m", "fvlm.cli.verdict")
+    output = run("python", "-m", "fvlm", "verdict")
     arms = ("coarse pass", "fine pass", "random queries", "previous latent")
     for word in (*arms, "held-out", "interval"):
         assert word in output
@@ -119,7 +119,7 @@ def test_computing_all_shards_again_gives_identical_bytes(workspace: Path, run: 
 
     before = shards()
     for stage in ("decode", "encode"):
-        run("python", "-m", "fvlm.cli.forget", stage)
+        run("python", "-m", "fvlm", "forget", stage)
     run("python", "-m", "pipeline.decode")
     run("python", "-m", "pipeline.encode")
     assert reused(workspace, "decode") == reused(workspace, "encode") == 0
@@ -189,7 +189,7 @@ def test_stopped_training_stays_unfinished_and_continues(workspace: Path, run: R
     """Out of time: exit code 75, no result; the chunks together equal one run."""
     expected = (workspace / "plots/train.csv").read_bytes()
     weights = (workspace / "models/foveated/model.safetensors").read_bytes()
-    run("python", "-m", "fvlm.cli.forget", "train")
+    run("python", "-m", "fvlm", "forget", "train")
     set_params(workspace, {"train": {"max_hours": 1e-9}})
     output = run("dvc", "repro", "train", code=255)
     assert "unfinished: stopped after step 1 of 16" in output

@@ -230,7 +230,7 @@ def test_parts_under_dvc_equal_one_run_and_experiments_keep_to_themselves(
     expected = [(workspace / path).read_bytes() for path in RESULTS]
     run("git", "add", ".")
     run("git", "commit", "-q", "-m", "result")
-    run("python", "-m", "fvlm.cli.forget", "train")
+    run("python", "-m", "fvlm", "forget", "train")
     hours, fast = {"train": {"max_hours": 1e-9}}, {"train": {"max_hours": 1.0, "lr": 3e-4}}
     for step in (1, 2):
         set_params(workspace, hours)

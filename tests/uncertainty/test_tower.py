@@ -161,7 +161,7 @@ def test_a_config_may_name_no_class(folder_of: Callable[[str], Path], name: str)
 def test_the_config_alone_tells_sites_and_pixels(
     name: str, folder_of: Callable[[str], Path]
 ) -> None:
-    """What `fvlm.cli.check` knows before any weight is read is what is loaded later."""
+    """What `fvlm check` knows before any weight is read is what is loaded later."""
     folder, parts = folder_of(name), Parts()
     loaded, outline = load_tower(str(folder))[0], parts.tower(str(folder))
     assert parts.unusable == {}
