@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.image import imread
 
 from fvlm.model.saved import load_model
-from tests.projects import VIDEOS, Run, render
+from tests.projects import ROOT, VIDEOS, Run, render
 from tests.tiny import set_params
 
 
@@ -62,6 +63,16 @@ def test_trained_model_loads_with_one_call(workspace: Path) -> None:
     model = load_model(workspace / "models/foveated")
     assert not model.training
     assert sum(parameter.numel() for parameter in model.parameters()) > 1_000_000
+
+
+def test_the_example_of_the_docs_goes_from_shards_to_a_picture(workspace: Path, run: Run) -> None:
+    (example,) = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs/python.md").read_text(), re.DOTALL
+    )
+    run("python", "-c", example)
+    picture = imread(workspace / "look.png")
+    assert picture.std() > 0
+    (workspace / "look.png").unlink()
 
 
 def test_verdict_is_printed_with_controls_and_interval(run: Run) -> None:
