@@ -18,7 +18,7 @@ from torch import Tensor
 from fvlm.clips.batch import Batch
 from fvlm.clips.order import evaluated_frames, even_frames
 from fvlm.clips.reader import ClipReader, open_clips
-from fvlm.core.device import default_device, keep_freed_memory
+from fvlm.core.device import arithmetic, default_device, keep_freed_memory
 from fvlm.core.document import write_figures, write_table
 from fvlm.core.errors import FvlmError
 from fvlm.core.params import Params, load_params
@@ -98,6 +98,7 @@ def main() -> None:
         on_training_clips=on_training_clips(known, seen, samples=samples, seed=seed),
         attention=attention_figures(model, load, len(held_out), batch_size=size, device=device),
         weights=weights_of(MODEL),
+        arithmetic=arithmetic(device, "float32"),
     )
     write_figures(EVALUATE_METRICS, evaluation)
     write_table(BY_CLIP, summary.clips)

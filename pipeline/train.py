@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from fvlm.core.device import keep_freed_memory, peak_memory_gib
+from fvlm.core.device import keep_freed_memory, peak_memory_gib, reserved_memory_gib
 from fvlm.core.io import write_csv, write_json, write_timings
 from fvlm.core.kept import Claims, remade
 from fvlm.core.params import Params, load_params
@@ -90,8 +90,12 @@ def main() -> None:
                     finished.forget_files(names)
         write_csv(CURVES, list(trained[0].history))
         write_json(TRAIN_METRICS, summarize(trained[0].history, sections.train))
-        rate, peak = trained[0].rate, peak_memory_gib(device)
-        write_timings("train", samples_per_second=rate, peak_memory_gib=peak)
+        write_timings(
+            "train",
+            samples_per_second=trained[0].rate,
+            peak_memory_gib=peak_memory_gib(device),
+            reserved_memory_gib=reserved_memory_gib(device),
+        )
         remade("train")
 
 

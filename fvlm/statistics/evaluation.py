@@ -119,6 +119,7 @@ class Evaluation(Document):
     """metrics/evaluate.json. weights: the first digits of the trained weights' sha256.
 
     footage_left_out: held-out clips not evaluated, as training clips show the same footage.
+    arithmetic: the device and the types that the losses were computed in.
     """
 
     verdict: Label
@@ -128,6 +129,7 @@ class Evaluation(Document):
     on_training_clips: OnTrainingClips
     attention: Attention
     weights: str
+    arithmetic: str
 
 
 class ClipRow(Document):
