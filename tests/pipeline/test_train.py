@@ -135,6 +135,7 @@ def test_torchrun_trains_as_one_process_does_and_one_writes(tmp_path: Path) -> N
         assert row == pytest.approx(same, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_torchrun_stopped_by_sigterm_goes_on(tmp_path: Path) -> None:
     """It passes the signal on; its processes stop after the same step, with the state saved."""
     shutil.copy(ROOT / "params.yaml", tmp_path)
