@@ -69,11 +69,11 @@ class Sections(Params):
 def main() -> None:
     """Picture the best and the worst clips and write the page."""
     sections, config = load_params(Sections), read_json(MODEL / CONFIG)
-    rows = read_table(ClipRow, BY_CLIP)
+    evaluation, rows = read_figures(Evaluation, EVALUATE_METRICS), read_table(ClipRow, BY_CLIP)
     chosen = choose_clips(rows, sections.report.clips)
     shutil.rmtree(PICTURES, ignore_errors=True)
     report = Report(
-        evaluation=read_figures(Evaluation, EVALUATE_METRICS),
+        evaluation=evaluation,
         training=read_json(TRAIN_METRICS),
         filtering=read_json(FILTER_METRICS),
         decoding=read_json(DECODE_METRICS),
@@ -86,7 +86,7 @@ def main() -> None:
         tokens=config["token_shape"][0],
         unused=unused_videos(),
         params=sections.model_dump(),
-        provenance=provenance(config),
+        provenance=provenance(config) | {"losses computed as": evaluation.arithmetic},
         versions=package_versions(),
     )
     with atomic_write(PAGE) as file:

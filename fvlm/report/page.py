@@ -192,7 +192,6 @@ def _facts(evaluation: Evaluation) -> list[tuple[str, str]]:
         ("held-out clips", str(found.clips)),
         *([("left out: footage that was trained on", str(left_out))] if left_out else []),
         ("trainings (seeds)", str(found.seeds)),
-        ("losses computed as", evaluation.arithmetic),
     ]
 
 
