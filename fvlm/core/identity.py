@@ -57,9 +57,19 @@ def made_by(*roots: Callable[..., Any] | str) -> str:
 
 def current(*roots: Callable[..., Any] | str) -> str:
     """The hash of the present code alone."""
-    modules = {root.split(":")[0] if isinstance(root, str) else root.__module__ for root in roots}
-    code, packages = _described(ROOT, tuple(sorted(modules)))
+    code, packages = _described(ROOT, _modules(roots))
     return hash_json({"code": code, "packages": packages})[:20]
+
+
+def edited(*roots: Callable[..., Any] | str) -> list[str]:
+    """Modules behind these roots whose files are not any more as this process has read them."""
+    found = closure(_modules(roots))
+    return [name for name, path in found.items() if path.read_bytes() != _content(path)]
+
+
+def _modules(roots: tuple[Callable[..., Any] | str, ...]) -> tuple[str, ...]:
+    names = {root.split(":")[0] if isinstance(root, str) else root.__module__ for root in roots}
+    return tuple(sorted(names))
 
 
 def canonical(made: str) -> str:

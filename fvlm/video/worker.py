@@ -37,7 +37,8 @@ from typing import IO, Any, TypeVar
 
 import numpy as np
 
-from fvlm.core.errors import VideoError
+from fvlm.core.errors import FvlmError, VideoError
+from fvlm.core.identity import edited
 from fvlm.video.files import open_regular
 from fvlm.video.reasons import Reason
 from fvlm.video.sandbox import PREFIX, encode_header
@@ -179,6 +180,11 @@ class _Pool:
                 worker.close()
             if self._is_closed:
                 raise RuntimeError("nobody waits for this result any more")
+            if modules := edited(self._arguments[0]):
+                raise FvlmError(
+                    f"{modules[0]} was edited while this ran, and what a new process makes would "
+                    "be taken for the old code's: run it again; what is finished is handed back"
+                )
             worker = _Worker(*self._arguments)
             self._workers.add(worker)
         return worker

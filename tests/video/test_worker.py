@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fvlm.core.errors import VideoError
+from fvlm.core import identity
+from fvlm.core.errors import FvlmError, VideoError
+from fvlm.video import worker
 from fvlm.video.reasons import Reason
 from fvlm.video.sandbox import OPEN_FILES, STDERR_BYTES
 from fvlm.video.worker import AHEAD, Outcome, map_isolated
@@ -113,6 +116,23 @@ def test_arrays_cross_unchanged() -> None:
         assert outcome.arrays["frames"].dtype == np.uint8
         np.testing.assert_array_equal(outcome.arrays["frames"], request["value"])
         np.testing.assert_array_equal(outcome.arrays["turned"], np.arange(6.0).reshape(2, 3).T)
+
+
+def test_code_that_is_edited_while_videos_are_read_reads_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that replaces another one would import it, and its results have the old name."""
+    code = Path(__file__).parents[2] / "fvlm"
+    shutil.copytree(code, tmp_path / "fvlm", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(identity, "ROOT", tmp_path)
+    monkeypatch.setattr(worker, "ITEMS_PER_WORKER", 1)
+    requests = [{"path": f"missing {number}"} for number in range(9)]
+    results = map_isolated("fvlm.video.probe:probe_request", requests, workers=1)
+    next(results)
+    edited = tmp_path / "fvlm/video/container.py"
+    edited.write_text(edited.read_text() + "MORE = 1\n")
+    with pytest.raises(FvlmError, match=r"fvlm.video.container was edited while this ran"):
+        list(results)
 
 
 def test_few_items_are_taken_ahead() -> None:
