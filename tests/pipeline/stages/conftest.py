@@ -103,7 +103,7 @@ class Launcher:
 
     def __init__(self, stage: str) -> None:
         here = Path(__file__)
-        faults = here.parents[2] / "shards" / "faults.py"
+        faults = here.with_name("faults.py")
         self._process = subprocess.Popen(
             [sys.executable, str(here.with_name("launcher.py")), stage, str(faults)],
             stdin=subprocess.PIPE,
