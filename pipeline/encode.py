@@ -71,4 +71,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, batch_key="encode.batch_frames")

@@ -219,4 +219,4 @@ def read_from(
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, batch_key="evaluate.batch_size")

@@ -8,9 +8,9 @@ Writes  models/foveated/ (the first seed's model, others in folders below), metr
 A training that was done before, with the same code, data and parameters, is handed back:
 `fvlm forget train` has it done anew.
 
-Out of time (train.max_hours) or stopped by SIGTERM it saves its state and exits with 75: DVC keeps
-the stage unfinished, and the next `dvc repro` continues. Started by torchrun, all its processes
-share each training; torchrun itself then exits with 1, as for any code of theirs but 0.
+Out of time (train.max_hours) or stopped by SIGTERM or Ctrl-C it saves its state and exits with 75:
+DVC keeps the stage unfinished, and the next `dvc repro` continues. Started by torchrun, all its
+processes share each training; torchrun itself then exits with 1, as for any code of theirs but 0.
 """
 
 import shutil
@@ -136,4 +136,4 @@ def summarize(history: list[Row], params: TrainParams) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, batch_key="train.batch_size")

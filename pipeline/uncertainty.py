@@ -194,4 +194,4 @@ def draw(
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, batch_key="uncertainty.batch_size")

@@ -9,23 +9,25 @@ from fvlm.core.errors import FvlmError
 from fvlm.core.io import NO_ROOM
 
 started_in = Path()  # the folder that paths of the command line are meant from
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 UNFINISHED = 75  # sysexits.h EX_TEMPFAIL: DVC keeps the stage unfinished, the next run continues
 
 
-def run(main: Callable[[], None]) -> None:
+def run(main: Callable[[], None], *, batch_key: str = "") -> None:
     """Run a stage; of its command line only --help is known.
 
-    One that is out of time exits by itself, with UNFINISHED.
+    One that is out of time exits by itself, with UNFINISHED. batch_key: the parameter to lower
+    where a GPU's memory is too small.
     """
     if main.__module__ == "__main__":
         module = sys.modules["__main__"]
         name = module.__spec__.name if module.__spec__ else "stage"
         new_parser(module.__doc__, f"python -m {name}").parse_args()
-    tell_faults(main)
+    tell_faults(main, batch_key=batch_key)
 
 
-def tell_faults(work: Callable[[], None]) -> None:
-    """End with a message where the user can mend it: an FvlmError, or no room for a file."""
+def tell_faults(work: Callable[[], None], *, batch_key: str = "") -> None:
+    """End with a message and no traceback where the user can mend it, or asked for it."""
     try:
         work()
     except FvlmError as error:
@@ -36,6 +38,17 @@ def tell_faults(work: Callable[[], None]) -> None:
             raise
         print(f"error: no room: {error}; make room and run again", file=sys.stderr)
         sys.exit(1)
+    except RuntimeError as error:
+        if (
+            not batch_key or type(error).__name__ != "OutOfMemoryError"
+        ):  # torch's; not imported here
+            raise
+        said = str(error).partition(". ")[0]
+        print(f"error: {said}: lower {batch_key} in params.yaml", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(INTERRUPTED)
 
 
 def new_parser(description: str | None, name: str) -> argparse.ArgumentParser:

@@ -68,8 +68,8 @@ def train(
 
     `load_batch` returns the clips at the given positions of the sample stream; of several
     processes each asks for its share. `on_resume` gets the history of the checkpoint, `on_step` the
-    row of each step made here. `deadline` on the monotonic clock: `params.max_hours` from
-    now, unless given. Raises OutOfTimeError after it or a SIGTERM, with the state saved, and
+    row of each step made here. `deadline` on the monotonic clock: `params.max_hours` from now,
+    unless given. Raises OutOfTimeError after it, a SIGTERM or Ctrl-C, with the state saved, and
     TrainingError when a loss or gradient is not finite, with nothing saved from that step.
 
     late: read the figures of a step while the next one is computed, so that a GPU never waits for
@@ -272,16 +272,24 @@ def _positions(params: TrainParams, forward: int) -> range:
 
 @contextmanager
 def _stop_requests() -> Iterator[Callable[[], bool]]:
-    """Turn SIGTERM into a request that is honoured at the end of the step in work.
+    """Turn SIGTERM and Ctrl-C into a request that is honoured at the end of the step in work.
 
-    Only the main thread may handle signals; trained in another one, SIGTERM ends the process.
+    A second Ctrl-C does not wait. Only the main thread may handle signals; trained in another one,
+    both end the process.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
     requested = threading.Event()
-    before = signal.signal(signal.SIGTERM, lambda *_: requested.set())
+
+    def request(number: int, _frame: object) -> None:
+        if number == signal.SIGINT and requested.is_set():
+            raise KeyboardInterrupt
+        requested.set()
+
+    before = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield requested.is_set
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

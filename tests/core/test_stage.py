@@ -4,7 +4,9 @@ import runpy
 from pathlib import Path
 
 import pytest
+import torch
 
+from fvlm.core.errors import FvlmError
 from fvlm.core.stage import run
 
 ROOT = Path(__file__).parents[2]
@@ -56,3 +58,34 @@ def test_a_stage_that_another_program_runs_leaves_the_command_line_to_it(
 
     run(main)
     assert calls == ["called"]
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [
+        (FvlmError("no such film"), 1, "error: no such film\n"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has .."),
+            1,
+            "error: CUDA out of memory: lower train.batch_size in params.yaml\n",
+        ),
+        (KeyboardInterrupt(), 130, "stopped\n"),
+    ],
+)
+def test_what_the_user_can_mend_is_told_without_a_traceback(
+    raised: BaseException, code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main() -> None:
+        raise raised
+
+    with pytest.raises(SystemExit) as leave:
+        run(main, batch_key="train.batch_size")
+    assert (leave.value.code, capsys.readouterr().err) == (code, said)
+
+
+def test_other_faults_keep_their_traceback() -> None:
+    def main() -> None:
+        raise RuntimeError("a fault of ours")
+
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        run(main, batch_key="train.batch_size")

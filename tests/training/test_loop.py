@@ -48,10 +48,32 @@ def test_a_finished_training_is_not_trained_again(trial: Any) -> None:
     )
 
 
-def test_the_handler_of_sigterm_is_put_back(trial: Any) -> None:
-    before = signal.getsignal(signal.SIGTERM)
+def test_the_handlers_of_signals_are_put_back(trial: Any) -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     trial.run()
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+def test_ctrl_c_saves_the_state_and_a_second_one_does_not_wait(make_trial: MakeTrial) -> None:
+    whole, stopped = make_trial("whole"), make_trial("stopped")
+    whole.run()
+    presses = 1
+
+    def on_forward(done: int) -> None:
+        if done == 2:
+            for _ in range(presses):
+                os.kill(os.getpid(), signal.SIGINT)
+
+    stopped.on_forward = on_forward
+    with pytest.raises(OutOfTimeError, match="the state is saved"):
+        stopped.run()
+    stopped.on_forward = lambda _: None
+    stopped.run()
+    assert stopped.last_checkpoint() == whole.last_checkpoint()
+    presses, impatient = 2, make_trial("impatient")
+    impatient.on_forward = on_forward
+    with pytest.raises(KeyboardInterrupt):
+        impatient.run()
 
 
 def test_training_runs_outside_of_the_main_thread_too(trial: Any) -> None:
