@@ -19,6 +19,7 @@ COMMANDS = {
     "check": "are all parameters valid, each alone and all together?",
     "preset": "set the values of a preset in params.yaml",
     "verdict": "print what was compared, and what came out of it",
+    "experiments": "print what each experiment changed, and what came out of it",
     "predict": "run the trained model on one video, and see where it looks",
     "export": "write the trained model and its card for a model hub",
     "calibrate": "test the instrument on control corpora (takes most of an hour)",

@@ -102,6 +102,12 @@ def test_experiment_with_another_batch_size_costs_the_same_samples(
     assert len(re.findall(r"inconclusive: \d\.\d{4}.*?, \d videos?", statement)) == 2
     assert max(map(len, difference.splitlines())) < 180  # long sentences widen every row
     assert "large-batch" in run("dvc", "exp", "show")
+    table = run("python", "-m", "fvlm", "experiments")
+    (row,) = (line for line in table.splitlines() if "large-batch" in line)
+    assert "inconclusive" in row
+    assert re.search(r"\d\.\d{4} to \d\.\d{4}", row)
+    assert re.search(r"train.batch_size \S+ -> 64", row)
+    assert max(map(len, table.splitlines())) <= 160
     run("dvc", "plots", "show")
     assert "coarse_fine_ratio_low" in (workspace / "dvc_plots/index.html").read_text()
     run("dvc", "plots", "diff", "HEAD", "workspace")
