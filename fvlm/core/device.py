@@ -1,12 +1,15 @@
 """Where and in which type tensors are computed."""
 
 import ctypes
+import os
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated, Literal
 
 import torch
 from pydantic import BeforeValidator
+
+from fvlm.core.errors import ParamsError
 
 
 def _resolved(value: object) -> object:
@@ -26,13 +29,21 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # glibc's malloc.
 
 
 def default_device() -> torch.device:
-    """The GPU when there is one (CUDA or Apple's MPS), else the CPU; its arithmetic is set."""
+    """The GPU when there is one (CUDA or Apple's MPS), else the CPU; its arithmetic is set.
+
+    $FVLM_DEVICE chooses another one. Raises ParamsError when it is not at hand.
+    """
     set_arithmetic()
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    if torch.backends.mps.is_available():
-        return torch.device("mps")
-    return torch.device("cpu")
+    at_hand = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    wanted = os.environ.get("FVLM_DEVICE") or next(name for name, here in at_hand.items() if here)
+    if not at_hand.get(wanted):
+        here = ", ".join(name for name, is_here in at_hand.items() if is_here)
+        raise ParamsError(f"FVLM_DEVICE is {wanted!r}, must be one of those that are here: {here}")
+    return torch.device(wanted)
 
 
 def set_arithmetic() -> None:

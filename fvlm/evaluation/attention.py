@@ -86,7 +86,7 @@ def attention_figures(
             )
             for name, mean in means.items()
         },
-        query_similarity=float(torch.cat(similarity).double().mean()),
+        query_similarity=float(torch.cat(similarity).cpu().double().mean()),
     )
 
 
@@ -95,4 +95,4 @@ def _clip_figures(output: PassOutput) -> Tensor:
     found = (
         measure(output.attention) for measure in (entropy_share, peak_times_uniform, cls_share)
     )
-    return torch.stack([values.mean(dim=1).double() for values in found])
+    return torch.stack([values.mean(dim=1).cpu().double() for values in found])

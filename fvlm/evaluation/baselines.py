@@ -45,7 +45,7 @@ def fit_baselines(batches: Iterable[Tensor]) -> Baselines:
     total = before = after = torch.zeros(())
     product = square = 0.0
     for batch in batches:
-        latents = batch.double()
+        latents = batch.cpu().double()
         first, second = latents[:, :-1].flatten(0, 1), latents[:, 1:].flatten(0, 1)
         total = total + latents.sum(dim=(0, 1))
         before, after = before + first.sum(dim=0), after + second.sum(dim=0)

@@ -88,7 +88,7 @@ def evaluate_clips(
                 losses["shuffled"] = torch.full_like(losses["fine"], torch.nan)
             progress.advance(len(rows))
     joined = {
-        arm: torch.cat([losses[arm] for losses in found]).double().cpu().numpy()
+        arm: torch.cat([losses[arm] for losses in found]).cpu().double().numpy()
         for arm in (*MEANINGS, *CAPTIONS)
         if arm in found[0]
     }
@@ -108,7 +108,7 @@ def coarse_losses(
         cache = model.cache_clips(batch.inputs, batch.captions)
         predictor = model.run_pass(cache, model.static_queries(B, T), mode="coarse").predictor
         prediction = model.head(predictor, model.encode_previous(batch.latents))
-        found.append(frame_losses(prediction, batch.latents).double().cpu())
+        found.append(frame_losses(prediction, batch.latents).cpu().double())
     return torch.cat(found).numpy()
 
 

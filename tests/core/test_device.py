@@ -16,6 +16,7 @@ from fvlm.core.device import (
 from fvlm.core.errors import ParamsError
 from fvlm.core.params import Params, load_params, overlay_params
 
+ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 PAGE_FAULTS = """
 import resource, torch
@@ -40,6 +41,28 @@ def test_bfloat16_computes_products_and_keeps_float32_weights() -> None:
     with autocast(CPU, "bfloat16"):
         assert layer(torch.randn(2, 8)).dtype == torch.bfloat16
     assert layer.weight.dtype == torch.float32
+
+
+def test_the_environment_chooses_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.delenv("FVLM_DEVICE", raising=False)
+    assert default_device().type == "cuda"
+    for name in ("cpu", "cuda"):
+        monkeypatch.setenv("FVLM_DEVICE", name)
+        assert default_device().type == name
+    for name in ("mps", "gpu"):
+        monkeypatch.setenv("FVLM_DEVICE", name)
+        with pytest.raises(ParamsError, match=rf"FVLM_DEVICE is '{name}', must be .*: cuda, cpu"):
+            default_device()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "fvlm").rglob("*.py")), ids=str)
+def test_float64_is_made_on_the_cpu(path: Path) -> None:
+    """Apple's GPUs have none."""
+    for line in path.read_text().splitlines():
+        assert ".double()" not in line or ".cpu().double()" in line
+        assert "torch.float64" not in line
 
 
 class Section(Params):
