@@ -28,7 +28,7 @@ class Baselines:
 
         NaN for persistence at frame 1, which has no frame before it.
         """
-        mean = self.mean.to(latents.device, torch.float32)
+        mean = self.mean.float().to(latents.device)
         before = latents[:, :-1].float() - mean
         decayed = torch.nn.functional.pad(mean + self.coefficient * before, (0,) * 6 + (1, 0))
         decayed[:, 0] = mean
