@@ -24,7 +24,7 @@ from torch import Tensor
 from fvlm.core.device import default_device, peak_memory_gib
 from fvlm.core.errors import ParamsError
 from fvlm.core.identity import made_by
-from fvlm.core.io import hash_json, state_folder, write_csv, write_json
+from fvlm.core.io import hash_json, state_folder, write_csv, write_json, write_timings
 from fvlm.core.params import Params, load_params
 from fvlm.core.seeding import unit_hash
 from fvlm.core.stage import run
@@ -85,10 +85,13 @@ def main() -> None:
     }
     warn_of_rounding(scores, width, params)
     summary = summarize(scores, changed, names, params)
-    seconds = time.monotonic() - started
-    rate = {"seconds": round(seconds, 1), "peak_memory_gib": round(peak_memory_gib(device), 2)}
-    write_json(UNCERTAINTY_METRICS, {"model": params.model, "revision": source.revision}
-               | summary.metrics | rate)  # fmt: skip
+    about = {"model": params.model, "revision": source.revision}
+    write_json(UNCERTAINTY_METRICS, about | summary.metrics)
+    write_timings(
+        "uncertainty",
+        seconds=time.monotonic() - started,
+        peak_memory_gib=peak_memory_gib(device),
+    )
     write_csv(UNCERTAINTY, summary.frames)
     write_csv(UNCERTAINTY_BY_PASSES, summary.by_passes)
     draw(summary, frames, names, scores)
