@@ -47,14 +47,14 @@ def _enter_checkout() -> None:
     """Go to the folder of params.yaml at or above this one. Raises FvlmError."""
     here = Path.cwd()
     for folder in (here, *here.parents):
-        if (folder / PARAMS).is_file() and (folder / "dvc.yaml").is_file():
+        if (folder / PARAMS).is_file():
             if folder != here:
                 stage.started_in = here
                 os.chdir(folder)
             return
     raise FvlmError(
-        f"neither {here} nor a folder above it is a checkout of fVLM (with params.yaml and "
-        "dvc.yaml); go there first"
+        f"neither {here} nor a folder above it is a checkout of fVLM (with {PARAMS}); go there "
+        "first"
     )
 
 

@@ -71,8 +71,7 @@ def test_it_works_from_any_folder_of_a_checkout(
     with pytest.raises(SystemExit):
         door.main(["forget", "train"])
     assert "is a checkout of fVLM" in capsys.readouterr().err
-    for name in ("params.yaml", "dvc.yaml"):
-        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
     door.main(["forget", "train"])
     assert (tmp_path / ".state/forgotten/train").exists()
     assert Path.cwd() == tmp_path

@@ -24,8 +24,7 @@ def decoded(tmp_path_factory: pytest.TempPathFactory, tiny_models: Path) -> Path
     for code in ("fvlm", "pipeline"):
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / code, folder / code, ignore=ignored)
-    for name in ("params.yaml", "dvc.yaml"):  # a checkout has both
-        shutil.copy(ROOT / name, folder)
+    shutil.copy(ROOT / "params.yaml", folder)
     shape = {"num_frames": 3, "frame_size": 16, "clips_per_shard": 2}
     values: dict[str, dict[str, Any]] = {
         "collect": {"source": "videos"},

@@ -105,7 +105,7 @@ def test_the_command_line_explains_itself(capsys: pytest.CaptureFixture[str]) ->
         predict.main(["--help"])
     assert stopped.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    for word in ("any video file", "--out", "models/foveated", "default: 16"):
+    for word in ("a video file of at least", "--out", "models/foveated", "default: 16"):
         assert word in text
     with pytest.raises(SystemExit):
         predict.main(["a.mp4", "--frames", "2"])
