@@ -70,12 +70,12 @@ def summarize(
         found = [reliability(table) for table in tables]
         t_half[variant] = fit_t_half(params.counts, [one.icc for one in found])
         curve = icc_curve(np.array(params.counts, float), t_half[variant])
+        figures: Row = {}
         for row, one, table, fitted in zip(by_passes, found, tables, curve, strict=True):
-            own = asdict(one) | _intervals(table, clips, params)
-            own |= {"icc_fitted": float(fitted), "verdict": one.verdict}
+            figures = {"verdict": one.verdict} | asdict(one) | _intervals(table, clips, params)
+            own = figures | {"icc_fitted": float(fitted)}
             row.update({f"{name}_{variant}": value for name, value in own.items()})
-        figures: Row = {"verdict": found[-1].verdict} | asdict(found[-1])
-        figures |= _intervals(tables[-1], clips, params) | {"t_half": t_half[variant]}
+        figures |= {"t_half": t_half[variant]}  # those of all passes, the last
         for kind, others in changed.items():
             pairs = compare(tables[-1, 0], others[number, -1, 0], clips)
             figures |= {f"{kind}_{name}": value for name, value in asdict(pairs).items()}
