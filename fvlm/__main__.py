@@ -34,17 +34,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = sys.argv[1:] if arguments is None else list(arguments)
     if given and given[0] in COMMANDS:
         command = import_module(f"fvlm.cli.{given[0]}")
-        if not {"-h", "--help"} & set(given):
-            stage.tell_faults(_enter_checkout)
+        asks = bool({"-h", "--help"} & set(given))
+        stage.tell_faults(partial(_enter_checkout, needed=not asks))
         stage.tell_faults(partial(command.main, given[1:]))
     elif given[:1] == ["completion"]:
+        stage.tell_faults(_enter_checkout)  # which presets are there?
         _print_completion(given[1:])
     else:
         _parser().parse_args(given or ["--help"])
 
 
-def _enter_checkout() -> None:
-    """Go to the folder of params.yaml at or above this one. Raises FvlmError."""
+def _enter_checkout(*, needed: bool = True) -> None:
+    """Go to the folder of params.yaml at or above this one; where one is needed: or FvlmError."""
     here = Path.cwd()
     for folder in (here, *here.parents):
         if (folder / PARAMS).is_file():
@@ -52,10 +53,11 @@ def _enter_checkout() -> None:
                 stage.started_in = here
                 os.chdir(folder)
             return
-    raise FvlmError(
-        f"neither {here} nor a folder above it is a checkout of fVLM (with {PARAMS}); go there "
-        "first"
-    )
+    if needed:
+        raise FvlmError(
+            f"neither {here} nor a folder above it is a checkout of fVLM (with {PARAMS}); go there "
+            "first"
+        )
 
 
 def _parser() -> ArgumentParser:

@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -156,25 +156,35 @@ def environment() -> dict[str, str]:
     return os.environ | names | {"PATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
+def output_of(
+    command: Sequence[str], folder: Path, *, code: int = 0, imports: Path | None = None
+) -> str:
+    """What a command printed in the folder; fails when its exit code differs.
+
+    imports: where its modules are found before all others.
+    """
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env=environment() | ({"PYTHONPATH": str(imports)} if imports else {}),
+        text=True,
+        check=False,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=600,
+    )
+    assert done.returncode == code, done.stdout
+    return done.stdout
+
+
 @pytest.fixture(scope="module")
 def run(workspace: Path) -> Run:
-    """Run a command in the workspace; returns what it printed, fails when its exit code differs."""
+    """Runs a command in the workspace."""
 
-    def call(*command: str, code: int = 0) -> str:
-        done = subprocess.run(
-            command,
-            cwd=workspace,
-            env=environment(),
-            text=True,
-            check=False,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=600,
-        )
-        assert done.returncode == code, done.stdout
-        return done.stdout
+    def run(*command: str, code: int = 0) -> str:
+        return output_of(command, workspace, code=code)
 
-    return call
+    return run
 
 
 @pytest.fixture

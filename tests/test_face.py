@@ -1,6 +1,5 @@
 """`import fvlm` and the command `fvlm`: what a person meets first."""
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -9,21 +8,11 @@ import pytest
 import fvlm
 from fvlm import __main__ as door
 from fvlm.core import stage
-from tests.projects import ROOT, environment
+from tests.projects import ROOT, output_of
 
 
-def run(*arguments: str, cwd: Path = ROOT, code: int = 0) -> str:
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=cwd,
-        env=environment() | {"PYTHONPATH": str(ROOT)},
-        text=True,
-        check=False,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-    assert done.returncode == code, done.stdout
-    return done.stdout
+def run(*arguments: str, code: int = 0) -> str:
+    return output_of([sys.executable, *arguments], ROOT, code=code, imports=ROOT)
 
 
 def test_what_the_package_offers_is_there_and_comes_when_it_is_used() -> None:
@@ -76,6 +65,12 @@ def test_it_works_from_any_folder_of_a_checkout(
     assert (tmp_path / ".state/forgotten/train").exists()
     assert Path.cwd() == tmp_path
     assert stage.given_path("c.mp4") == below / "c.mp4"
+    (tmp_path / "presets").mkdir()
+    (tmp_path / "presets/own.yaml").touch()
+    monkeypatch.chdir(below)
+    with pytest.raises(SystemExit):
+        door.main(["preset", "--help"])
+    assert "{own}" in capsys.readouterr().out
     assert stage.given_path("/c.mp4") == Path("/c.mp4")
 
 

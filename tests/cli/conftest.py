@@ -1,10 +1,10 @@
 """A project with its own copy of the code, in which the commands and stages are processes."""
 
-import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import pytest
 
 from pipeline import collect, filter
 from tests import tiny
-from tests.projects import ROOT, environment, render
+from tests.projects import ROOT, output_of, render
 
 Call = Callable[..., str]
 
@@ -36,13 +36,9 @@ def decoded(tmp_path_factory: pytest.TempPathFactory, tiny_models: Path) -> Path
     tiny.set_params(folder, values)
     for seed in range(2):
         render(folder / f"videos/{seed}.mp4", "mpeg4", 2.0, seed=seed)
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
+    with chdir(folder):
         collect.main()
         filter.main()
-    finally:
-        os.chdir(before)
     names = (["user.name", "test"], ["user.email", "test@example.org"])
     for command in (["init", "-q"], *(["config", *name] for name in names)):
         subprocess.run(["git", *command], cwd=folder, check=True)
@@ -51,18 +47,7 @@ def decoded(tmp_path_factory: pytest.TempPathFactory, tiny_models: Path) -> Path
 
 
 def call_in(folder: Path, *command: str, code: int = 0) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", *command],
-        cwd=folder,
-        env=environment() | {"PYTHONPATH": str(folder)},
-        text=True,
-        check=False,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        timeout=300,
-    )
-    assert done.returncode == code, done.stdout
-    return done.stdout
+    return output_of([sys.executable, "-m", *command], folder, code=code, imports=folder)
 
 
 @pytest.fixture

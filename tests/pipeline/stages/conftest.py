@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -75,13 +76,9 @@ def filtered(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(ROOT / "params.yaml", folder)
     tiny.set_params(folder, PARAMS)
     save_encoders(folder / "weights")
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
+    with chdir(folder):
         collect.main()
         filter.main()
-    finally:
-        os.chdir(before)
     return folder
 
 
