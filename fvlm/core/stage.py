@@ -39,9 +39,8 @@ def tell_faults(work: Callable[[], None], *, batch_key: str = "") -> None:
         print(f"error: no room: {error}; make room and run again", file=sys.stderr)
         sys.exit(1)
     except RuntimeError as error:
-        if (
-            not batch_key or type(error).__name__ != "OutOfMemoryError"
-        ):  # torch's; not imported here
+        # torch's own, without importing torch here
+        if type(error).__name__ != "OutOfMemoryError" or not batch_key:
             raise
         said = str(error).partition(". ")[0]
         print(f"error: {said}: lower {batch_key} in params.yaml", file=sys.stderr)
