@@ -40,7 +40,13 @@ def test_the_command_lists_what_it_can_and_names_what_it_cannot() -> None:
 
 
 @pytest.mark.parametrize("command", door.COMMANDS)
-def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_explains_itself_anywhere(
+    command: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)  # no checkout
     for arguments, code in (["--help"], 0), (["--no-such-option", "-h"], 0):
         with pytest.raises(SystemExit) as leave:
             door.main([command, *arguments])

@@ -11,16 +11,18 @@ from ruamel.yaml import YAML
 from torch import nn
 from transformers import Dinov2Config, Dinov2Model, LlamaConfig, LlamaModel
 
+from fvlm.clips.batch import Input
 from fvlm.clips.tokenizer import CaptionTokenizer
 from fvlm.encoders.dino import DinoEncoder
 from fvlm.model import saved
-from fvlm.model.build import Architecture
+from fvlm.model.build import Architecture, Provenance
 from fvlm.model.foveated import FoveatedModel, ModelParams
 from fvlm.model.query_attention import DeepAttention, ShallowAttention
 from fvlm.shards.manifest import (
     Array,
     DinoPart,
     EncodedManifest,
+    Encoder,
     FrameManifest,
     M,
     ShardEntry,
@@ -100,6 +102,27 @@ def model_params(llm: str, **changes: Any) -> ModelParams:
         "max_text_tokens": 8,
     }
     return ModelParams.model_validate(values | changes)
+
+
+def architecture(*, input: Input = "features", blocks: int = 1, **params: Any) -> Architecture:
+    """Of the small model above for tokens [4,10,16] and latents [4,4,5,5]."""
+    manifest = encoded_manifest((4, 10, 16), (4, 4, 5, 5))
+    return Architecture(
+        input=input,
+        coarse_only=False,
+        model=model_params("llm", **params),
+        language=llama(
+            num_hidden_layers=blocks, vocab_size=8, initializer_range=0.2
+        ).to_diff_dict(),
+        encoder=DinoEncoder(dinov2()).config_dict,
+        token_shape=manifest.tokens.shape[1:],
+        latent_shape=manifest.latents.shape[1:],
+        provenance=Provenance(
+            language=Encoder(source="llm", revision="", sha256=""),
+            dino=manifest.dino,
+            vae=manifest.vae,
+        ),
+    )
 
 
 def save_model(

@@ -1,12 +1,12 @@
 """Models and clips that must not fool the verdict: real from the evaluate stage on.
 
 handicapped_coarse  the coarse pass of a trained model is spoilt: a ratio above 1 without a gain
-message_channel     a deep query that is a token, with even attention in every pass: whatever it
-                    gains was carried past the attention
+message_channel     a deep query that is a token, with even attention in every pass: a ratio above 1
+                    that is carried past the attention
 replicates          6 videos in 20 copies each: no more evidence than the 6
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -29,6 +29,7 @@ from fvlm.statistics.verdict import decide, is_above, unbeaten
 
 FILMS, COPIES = 6, 20
 HANDICAP, DOUBLINGS = 1.1, 10
+TEMPTING = 1.05  # a smaller ratio would tempt nobody: nothing was there to be caught
 SAME_WIDTH = 0.1
 GAINS = ("one_training", "validated", "proof_of_concept", "very_promising")
 
@@ -54,9 +55,10 @@ def judge_cases(found: Mapping[str, HeldOut]) -> dict[str, Case]:
     copied, alone = found["replicates"], found["replicates_alone"]
     widths = [_width(part.coarse_fine_ratio_dynamic) for part in (copied, alone)]
     caught = {
-        # Without a ratio above 1 there would be nothing to be caught.
-        "handicapped_coarse": is_above(spoilt.coarse_fine_ratio_dynamic) and not _is_gain(spoilt),
-        "message_channel": "message_only" in unbeaten(message.controls) and not _is_gain(message),
+        "handicapped_coarse": _tempts(spoilt) and not _is_gain(spoilt),
+        "message_channel": _tempts(message)
+        and "message_only" in unbeaten(message.controls)
+        and not _is_gain(message),
         "replicates": copied.groups == FILMS and abs(widths[0] / widths[1] - 1) <= SAME_WIDTH,
     }
     references = {
@@ -85,31 +87,43 @@ def missed_cases(cases: Mapping[str, Case]) -> list[str]:
 
 
 def save_handicapped(source: Path, target: Path, batch: Batch) -> None:
-    """The model of `source` with a mode token that spoils the coarse pass on `batch` by 10%."""
+    """The model of `source` with a coarse pass that is worse on `batch`, by 10% from frame 3 on.
 
-    def spoil(model: FoveatedModel, strength: float) -> None:
-        token = model.mode_tokens["coarse"]
-        noise = generator(0, "handicap").standard_normal(token.shape)
-        token += torch.from_numpy(noise).to(token) * strength * token.norm() / len(token) ** 0.5
-
-    _save_changed(source, target, batch, spoil)
-
-
-def save_message_channel(source: Path, target: Path, batch: Batch) -> None:
-    """The model of `source` with even attention, and a static query that drowns what it reads.
-
-    Its queries must be deep and tokens: the predicted ones carry their message past the attention.
+    Its static query and its mode token get noise, the least of strength 1, 2, 4 .. that suffices,
+    or the strongest.
     """
+    for strength in 2.0 ** np.arange(DOUBLINGS):
+        model = load_model(source)
+        rng = generator(0, "handicap")
+        with torch.no_grad():
+            for spoilt in (model.q_static, model.mode_tokens["coarse"]):
+                noise = torch.from_numpy(rng.standard_normal(spoilt.shape)).to(spoilt)
+                spoilt += noise * strength * spoilt.norm() / len(spoilt) ** 0.5
+            found = model(batch.inputs, batch.latents)
+        coarse, fine = (
+            frame_losses(part, batch.latents)[:, DYNAMIC].mean()
+            for part in (found.coarse, found.fine)
+        )
+        if coarse / fine >= HANDICAP:
+            break
+    _save_changed(model, source, target)
 
-    def drown(model: FoveatedModel, strength: float) -> None:
-        assert isinstance(model.attention, DeepAttention)
-        assert model.attention.role == "token"
+
+def save_message_channel(source: Path, target: Path) -> None:
+    """The model of `source` with even attention, and queries that are tokens.
+
+    Its queries are deep questions: as tokens they join what they read. The static ones were never
+    trained for that, the predicted ones happen to disturb less: a ratio above 1, and no pass looks
+    anywhere. `q_init` becomes `q_static`, so that frame 2 does not give it away.
+    """
+    model = load_model(source)
+    assert isinstance(model.attention, DeepAttention)
+    with torch.no_grad():
         for name, parameter in model.attention.named_parameters():
             if ".q." in name:
                 parameter.zero_()
-        model.q_static.mul_(strength)
-
-    _save_changed(source, target, batch, drown)
+        model.q_init.copy_(model.q_static)
+    _save_changed(model, source, target, query_role="token")
 
 
 def write_replicates(source: Path, target: Path, *, copies: int) -> None:
@@ -139,40 +153,25 @@ def write_replicates(source: Path, target: Path, *, copies: int) -> None:
     write_manifest(target, manifest.model_copy(update={"shards": [*training, own]}))
 
 
-def _save_changed(
-    source: Path,
-    target: Path,
-    batch: Batch,
-    change: Callable[[FoveatedModel, float], None],
-) -> None:
-    """Save the model with the smallest change, of strength 1, 2, 4 .., that gives a ratio of 1.1.
-
-    Where none does, with the strongest one.
-    """
-    for strength in 2.0 ** np.arange(DOUBLINGS):
-        model = load_model(source)
-        with torch.no_grad():
-            change(model, float(strength))
-            found = model(batch.inputs, batch.latents)
-        coarse, fine = (
-            frame_losses(part, batch.latents)[:, DYNAMIC].mean()
-            for part in (found.coarse, found.fine)
-        )
-        if coarse / fine >= HANDICAP:
-            break
+def _save_changed(model: FoveatedModel, source: Path, target: Path, **changes: str) -> None:
+    """Save the model as one like that of `source`, with changed keys of its section `model`."""
     config = read_config(source)
-    architecture = Architecture(
-        **{name: getattr(config, name) for name in Architecture.model_fields}
-    )
+    known = {name: getattr(config, name) for name in Architecture.model_fields}
+    known["model"] = config.model.model_copy(update=changes)
     save_model(
         model.state_dict(),
-        architecture,
+        Architecture(**known),
         target,
         seed=config.seed,
         lambda_coarse=config.lambda_coarse,
         training="changed by hand",
         trained_by=config.trained_by,
     )
+
+
+def _tempts(found: HeldOut) -> bool:
+    ratio = found.coarse_fine_ratio_dynamic
+    return ratio.value is not None and ratio.value >= TEMPTING and is_above(ratio)
 
 
 def _is_gain(found: HeldOut) -> bool:

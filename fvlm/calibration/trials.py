@@ -16,7 +16,6 @@ from pydantic import Field
 from fvlm.calibration.cases import Case
 from fvlm.core.document import Document, flatten
 from fvlm.core.params import Params
-from fvlm.model.query_attention import QueryRole
 from fvlm.statistics.arms import ARMS, CONTROLS, Losses
 from fvlm.statistics.ratio import ALL, DYNAMIC, Array, Bootstrap, Estimate, mean_loss
 
@@ -47,7 +46,6 @@ class Trial:
     steps: int
     temperature: float = 1.0
     replicated: bool = True
-    role: QueryRole = "question"
     coarse_only: bool = False  # whether the first seed has a twin without fine passes
 
 
@@ -62,9 +60,8 @@ TRIALS = (
     Trial("noise_control", "noise_control", 0, 12, 9, steps=400, replicated=False),
 )
 
-# What the cases in cases.py are made of: a trained model each; nothing is required of these.
-MESSAGE_TRIAL = Trial("message_channel", "positive_control", 1, 9, 8, 300, 0.6, False, "token")
-SPOILT_TRIAL = TRIALS[3]
+# Whose first model the cases in cases.py change; it must be deep for the message channel.
+MESSAGE_TRIAL, SPOILT_TRIAL = TRIALS[1], TRIALS[3]
 
 # Acceptance, over frames t >= 3 of held-out clips.
 POSITIVE_ABOVE, POSITIVE_LOW_ABOVE = 1.15, 1.05

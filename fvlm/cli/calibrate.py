@@ -92,14 +92,13 @@ def main(arguments: Sequence[str]) -> None:
     roots = (evaluate_clips, fit_baselines, coarse_losses, save_message_channel)
     folders = Folders(CALIBRATION_PRESET, *roots)
     bench = _Bench(folders, sections.evaluate)
-    trials = (*TRIALS, MESSAGE_TRIAL)
     trainings = [
         (trial, seed, seeds[0])
-        for trial in trials
+        for trial in TRIALS
         for seed in (seeds if trial.replicated else seeds[:1])
     ]
-    corpora = list(dict.fromkeys(trial.corpus for trial in trials))
-    encodings = list(dict.fromkeys((trial.corpus, trial.blocks, trial.layer) for trial in trials))
+    corpora = list(dict.fromkeys(trial.corpus for trial in TRIALS))
+    encodings = list(dict.fromkeys((trial.corpus, trial.blocks, trial.layer) for trial in TRIALS))
     # The longest trainings first, so that none is left alone at the end.
     trainings.sort(key=lambda training: -training[0].query_layers)
     cases = [(case, seeds[0]) for case in CASES]
@@ -156,7 +155,6 @@ class _Bench:
                 "query_layers": trial.query_layers,
                 "intermediate_tokens": trial.query_layers == 0,
                 "temperature": trial.temperature,
-                "query_role": trial.role,
             },
             "train": {
                 "seeds": [seed],
@@ -231,9 +229,12 @@ CASES = ("handicapped_coarse", "message_channel", *REPLICATES)
 
 
 def _save_case_model(case: str, source: Path, folder: Path) -> None:
-    save = save_message_channel if case == "message_channel" else save_handicapped
+    if case == "message_channel":
+        save_message_channel(source, folder / MODEL)
+        return
     reader = open_clips(folder / ENCODED, folder / FRAMES, split="val", input="features")
-    save(source, folder / MODEL, _read_all_frames(reader, range(min(CLIPS_AT_ONCE, len(reader)))))
+    rows = range(min(CLIPS_AT_ONCE, len(reader)))
+    save_handicapped(source, folder / MODEL, _read_all_frames(reader, rows))
 
 
 def _write_case_shards(copies: int, source: Path, folder: Path) -> None:

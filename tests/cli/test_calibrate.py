@@ -1,6 +1,5 @@
 """One small trial through the real stages: figures, what is kept, and how a failure is told."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,8 @@ from fvlm.cli import calibrate
 from fvlm.core.errors import FvlmError
 from fvlm.core.io import read_json
 from pipeline import paths
+
+TEMPTING = ("handicapped_coarse", "message_channel")
 
 
 @pytest.fixture
@@ -28,11 +29,10 @@ def project(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         layer=2,
         steps=2,
         replicated=False,
-        role="token",
         coarse_only=True,
     )
     monkeypatch.setattr(calibrate, "TRIALS", (trial,))
-    monkeypatch.setattr(calibrate, "MESSAGE_TRIAL", replace(trial, name="message_channel"))
+    monkeypatch.setattr(calibrate, "MESSAGE_TRIAL", trial)
     monkeypatch.setattr(calibrate, "SPOILT_TRIAL", trial)
     monkeypatch.setattr(cases, "FILMS", 2)
     preset: dict[str, dict[str, Any]] = {
@@ -59,15 +59,20 @@ def project(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_figures_and_reuse(
     project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calibrate.main([])
+    with pytest.raises(FvlmError, match=r"2 requirements are not met, see metrics/calibrate.json"):
+        calibrate.main([])
     found = read_json(paths.CALIBRATE_METRICS)
+    assert [line.split()[0] for line in found["failures"]] == [
+        f"{name}_caught" for name in TEMPTING
+    ]
     assert found["noise_control_videos"] > 0
     assert found["noise_control_seeds"] == 1
     for name in PASSES:
         assert found[f"noise_control_gain_{name}"] < 1  # 8 clips of training: nothing is learned
     for case in ("handicapped_coarse", "message_channel", "replicates"):
         assert found[f"{case}_verdict"] == "inconclusive"
-        assert found[f"{case}_caught"] == 1
+        # 2 steps of training make no model that could be spoilt: these two tempted nobody.
+        assert found[f"{case}_caught"] == int(case not in TEMPTING)
     assert found["message_channel_reference"] == pytest.approx(1, abs=1e-6)
     assert found["noise_control_coarse_only_low"] is not None
     assert {"calibrated", "failures", "noise_control_ratio_low", "noise_control_shuffled"} <= set(
@@ -82,16 +87,16 @@ def test_figures_and_reuse(
         "train",
         "evaluate",
     }
-    calibrate.main([])
+    with pytest.raises(FvlmError, match="2 requirements"):
+        calibrate.main([])
     assert made == {path: path.stat().st_mtime_ns for path in made}
     assert capsys.readouterr().out.count("calibrate: ") >= 2
     monkeypatch.setattr(trials, "LEAK_BELOW", 0.0)
-    with pytest.raises(FvlmError, match=r"3 requirements are not met, see metrics/calibrate.json"):
+    with pytest.raises(FvlmError, match=r"5 requirements are not met, see metrics/calibrate.json"):
         calibrate.main([])
     missed = read_json(paths.CALIBRATE_METRICS)
-    assert (missed["calibrated"], len(missed["failures"])) == (False, 3)
+    assert (missed["calibrated"], len(missed["failures"])) == (False, 5)
     assert missed["noise_control_gain_fine"] == found["noise_control_gain_fine"]
-    assert found["calibrated"]
 
 
 def test_a_failed_stage_is_told_with_its_last_lines(project: Path) -> None:

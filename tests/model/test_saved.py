@@ -9,14 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fvlm.clips.batch import Input
 from fvlm.core.errors import CheckpointError, FvlmError
 from fvlm.core.io import read_json, sha256_file, write_json
-from fvlm.encoders.dino import DinoEncoder
-from fvlm.model.build import FORMAT, Architecture, Provenance, model_of
+from fvlm.model.build import FORMAT, model_of
 from fvlm.model.foveated import FoveatedModel
 from fvlm.model.saved import CONFIG, WEIGHTS, load_model
-from fvlm.shards.manifest import Encoder
 from tests import tiny
 
 MANIFEST = tiny.encoded_manifest((4, 10, 16), (4, 4, 5, 5))
@@ -27,23 +24,8 @@ Save = Callable[..., FoveatedModel]
 def save(tmp_path: Path) -> Save:
     """save(**params) makes a model with random weights, and saves it in the test's folder."""
 
-    def make(*, input: Input = "features", blocks: int = 1, **params: Any) -> FoveatedModel:
-        architecture = Architecture(
-            input=input,
-            coarse_only=False,
-            model=tiny.model_params("llm", **params),
-            language=tiny.llama(
-                num_hidden_layers=blocks, vocab_size=8, initializer_range=0.2
-            ).to_diff_dict(),
-            encoder=DinoEncoder(tiny.dinov2()).config_dict,
-            token_shape=MANIFEST.tokens.shape[1:],
-            latent_shape=MANIFEST.latents.shape[1:],
-            provenance=Provenance(
-                language=Encoder(source="llm", revision="", sha256=""),
-                dino=MANIFEST.dino,
-                vae=MANIFEST.vae,
-            ),
-        )
+    def make(**params: Any) -> FoveatedModel:
+        architecture = tiny.architecture(**params)
         model = model_of(architecture).eval()
         for parameter in model.head.parameters():  # zero at the start, and it multiplies
             torch.nn.init.normal_(parameter)

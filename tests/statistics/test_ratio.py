@@ -2,6 +2,7 @@ import itertools
 
 import numpy as np
 import pytest
+from scipy.stats import norm, t
 
 from fvlm.core.seeding import generator
 from fvlm.statistics.ratio import (
@@ -195,6 +196,26 @@ def test_power_says_what_a_repeat_of_the_experiment_finds() -> None:
     shrunk = (np.log(power.detectable) / np.log(1.05)) ** 2 * videos
     assert power.groups == pytest.approx(shrunk, rel=0.15)  # Student's t is wider for few
     assert bootstrap(["one"] * videos).power(*experiment(1.0)) is None
+
+
+def test_a_handful_of_videos_pays_for_its_few_degrees_of_freedom() -> None:
+    """As many as wanted tell 1.05 with Student's t of their own number, one fewer do not."""
+    below = draw(generator(0, "few"), 6)
+    above = below * np.exp(generator(1, "few").normal(0, 0.02, (6, 1)))
+    few = bootstrap(names(6))
+    interval, power = few.ratio(above, below), few.power(above, below)
+    assert interval.high is not None
+    assert interval.value is not None
+    assert power is not None
+    assert power.groups is not None
+    error = np.log(interval.high / interval.value) / t.ppf(0.975, 5) * np.sqrt(6)  # of one video
+
+    def told(groups: int) -> float:
+        return float(np.exp((t.ppf(0.975, groups - 1) + norm.ppf(0.8)) * error / np.sqrt(groups)))
+
+    assert told(power.groups) <= 1.05 < told(power.groups - 1)
+    normal = ((norm.ppf(0.975) + norm.ppf(0.8)) * error / np.log(1.05)) ** 2
+    assert power.groups > normal + 1
 
 
 def test_no_number_of_videos_makes_up_for_few_trainings() -> None:
