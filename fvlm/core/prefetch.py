@@ -36,15 +36,12 @@ class Ahead:
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def map(
-        self, function: Callable[[T], R], items: Iterable[T], *, early: int | None = None
-    ) -> Iterator[R]:
+    def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         """`function` of every item, in the order of `items`, which are taken in this thread.
 
-        early: items in work or done while the caller has a result; by default all that may be. What
-        `function` raises comes up here, in place of its result; later items are dropped.
+        What `function` raises comes up here, in place of its result; later items are dropped.
         """
-        most = 2 * self.workers - 1 if early is None else early
+        most = 2 * self.workers - 1  # while the caller has one
         pending: deque[Future[R]] = deque()
         try:
             for item in items:

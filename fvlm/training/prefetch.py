@@ -36,7 +36,7 @@ def prefetched(
         return batch, copied
 
     with Ahead(workers=1) as ahead:
-        yield (_ready(*loaded) for loaded in ahead.map(load, positions, early=1))
+        yield (_ready(*loaded) for loaded in ahead.map(load, positions))
 
 
 def _ready(batch: Batch, copied: torch.cuda.Event | None) -> Batch:
