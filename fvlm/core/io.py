@@ -7,9 +7,14 @@ import io
 import json
 import os
 import re
+import secrets
+import shutil
+import socket
+import time
 import unicodedata
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,6 +22,9 @@ from fvlm.core.errors import FvlmError
 
 KEY = re.compile(r"[a-z0-9_-]{1,80}")
 SLUG_LENGTH, DIGEST_LENGTH = 55, 24  # characters; 96 bits of sha256 keep keys apart
+TEMPORARY = re.compile(r"\..+\.([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\.tmp", re.DOTALL)
+OLD = 24 * 3600  # seconds
+_swept = dict[str, int]()  # by which process each folder was searched for leftovers
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk full, quota, `ulimit -f`
 
 
@@ -25,11 +33,14 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """Open a temporary file that becomes `path` only when the block ends without an error.
 
     The data and the folder entry are fsynced, so that after a crash `path` holds either the old
-    bytes or all of the new ones. What a killed process left of the same file is deleted.
+    bytes or all of the new ones. What killed processes left in the folder is deleted, once a run.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    _delete_leftovers(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    folder = str(path.parent.absolute())
+    if _swept.get(folder) != os.getpid():  # once a process: it may hold a million files
+        _swept[folder] = os.getpid()
+        delete_leftovers(path.parent)
+    temporary = path.with_name(temporary_name(path.name))
     try:
         with naming_full_disk(path), temporary.open("wb") as file:
             yield file
@@ -41,13 +52,42 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
         temporary.unlink(missing_ok=True)
 
 
-def _delete_leftovers(path: Path) -> None:
-    """Temporary files of `path` whose process is gone."""
-    for name in os.listdir(path.parent):  # noqa: PTH208 - quick in a folder of many files
-        if name.startswith(f".{path.name}.") and name.endswith(".tmp"):
-            process = name.removeprefix(f".{path.name}.").removesuffix(".tmp")
-            if process.isdigit() and not is_running(int(process)):
-                path.with_name(name).unlink(missing_ok=True)
+def temporary_name(name: str) -> str:
+    """A name for `name` while it is being written, which nobody else uses in a shared folder."""
+    return f".{name}.{_machine()}-{os.getpid()}-{secrets.token_hex(4)}.tmp"
+
+
+def delete_leftovers(folder: Path) -> None:
+    """Delete what killed processes of this machine left under a temporary name.
+
+    What another machine left goes when it is a day old: whether its process lives is not known.
+    """
+    for name in os.listdir(folder):  # noqa: PTH208 - quick in a folder of many files
+        found = TEMPORARY.fullmatch(name)
+        path = folder / name
+        if found and _is_left(path, *found.groups()):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def _is_left(path: Path, machine: str, process: str) -> bool:
+    if machine == _machine():
+        return not is_running(int(process))
+    with suppress(FileNotFoundError):
+        return time.time() - path.stat().st_mtime > OLD
+    return False
+
+
+@cache
+def _machine() -> str:
+    """Where process numbers mean something: this boot of this machine, or a container of it."""
+    known = [socket.gethostname()]
+    with suppress(OSError):  # Linux has both
+        known.append(Path("/proc/sys/kernel/random/boot_id").read_text())
+        known.append(str(Path("/proc/self/ns/pid").readlink()))
+    return hash_json(known)[:8]
 
 
 def is_running(process: int) -> bool:

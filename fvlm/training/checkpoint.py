@@ -12,7 +12,6 @@ is the same for any number of them, also when each holds a part of the weights o
 """
 
 import json
-import os
 import shutil
 import sys
 from dataclasses import dataclass, field
@@ -26,11 +25,12 @@ from torch import Tensor, nn
 from fvlm.core.errors import CheckpointError, FvlmError
 from fvlm.core.io import (
     atomic_write,
+    delete_leftovers,
     fsync_folder,
     hash_json,
-    is_running,
     read_json,
     sha256_file,
+    temporary_name,
     write_json,
 )
 from fvlm.training.distributed import from_main, is_main, whole
@@ -63,8 +63,7 @@ class Checkpoints:
         if not is_main():
             return
         final = self.folder / f"step-{state.step:08d}"
-        temporary = self.folder / f".{final.name}.{os.getpid()}.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
+        temporary = self.folder / temporary_name(final.name)
         for name, values in tensors.items():
             with atomic_write(temporary / name) as file:
                 file.write(save(values))
@@ -119,9 +118,7 @@ class Checkpoints:
         last = saved.index(newest) + 1
         for unwanted in saved[: max(0, last - KEPT)] + saved[last:]:
             shutil.rmtree(unwanted)
-        for leftover in self.folder.glob(".step-*.tmp"):
-            if not is_running(int(leftover.name.split(".")[-2])):
-                shutil.rmtree(leftover, ignore_errors=True)
+        delete_leftovers(self.folder)
 
     def _load(
         self, folder: Path, model: nn.Module

@@ -1,5 +1,7 @@
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -142,15 +144,67 @@ def test_the_cache_can_be_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert io.cache_folder() == tmp_path
 
 
-def test_leftovers_of_a_killed_writer_are_deleted_those_of_a_living_one_stay(
-    tmp_path: Path,
-) -> None:
-    path = tmp_path / "a.json"
-    dead, alive, other = (
-        tmp_path / name
-        for name in (".a.json.4194999.tmp", f".a.json.{os.getppid()}.tmp", ".a.json.x.tmp")
+def test_leftovers_of_killed_writers_are_deleted_those_of_living_ones_stay(tmp_path: Path) -> None:
+    own = io.temporary_name("a.json")
+    dead, alive, elsewhere, old = (
+        tmp_path / own.replace(f"-{os.getpid()}-", text)
+        for text in ("-4194999-", f"-{os.getppid()}-", "-2-", "-3-")
     )
-    for leftover in (dead, alive, other):
+    elsewhere = elsewhere.with_name(".b.json.00000000-2-01234567.tmp")  # of another machine
+    old = old.with_name(".b.json.00000000-3-01234567.tmp")
+    users = tmp_path / ".a.json.x.tmp"
+    for leftover in (dead, alive, elsewhere, users):
         leftover.touch()
-    write_json(path, 1)
-    assert sorted(tmp_path.iterdir()) == sorted([path, alive, other])
+    (old / "part").mkdir(parents=True)
+    os.utime(old, (0, 0))
+    write_json(tmp_path / "b.json", 1)
+    assert set(tmp_path.iterdir()) == {tmp_path / "b.json", alive, elsewhere, users}
+
+
+def test_a_folder_is_looked_through_once_a_run(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", 1)
+    leftover = tmp_path / io.temporary_name("a.json").replace(f"-{os.getpid()}-", "-4194999-")
+    leftover.touch()
+    write_json(tmp_path / "a.json", 2)
+    assert leftover.exists()  # a write takes as long in a folder of a million files
+
+
+WRITER = """
+import sys, time
+from pathlib import Path
+from fvlm.core.io import atomic_write
+path, letter, wait = Path(sys.argv[1]), sys.argv[2].encode(), sys.argv[3:]
+with atomic_write(path) as file:
+    file.write(letter * 1000)
+    file.flush()
+    (path.parent / sys.argv[2]).touch()
+    while wait and not (path.parent / wait[0]).exists():
+        time.sleep(0.01)
+    file.write(letter * 1000)
+"""
+
+
+@pytest.mark.parametrize("before", [0, 3], ids=["equal numbers", "different numbers"])
+def test_two_containers_on_one_folder_neither_mix_nor_delete(tmp_path: Path, before: int) -> None:
+    """Both write the same file, in process namespaces of their own."""
+    apart = ["unshare", "--pid", "--fork", "--kill-child"]
+    if subprocess.run([*apart, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("process namespaces cannot be made here")
+    path = tmp_path / "shard"
+    environment = os.environ | {"PYTHONPATH": str(Path(io.__file__).parents[2])}
+
+    def writer(letter: str, *wait: str, before: int) -> "subprocess.Popen[bytes]":
+        start = "(true); " * before + f'"{sys.executable}" -c "$0" "$@"; exit $?'
+        command = [*apart, "sh", "-c", start, WRITER, str(path), letter, *wait]
+        return subprocess.Popen(command, env=environment)
+
+    slow = writer("a", "go", before=before)
+    while not (tmp_path / "a").exists():
+        assert slow.poll() is None
+    quick = writer("b", before=0)
+    assert quick.wait() == 0
+    assert path.read_bytes() == b"b" * 2000
+    (tmp_path / "go").touch()
+    assert slow.wait() == 0
+    assert path.read_bytes() == b"a" * 2000
+    assert {name.name for name in tmp_path.iterdir()} == {"shard", "a", "b", "go"}

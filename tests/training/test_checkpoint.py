@@ -1,7 +1,6 @@
 import json
 import os
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from safetensors.numpy import load
 
 from fvlm.core.errors import CheckpointError
-from fvlm.core.io import hash_json, read_json, write_json
+from fvlm.core.io import hash_json, read_json, temporary_name, write_json
 from fvlm.training.checkpoint import Checkpoints, TrainState
 
 # In the nested form that the train stage uses.
@@ -102,10 +101,11 @@ def test_nothing_saved_starts_at_step_zero(series: Series) -> None:
 
 
 def test_the_newest_two_are_kept_and_temporary_folders_of_living_processes(series: Series) -> None:
-    with subprocess.Popen(["true"]) as dead:
-        pass
-    living = f".step-00000009.{os.getppid()}.tmp"
-    for name in (living, f".step-00000009.{dead.pid}.tmp"):
+    own = f"-{os.getpid()}-"
+    living, dead = (
+        temporary_name("step-00000009").replace(own, f"-{pid}-") for pid in (os.getppid(), 4194999)
+    )
+    for name in (living, dead):
         (series.checkpoints.folder / name).mkdir(parents=True)
     series.save(5)
     names = sorted(path.name for path in series.checkpoints.folder.iterdir())
