@@ -46,6 +46,7 @@ class EvaluateParams(Params):
     seed: int
 
 
+@torch.inference_mode()
 def evaluate_clips(
     model: FoveatedModel,
     load: LoadClips,
@@ -60,7 +61,8 @@ def evaluate_clips(
 
     A model that predicts captions adds their losses, [clips,1]; NaN for a clip without a caption.
 
-    `load` returns the inputs and latents of a range of `clips`.
+    `load` returns the inputs and latents of a range of `clips`; each is asked for once, but for the
+    last ones of one group. Memory holds the losses of all clips, and one batch.
     The result does not depend on `batch_size` beyond float rounding. Undefined entries are NaN:
     frame 1 of `persistence`, and `shuffled` when there is no second video. Raises FvlmError when a
     loss is not finite.
@@ -69,24 +71,31 @@ def evaluate_clips(
         range(start, min(start + batch_size, len(clips)))
         for start in range(0, len(clips), batch_size)
     ]
+    partners = other_group([clip.group_id for clip in clips])
     found: list[dict[str, Tensor]] = []
-    queries: list[Tensor] = []
-    with Progress("evaluate", total=2 * len(clips), unit="clip") as progress:
-        for rows in batches:
+    queries: dict[int, Tensor] = {}  # of clips that are partners of others still to come
+    with Progress("evaluate", total=len(clips), unit="clip") as progress:
+        for rows in reversed(batches):  # so that a clip's partner, which follows it, is known
             batch = load(rows).to(device)
             losses, predicted = arm_losses(model, batch, seed=seed)
-            found.append(losses | baselines.losses(batch.latents))
-            queries.extend(predicted.cpu())
+            queries |= dict(zip(rows, predicted, strict=True))
+            # The last clips have none behind them: with their own until the first clips are known.
+            swapped = [queries.get(partners[row], queries[row]) for row in rows]
+            losses["shuffled"] = losses_with_queries(model, batch, torch.stack(swapped))
+            found.insert(0, losses | baselines.losses(batch.latents))
+            needed = {partners[rows.start - 1], partners[-1]}
+            queries = {row: queries[row] for row in needed & queries.keys()}
             progress.advance(len(rows))
-        partners = other_group([clip.group_id for clip in clips])
-        for rows, losses in zip(batches, found, strict=True):
-            if partners is not None:
-                swapped = torch.stack([queries[partners[row]] for row in rows]).to(device)
-                batch = load(rows).to(device)
-                losses["shuffled"] = losses_with_queries(model, batch, swapped)
-            else:
-                losses["shuffled"] = torch.full_like(losses["fine"], torch.nan)
-            progress.advance(len(rows))
+    for rows, losses in zip(batches, found, strict=True):
+        last = [row for row in rows if partners[row] < row]
+        if last and queries:
+            batch = load(range(last[0], rows.stop)).to(device)
+            swapped = [queries[partners[row]] for row in last]
+            losses["shuffled"][-len(last) :] = losses_with_queries(
+                model, batch, torch.stack(swapped)
+            )
+        elif last:
+            losses["shuffled"].fill_(torch.nan)  # there is no other group
     joined = {
         arm: torch.cat([losses[arm] for losses in found]).cpu().double().numpy()
         for arm in (*MEANINGS, *CAPTIONS)
@@ -180,15 +189,17 @@ def random_queries(predicted: Tensor, *, keys: Sequence[str], seed: int) -> Tens
     return torch.cat([predicted[:, :1], scaled[:, 1:]], dim=1)
 
 
-def other_group(groups: Sequence[str]) -> list[int] | None:
-    """For every clip the next one, cyclically, of another group; None when there is one group."""
-    if len(set(groups)) < 2:
-        return None
+def other_group(groups: Sequence[str]) -> list[int]:
+    """For every clip the next one, cyclically, of another group; -1 when there is one group."""
     count = len(groups)
-    partners = []
-    for row, group in enumerate(groups):
-        following = ((row + step) % count for step in range(1, count))
-        partners.append(next(other for other in following if groups[other] != group))
+    if len(set(groups)) < 2:
+        return [-1] * count
+    partners, following = [-1] * count, -1
+    for row in reversed(range(2 * count)):  # twice around: the last ones look at the first
+        place, after = row % count, (row + 1) % count
+        if groups[after] != groups[place]:
+            following = after
+        partners[place] = following
     return partners
 
 

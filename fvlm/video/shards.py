@@ -6,7 +6,7 @@ from typing import Any
 
 from fvlm.core.errors import FvlmError, VideoError
 from fvlm.core.identity import made_by
-from fvlm.core.io import hash_json
+from fvlm.core.io import hash_json, state_folder, write_jsonl
 from fvlm.core.progress import Progress
 from fvlm.shards.build import ShardContent, ShardPlan, plan_splits
 from fvlm.shards.manifest import Array, FrameManifest, Note
@@ -18,6 +18,8 @@ from fvlm.video.reasons import PASSING
 from fvlm.video.worker import Outcome, map_isolated
 
 Row = Mapping[str, Any]
+
+LISTED = 20  # failures in a message
 
 
 def describe_frames(params: DecodeParams) -> FrameManifest:
@@ -54,7 +56,7 @@ class Decoding:
 
     def __init__(self, rows: Mapping[str, Row], params: DecodeParams, progress: Progress) -> None:
         self._rows, self._params, self._progress = rows, params, progress
-        self._failed: list[Note] = []
+        self._failed, self._reasons = list[Note](), Counter[str]()
         self.reused = 0
 
     def count_known(self, plan: ShardPlan, record: ShardRecord, known: bool) -> None:
@@ -96,19 +98,34 @@ class Decoding:
     def _count(self, videos: int, failed: Sequence[Note]) -> None:
         """Show progress; stop with the list when too many of the videos cannot be decoded."""
         self._failed += failed
-        self._progress.advance(videos, **count_reasons(self._failed))
+        self._reasons.update(note.reason for note in failed)
+        self._progress.advance(videos, **_by_name(self._reasons))
         if len(self._failed) > self._params.most_failed(len(self._rows)):
-            lines = (f"\n  {note.video_id}: {note.reason}: {note.message}" for note in self._failed)
             raise FvlmError(
                 f"{len(self._failed)} of {len(self._rows)} videos cannot be decoded, more than "
                 f"decode.max_failed_fraction ({self._params.max_failed_fraction}) allows:"
-                + "".join(lines)
+                + "".join(f"\n  {line}" for line in _list(self._failed))
             )
+
+
+def _list(notes: Sequence[Note]) -> list[str]:
+    """A line each; of many the first, and the name of a file with all."""
+    lines = [f"{note.video_id}: {note.reason}: {note.message}" for note in notes[:LISTED]]
+    if len(notes) > LISTED:
+        path = state_folder() / "decode_failed.jsonl"
+        write_jsonl(path, (note.model_dump() for note in notes))
+        lines.append(f"... all {len(notes)}: {path}")
+    return lines
 
 
 def count_reasons(notes: Sequence[Note]) -> dict[str, int]:
     """How often each reason stands in the notes, by name."""
-    return dict(sorted(Counter(note.reason for note in notes).items()))
+    return _by_name(Counter(note.reason for note in notes))
+
+
+def _by_name(counts: Mapping[str, int]) -> dict[str, int]:
+    """The same in the order of names."""
+    return dict(sorted(counts.items()))
 
 
 def _note(row: Row, error: VideoError) -> Note:

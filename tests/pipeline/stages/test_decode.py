@@ -102,7 +102,9 @@ def test_a_video_that_vanished_or_changed_is_back_when_it_is_back(
 
 
 @pytest.mark.usefixtures("project")
-def test_too_many_failures_stop_before_anything_is_in_place() -> None:
+def test_too_many_failures_stop_before_anything_is_in_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     text = Path("params.yaml").read_text()
     Path("params.yaml").write_text(
         text.replace("max_failed_fraction: 0.3", "max_failed_fraction: 0")
@@ -111,6 +113,11 @@ def test_too_many_failures_stop_before_anything_is_in_place() -> None:
         decode.main()
     assert not paths.FRAMES.exists()
     assert not paths.DECODE_METRICS.exists()
+    monkeypatch.setattr(shards, "LISTED", 0)  # as if there were many
+    with pytest.raises(FvlmError, match=r"allows:\n  \.\.\. all 1: .*decode_failed.jsonl$"):
+        decode.main()
+    (note,) = read_jsonl(Path(".state/decode_failed.jsonl"))
+    assert (note["video_id"], note["reason"]) == ("4.mp4", "decode_error")
 
 
 @pytest.mark.usefixtures("project")
