@@ -8,14 +8,15 @@ The interval is the ratio times or divided by exp(t s): s the bootstrap's standa
 logarithm of the ratio, t the quantile of Student's distribution for the number of groups. In a
 simulation with log-normal losses the 95% interval held the true ratio in 93% of cases with 6
 groups, 93% with 10 and 94% with 20; the usual percentile interval, which knows nothing of few
-groups, in 85%, 89% and 91%.
+groups, in 85%, 89% and 91%. With 1,000 groups and more s comes from the linear approximation, as
+resampling them would give it: its ends are within 2% of the interval's width.
 
 Several trainings (seeds) of the same model are replicates: a group's losses of all of them are
 resampled together, and the variance of the logarithm of the ratio over the seeds, divided by their
 number, is added to s squared; the degrees of freedom of t are then Welch's and Satterthwaite's.
 
 Source: Efron and Tibshirani, "An Introduction to the Bootstrap" (1993), chapters 6 (standard
-error), 12.4 (Student's t) and 13.7 (narrowness of percentiles);
+error), 12.4 (Student's t), 13.7 (narrowness of percentiles) and 22.3 (linear approximation);
 Satterthwaite, Biometrics Bulletin 2 (1946), for the degrees of freedom of a sum of variances.
 
 Axes: T frames.
@@ -24,6 +25,7 @@ Axes: T frames.
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated
 
 import numpy as np
@@ -45,6 +47,7 @@ EARLY = slice(0, 2)  # frames 1 and 2: no predicted query can help there
 DYNAMIC = slice(2, None)  # frames t >= 3: the first that a predicted query can help
 ALL = slice(None)
 CHUNK = 2**20  # resampled entries held at once
+MANY = 1000  # groups that need not be resampled
 
 
 @document_dataclass(config=STRICT, frozen=True)
@@ -83,10 +86,18 @@ class Bootstrap:
     seed: int
     replicates: Sequence[int] = ()
 
-    @property
+    @cached_property
     def size(self) -> int:
         """How many different groups there are."""
         return len(set(self.groups))
+
+    @cached_property
+    def _group(self) -> NDArray[np.int64]:
+        return _numbers(self.groups)
+
+    @cached_property
+    def _replicate(self) -> NDArray[np.int64]:
+        return _numbers(self.replicates)
 
     def of(self, rows: NDArray[np.int64]) -> "Bootstrap":
         """The same for a subset of the rows."""
@@ -132,12 +143,12 @@ class Bootstrap:
 
         By resampling groups, then by trainings where there are several. None: not defined.
         """
-        sums = [tuple(_sums(self.groups, part) for part in rows) for rows in factors]
+        sums = [tuple(_sums(self._group, part) for part in rows) for rows in factors]
         if self.size < 2 or not all(part.all() for rows in sums for part in rows):
             return None
         errors = [(self._group_variance(sums), self.size - 1)]
         if len(set(self.replicates)) > 1:
-            each = [tuple(_sums(self.replicates, part) for part in rows) for rows in factors]
+            each = [tuple(_sums(self._replicate, part) for part in rows) for rows in factors]
             logarithms = np.sum([np.log(top / bottom) for top, bottom in each], axis=0)
             count = len(logarithms)
             errors.append((float(logarithms.var(ddof=1) / count), count - 1))
@@ -146,6 +157,9 @@ class Bootstrap:
     def _group_variance(self, sums: Sequence[tuple[Array, ...]]) -> float:
         """Variance of the logarithm of the product of ratios, by resampling groups together."""
         groups = self.size
+        if groups >= MANY:
+            shares = [top / top.sum() - bottom / bottom.sum() for top, bottom in sums]
+            return float((np.sum(shares, axis=0) ** 2).sum() * groups / (groups - 1))
         rng = generator(self.seed, "bootstrap")
         chunk = max(1, CHUNK // groups)
         logarithms = []
@@ -174,10 +188,14 @@ def _rows(above: Array, below: Array, frames: slice) -> Rows:
     return top, bottom
 
 
-def _sums(groups: Sequence[str] | Sequence[int], values: Array) -> Array:
-    """Sum of `values` [rows] over the rows of each group [groups]."""
-    _, group = np.unique(np.asarray(groups), return_inverse=True)
-    return np.bincount(group, weights=values).astype(np.float64)
+def _numbers(names: Sequence[str] | Sequence[int]) -> NDArray[np.int64]:
+    """Names by numbers from 0 in their order [rows]."""
+    return np.unique(np.asarray(names), return_inverse=True)[1]
+
+
+def _sums(number: NDArray[np.int64], values: Array) -> Array:
+    """Sum of `values` [rows] over the rows of each number."""
+    return np.bincount(number, weights=values).astype(np.float64)
 
 
 def _total(errors: Sequence[tuple[float, int]]) -> tuple[float, float]:

@@ -5,8 +5,10 @@ import pytest
 from scipy.stats import norm, t
 
 from fvlm.core.seeding import generator
+from fvlm.statistics import ratio
 from fvlm.statistics.ratio import (
     DYNAMIC,
+    MANY,
     Array,
     Bootstrap,
     Estimate,
@@ -226,6 +228,28 @@ def test_no_number_of_videos_makes_up_for_few_trainings() -> None:
     assert power is not None
     assert power.groups is None
     assert power.detectable > 2
+
+
+def test_many_groups_need_no_resampling(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ends are those of resampling, within 2% of the interval's width."""
+    rng = generator(0, "many")
+    below = draw(rng, MANY)
+    above = below * np.exp(rng.normal(0.05, 0.3, below.shape))
+    linear = bootstrap(names(MANY))
+    resampled = bootstrap(names(MANY), samples=20_000)
+    quick = [linear.ratio(above, below), linear.change(above, below, DYNAMIC, since=slice(0, 2))]
+    monkeypatch.setattr(ratio, "MANY", MANY + 1)
+    slow = [
+        resampled.ratio(above, below),
+        resampled.change(above, below, DYNAMIC, since=slice(0, 2)),
+    ]
+    for one, other in zip(quick, slow, strict=True):
+        assert one.value == other.value
+        assert other.low is not None
+        assert other.high is not None
+        width = other.high - other.low
+        assert (one.low, one.high) == pytest.approx((other.low, other.high), abs=0.02 * width)
+        assert one != other
 
 
 def test_the_seed_alone_decides_the_interval() -> None:
