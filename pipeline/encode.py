@@ -9,9 +9,8 @@ import time
 from fvlm.core.device import default_device, peak_memory_gib
 from fvlm.core.identity import made_by
 from fvlm.core.io import write_json, write_timings
-from fvlm.core.params import Params, load_params
+from fvlm.core.params import Params, check_recorded, load_params
 from fvlm.core.progress import Progress
-from fvlm.core.recorded import check_recorded
 from fvlm.core.stage import run
 from fvlm.encoders.frames import EncodeParams, load_encoder
 from fvlm.encoders.shards import describe_encoding, encode_clips, open_encoding

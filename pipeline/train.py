@@ -25,8 +25,7 @@ import numpy as np
 from fvlm.core.device import keep_freed_memory, peak_memory_gib, reserved_memory_gib
 from fvlm.core.io import write_csv, write_json, write_timings
 from fvlm.core.kept import Claims, remade
-from fvlm.core.params import Params, load_params
-from fvlm.core.recorded import check_recorded
+from fvlm.core.params import Params, check_recorded, load_params
 from fvlm.core.stage import UNFINISHED, run
 from fvlm.model.foveated import ModelParams
 from fvlm.model.saved import CONFIG

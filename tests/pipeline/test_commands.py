@@ -155,13 +155,13 @@ CASES = [
         change("decode", "num_frames", 5, "decode"),
     ),
     Case(
-        "core/recorded",
+        "core/params",
         "decode.num_frames is 5",
         "dvc repro -f -s encode",
         change("decode", "num_frames", 5),
     ),
     Case(
-        "core/recorded",
+        "core/params",
         "encode.batch_frames is 6",
         "dvc repro -f -s train",
         change("encode", "batch_frames", 6),

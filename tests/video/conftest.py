@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ NUM_FRAMES = 100
 FPS = 25
 
 
+@cache
 def picture(index: int, width: int, height: int) -> np.ndarray:
     """Frame `index`: uint8 [H, W, 3]; waves that travel at different speeds, and a moving box."""
     y, x = np.mgrid[0:height, 0:width].astype(np.float64)
