@@ -1,4 +1,4 @@
-"""A starting point for `train_vae.py`: the network begins as a linear block transform.
+"""A starting point for `train.py`: the network begins as a linear block transform.
 
 Drawn at random, an `AutoencoderKL` needs most of an hour on one core to learn what a linear code
 knows at once. Three measures give it that knowledge:
