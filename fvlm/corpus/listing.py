@@ -3,25 +3,24 @@
 A folder is walked recursively. Taken are regular files with a suffix of VIDEO_SUFFIXES in any case.
 All else is counted: other files by suffix; hidden files and folders, FIFOs, sockets, devices and
 links that lead nowhere by their kind. Links are followed; a folder that several links lead to is
-walked once, by its real place where that lies inside.
-A list is a .csv or .jsonl file of rows with `path`, relative to the list, and optional `caption`.
+walked once, by its real place where that lies inside. A pattern (`videos/**/*.mp4`) is the folder
+before its first wildcard; what does not match is counted, too.
+The rows of a list (see tables.py) have a `path`, relative to the list, and an optional `caption`.
 An experiment of DVC reads the list as it was when the experiment was queued, if git tracks it.
-A column `video_id` names a video, a column `group` the film that several videos were cut from.
+A column `video_id` names a video, a column `group` the film that several videos were cut from. In a
+folder, `metadata.csv` or `metadata.jsonl` with a column `file_name` says the same of its videos.
 A video without a caption in its row has the text of NAME.txt beside it, or "caption" of NAME.json.
 """
 
-import csv
-import errno
-import json
+import difflib
 import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field, field_validator
 
@@ -32,6 +31,8 @@ from fvlm.corpus.captions import RegularFiles, sidecar_caption
 from fvlm.corpus.controls import RENDERED
 from fvlm.corpus.demo import demo_captions, demo_folder
 from fvlm.corpus.rendered import rendered_folder
+from fvlm.corpus.tables import LIST_SUFFIXES, Row, read_table
+from fvlm.corpus.walk import matches, split_pattern, walk
 
 # fmt: off
 VIDEO_SUFFIXES = frozenset({
@@ -42,34 +43,43 @@ VIDEO_SUFFIXES = frozenset({
 })
 # Raw streams that do not say how fast they play: they have to be wrapped.
 RAW_SUFFIXES = frozenset({".mjpeg", ".mjpg", ".obu"})
-KINDS = {
-    stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket", stat.S_IFBLK: "device", stat.S_IFCHR: "device",
-}
 # fmt: on
-LIST_SUFFIXES = (".csv", ".jsonl")
+# Of the model hub's data sets: beside the videos, whose paths are in the column `file_name`.
+METADATA = ("metadata.csv", "metadata.jsonl")
+SOURCES = (
+    "a folder, a video, a pattern (videos/**/*.mp4), a list of paths "
+    f"({', '.join(LIST_SUFFIXES)}), or demo"
+)
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 MAX_FAULTS = 20  # shown of a long list
 
 
 class CollectParams(Params):
     """What to list.
 
-    source: `demo`, a control corpus (see fvlm/corpus/controls.py), a folder, or a .csv or .jsonl
-    list; relative to the project's root. control_clips, control_seed: size and content of a control
-    corpus. group: a regular expression on the video id whose first group, or else whose match,
-    names the film that the video was cut from; empty: every video is its own group.
+    source: `demo`, a control corpus (see fvlm/corpus/controls.py), a folder, a video, a pattern, or
+    a list; relative to the project's root. path_column, caption_column: of a list; empty: found by
+    its usual names (see tables.py). group: a regular expression on the video id whose first group,
+    or else whose match, names the film that the video was cut from; empty: every video is its own
+    group. control_clips, control_seed: size and content of a control corpus.
     """
 
     source: str
+    path_column: str = ""
+    caption_column: str = ""
     group: str = ""
     control_clips: int = Field(ge=2)
     control_seed: int
 
     @field_validator("source")
     @classmethod
-    def _not_blank(cls, value: str) -> str:
+    def _is_a_place(cls, value: str) -> str:
         if not value.strip() or "\0" in value:
+            raise ValueError(f"may be {SOURCES}, got {value!r}")
+        if URL.match(value):
             raise ValueError(
-                f"must be demo, a control corpus, a folder, or a .csv or .jsonl list, got {value!r}"
+                f"{value!r} is a URL: download the videos first, or mount what holds them; "
+                f"the source may be {SOURCES}"
             )
         return value
 
@@ -133,19 +143,30 @@ def _list_source(params: CollectParams) -> tuple[list[ListedVideo], Counter[str]
             clips, seed = params.control_clips, params.control_seed
             return _list_folder(rendered_folder(corpus, clips=clips, seed=seed))
     path = project_root() / Path(source).expanduser()
-    rows = _own_copy(path)
-    if path.is_dir():
-        videos, left_out = _list_folder(path)
-    elif rows.is_file() and path.suffix.lower() in LIST_SUFFIXES:
-        videos, left_out = _list_rows(rows, path.parent), Counter()
-    elif path.exists():
-        raise _source_error(f"{path} is neither a folder nor a .csv or .jsonl list")
-    else:
-        raise _source_error(f"{path} does not exist")
+    videos, left_out = _list_path(path, params)
     if not videos:
         found = f", only {in_words(left_out)}" if left_out else ""
         raise _source_error(f"no videos in {path}{found}")
     return sorted(videos, key=lambda video: video.video_id), left_out
+
+
+def _list_path(path: Path, params: CollectParams) -> tuple[list[ListedVideo], Counter[str]]:
+    rows, suffix = _own_copy(path), path.suffix.lower()
+    if path.is_dir():
+        return _list_folder(path, params=params)
+    if rows.is_file() and suffix in LIST_SUFFIXES:
+        table = read_table(rows).select(params.path_column, params.caption_column)
+        return _list_rows(rows, table, path.parent), Counter()
+    if path.is_file() and suffix in VIDEO_SUFFIXES:
+        return [_parse_row(path.parent, {"path": path.name})], Counter()
+    if path.exists():
+        raise _source_error(f"{path} is neither a folder, nor a video, nor a list")
+    pattern = split_pattern(path)
+    if pattern is None:
+        names = difflib.get_close_matches(params.source, ("demo", *RENDERED), n=1, cutoff=0.8)
+        meant = "".join(f" (did you mean {name}?)" for name in names)
+        raise _source_error(f"{path} does not exist{meant}")
+    return _list_folder(*pattern, params=params)
 
 
 def in_words(left_out: Counter[str]) -> str:
@@ -157,81 +178,66 @@ def in_words(left_out: Counter[str]) -> str:
 
 
 def _source_error(fault: str) -> SourceError:
-    return SourceError(
-        f"{fault}; collect.source must be demo, a folder with videos (.mp4, .mkv, .webm, .avi and "
-        "the like), a .csv or .jsonl list with a `path` in every row, or a control corpus: "
-        f"{', '.join(RENDERED)}"
-    )
+    return SourceError(f"{fault}; collect.source may be {SOURCES}")
 
 
-def _list_folder(root: Path) -> tuple[list[ListedVideo], Counter[str]]:
-    videos, faults, left_out = list[ListedVideo](), list[str](), Counter[str]()
-    for folder, entries in _walk(str(root), left_out):
-        names = {entry.name for entry in entries}
-        for entry in entries:
-            suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122
-            if suffix not in VIDEO_SUFFIXES:
-                left_out[suffix or "file without a suffix"] += 1
-                continue
-            path = os.path.join(folder, entry.name)  # noqa: PTH118 - a Path a file costs more
-            try:
-                status, caption = entry.stat(), sidecar_caption(path, names)
-            except FileNotFoundError:
-                left_out["vanished file"] += 1
-                continue
-            except SourceError as error:
-                faults.append(str(error))
-                continue
-            video_id = os.path.relpath(path, root)
-            stamp = file_stamp(status)
-            videos.append(ListedVideo(video_id, path, status.st_size, stamp, caption))
-    _raise_faults(faults)
-    return videos, left_out
+def _list_folder(
+    root: Path, pattern: Sequence[str] = (), *, params: CollectParams | None = None
+) -> tuple[list[ListedVideo], Counter[str]]:
+    """What lies in a folder, or matches there; params: of own videos, with metadata beside them.
 
-
-def _walk(root: str, left_out: Counter[str]) -> Iterator[tuple[str, list[os.DirEntry[str]]]]:
-    """Every folder once, with its visible regular files; real folders before linked ones.
-
-    Adds to `left_out` what is neither.
+    The numbers of videos and of what was left out are together that of all entries but folders.
     """
-    visited: set[tuple[int, int]] = set()
-    real, linked = [root], list[str]()
-    while real or linked:
-        folder = real.pop() if real else linked.pop(0)
-        try:
-            status = os.stat(folder)  # noqa: PTH116
-            if (status.st_dev, status.st_ino) in visited:
-                left_out["link to a folder that is listed"] += 1
-                continue
-            visited.add((status.st_dev, status.st_ino))
-            with os.scandir(folder) as scan:
-                entries = sorted(scan, key=lambda entry: entry.name)
-        except OSError as error:
-            raise SourceError(f"{folder}: {error.strerror}") from None
-        files = []
+    videos, faults, left_out = list[ListedVideo](), list[str](), Counter[str]()
+    metadata = list[Path]()
+    depth = len(pattern) if pattern and "**" not in pattern else None
+    for folder, entries in walk(str(root), left_out, depth):
+        names = {entry.name for entry in entries}
+        metadata += [Path(folder, name) for name in METADATA if name in names]
         for entry in entries:
-            kind = _kind(entry)
-            if kind == "folder":
-                (linked if entry.is_symlink() else real).append(entry.path)
-            elif kind == "file":
-                files.append(entry)
+            path = os.path.join(folder, entry.name)  # noqa: PTH118 - a Path a file costs more
+            video_id = os.path.relpath(path, root)
+            suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122
+            if pattern and not matches(Path(video_id).parts, pattern):
+                left_out["not matching"] += 1
+            elif suffix not in VIDEO_SUFFIXES:
+                left_out[suffix or "file without a suffix"] += 1
             else:
-                left_out[kind] += 1
-        yield folder, files
+                try:
+                    status, caption = entry.stat(), sidecar_caption(path, names)
+                    stamp = file_stamp(status)
+                    videos.append(ListedVideo(video_id, path, status.st_size, stamp, caption))
+                except FileNotFoundError:
+                    left_out["vanished file"] += 1
+                except SourceError as error:
+                    faults.append(str(error))
+    _raise_faults(faults)
+    return (_add_metadata(videos, metadata, root, params) if params else videos), left_out
 
 
-def _kind(entry: os.DirEntry[str]) -> str:
-    """What an entry is or leads to."""
-    if entry.name.startswith("."):
-        return "hidden"
-    try:
-        mode = entry.stat().st_mode
-    except OSError as error:
-        reasons = {errno.ENOENT: "dangling link", errno.ELOOP: "loop of links"}
-        return reasons.get(error.errno or 0, "unreadable entry")
-    if stat.S_ISDIR(mode):
-        return "folder"
-    return "file" if stat.S_ISREG(mode) else KINDS.get(stat.S_IFMT(mode), "entry of another kind")
+def _add_metadata(
+    videos: list[ListedVideo], metadata: list[Path], root: Path, params: CollectParams
+) -> list[ListedVideo]:
+    """The videos of a folder with id, caption and group from the rows that are about them."""
+    about = dict[str, ListedVideo]()
+    for path in metadata:
+        table = read_table(path)
+        if params.path_column or "file_name" in table.columns:
+            rows = table.select(params.path_column or "file_name", params.caption_column)
+            for row in _list_rows(path, rows, path.parent, root):
+                if about.setdefault(row.path, row) is not row:
+                    raise SourceError(f"{path}: {row.path} stands in another such file already")
+    told = [(video, about.get(os.path.abspath(video.path))) for video in videos]  # noqa: PTH100
+    videos = [
+        replace(video, video_id=row.video_id, caption=row.caption, group=row.group)
+        if row
+        else video
+        for video, row in told
+    ]
+    for video_id, count in Counter(video.video_id for video in videos).items():
+        if count > 1:
+            raise SourceError(f"{count} videos in {root} have the id {video_id!r}")
+    return videos
 
 
 def _own_copy(path: Path) -> Path:
@@ -245,14 +251,16 @@ def _own_copy(path: Path) -> Path:
     return own if own.is_file() else path
 
 
-def _list_rows(path: Path, folder: Path) -> list[ListedVideo]:
-    """The videos of a list's rows, whose paths are relative to `folder`."""
+def _list_rows(
+    path: Path, rows: dict[int, Row], folder: Path, root: Path | None = None
+) -> list[ListedVideo]:
+    """The videos of the rows of the list `path`; `folder`, `root`: see `_parse_row`."""
     videos, faults = list[ListedVideo](), dict[int, str]()
     line_of: dict[str, int] = {}
     line_of_id: dict[str, int] = {}
-    for line, row in _READERS[path.suffix.lower()](path):
+    for line, row in rows.items():
         try:
-            video = _parse_row(folder, row)
+            video = _parse_row(folder, row, root)
             first = line_of.setdefault(video.path, line)
             if first != line:
                 raise SourceError(f"{video.video_id!r} stands in line {first} already")
@@ -275,13 +283,21 @@ def _ranges(lines: list[int]) -> str:
     return ", ".join(ranges)
 
 
-def _parse_row(folder: Path, row: dict[str, Any]) -> ListedVideo:
+def _parse_row(folder: Path, row: Row, root: Path | None = None) -> ListedVideo:
+    """The video of a row, whose `path` is relative to `folder`; its id is relative to `root`.
+
+    Without a root the id is the path as it stands there.
+    """
     name, caption = row.get("path"), row.get("caption")
     if not isinstance(name, str) or not name:
         raise SourceError(f"expected a `path`, got {name!r}")
+    if None in row:  # of the csv module
+        raise SourceError("more fields than the header has; one with a separator needs quotes")
     for column in ("caption", "video_id", "group"):
         if not isinstance(row.get(column, ""), str | None):
             raise SourceError(f"expected text as `{column}`, got {row[column]!r}")
+    if URL.match(name):
+        raise SourceError(f"{name!r} is a URL: download it first")
     path = os.path.abspath(folder / name)  # noqa: PTH100 - links stay as they are
     try:
         status = os.stat(path)  # noqa: PTH116
@@ -291,7 +307,8 @@ def _parse_row(folder: Path, row: dict[str, Any]) -> ListedVideo:
         raise SourceError(f"{name!r} is not a regular file")
     caption = (caption or "").strip() or sidecar_caption(path, RegularFiles(path))
     # An absolute path says where a list lies, and belongs into no file name.
-    own = os.path.relpath(path, folder) if os.path.isabs(name) else name  # noqa: PTH117
+    inside = root or (folder if os.path.isabs(name) else None)  # noqa: PTH117
+    own = os.path.relpath(path, inside) if inside else name
     return ListedVideo(
         video_id=row.get("video_id") or own,
         path=path,
@@ -300,35 +317,6 @@ def _parse_row(folder: Path, row: dict[str, Any]) -> ListedVideo:
         caption=caption,
         group=row.get("group") or "",
     )
-
-
-def _read_csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            if "path" not in (reader.fieldnames or []):
-                raise SourceError(f"{path}:1: expected a header with `path`, optional `caption`")
-            for row in reader:
-                yield reader.line_num, row
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise SourceError(f"{path} is not CSV in UTF-8: {error}") from None
-
-
-def _read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for line, text in enumerate(path.read_bytes().split(b"\n"), start=1):
-        if not text.strip():
-            continue
-        try:
-            row = json.loads(text.decode("utf-8-sig"))
-        except (ValueError, RecursionError) as error:
-            raise SourceError(f"{path}:{line}: not valid JSON: {error}") from None
-        if not isinstance(row, dict):
-            raise SourceError(f"{path}:{line}: expected an object with `path`, got {row!r}")
-        yield line, row
-
-
-_Reader = Callable[[Path], Iterator[tuple[int, dict[str, Any]]]]
-_READERS: dict[str, _Reader] = {".csv": _read_csv, ".jsonl": _read_jsonl}
 
 
 def _raise_faults(faults: list[str], lines: str = "") -> None:

@@ -1,7 +1,7 @@
 """Where each sample's fields lie inside a shard: byte offsets from one walk over the tar headers.
 
-The index is remembered under `.state/shards/offsets/` by the shard's sha256, so that it can never
-belong to another content.
+The index is remembered in the cache folder by the shard's sha256, so that it can never belong to
+another content.
 """
 
 import io
@@ -20,9 +20,8 @@ from typing import Any
 import numpy as np
 
 from fvlm.core.errors import FvlmError, ShardError
-from fvlm.core.io import read_json, state_folder, write_json
 from fvlm.shards.manifest import ShardEntry
-from fvlm.shards.verify import DamagedShardError, verify_file
+from fvlm.shards.verify import DamagedShardError, recall, remember, verify_file
 
 NPY_HEADER = 4096  # bytes; more than the header of any plain array
 CHUNK = 1 << 20  # bytes read at once
@@ -69,14 +68,12 @@ def index_shard(path: Path, entry: ShardEntry) -> ShardIndex:
     except DamagedShardError as damage:
         place = locate_damage(path, entry.sample_crc32)
         raise DamagedShardError(path, f"{damage.detail}, {place}") from None
-    record = state_folder() / "shards" / "offsets" / f"{entry.sha256}.json"
     with suppress(FvlmError, OSError, TypeError, ValueError, KeyError):
-        return _parse(read_json(record))
+        return _parse(recall("offsets", entry.sha256))
     index = _index(path)
     if len(index.keys) != entry.samples:
         raise ShardError(f"{path}: expected {entry.samples} samples, got {len(index.keys)}")
-    with suppress(OSError):  # a read-only project still works, it only walks again
-        write_json(record, asdict(index))
+    remember("offsets", entry.sha256, asdict(index))
     return index
 
 

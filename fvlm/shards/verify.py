@@ -1,20 +1,25 @@
 """Is a shard the one that the manifest names? Size always, sha256 before its first use.
 
-A verified file is remembered under `.state/shards/verified/` by device, inode, size and
-modification time, so that later runs cost one stat. All hard links of one file share the record.
+A verified file is remembered in the cache folder by sha256, device, inode, size and modification
+time, so that later runs cost one stat, in every checkout and notebook. All hard links of one file
+share the record. The change time is not asked: it is another one whenever DVC links a shard.
 """
 
 import os
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from threading import Lock
+from typing import Any
 
 from fvlm.core.errors import FvlmError, ShardError
-from fvlm.core.io import read_json, sha256_file, state_folder, write_json
+from fvlm.core.io import cache_folder, read_json, sha256_file, write_json
 
 # A file changed within one tick of the file system's clock keeps its modification time: what was
 # verified so shortly after a write is verified again.
 RACY_NS = 100_000_000
+_untold = Lock()  # free until it has been said that nothing can be remembered
 
 
 class DamagedShardError(ShardError):
@@ -47,15 +52,36 @@ def verify_file(path: Path, *, size: int, sha256: str) -> None:
     if actual != sha256:
         raise DamagedShardError(path, f"expected sha256 {sha256}, got {actual}")
     if time.time_ns() - status.st_mtime_ns > RACY_NS:
-        with suppress(OSError):  # a read-only project still works, it only verifies again
-            write_json(_record(sha256), _stamp(status))
+        remember("verified", _name(status, sha256), _stamp(status))
 
 
 def is_verified(path: Path, sha256: str) -> bool:
     """Whether this very file, unchanged since, was found to have this sha256."""
     with suppress(FvlmError, OSError):
-        return bool(read_json(_record(sha256)) == _stamp(path.stat()))
+        status = path.stat()
+        return bool(recall("verified", _name(status, sha256)) == _stamp(status))
     return False
+
+
+def remember(kind: str, name: str, value: Any) -> None:
+    """Keep what is known of a shard for whoever reads it next.
+
+    Where the cache folder cannot be written, reading works as well, and that is said once.
+    """
+    try:
+        write_json(_record(kind, name), value)
+    except (FvlmError, OSError) as error:
+        if _untold.acquire(blocking=False):
+            print(
+                f"shards are verified anew each time: nothing can be remembered ({error}); "
+                "FVLM_CACHE may name another folder",
+                file=sys.stderr,
+            )
+
+
+def recall(kind: str, name: str) -> Any:
+    """What was remembered; FvlmError or OSError when there is nothing."""
+    return read_json(_record(kind, name))
 
 
 def _stamp(status: os.stat_result) -> dict[str, int]:
@@ -67,5 +93,10 @@ def _stamp(status: os.stat_result) -> dict[str, int]:
     }
 
 
-def _record(sha256: str) -> Path:
-    return state_folder() / "shards" / "verified" / f"{sha256}.json"
+def _name(status: os.stat_result, sha256: str) -> str:
+    """Copies of one shard have a record each."""
+    return f"{sha256}-{status.st_dev:x}-{status.st_ino:x}"
+
+
+def _record(kind: str, name: str) -> Path:
+    return cache_folder() / "shards" / kind / name[:2] / f"{name}.json"

@@ -9,8 +9,8 @@ A word belongs to a place (token, feature), so that computing only the first tok
 what computing all of them would.
 
 Source of `mix`: C. Wellons' hash prospector, the two-round hash of lowest known bias
-(0x21f0aaad, 0xd35a2d97). Ten times as fast as `torch.nn.functional.dropout` on a CPU, which draws
-its values one after the other.
+(0x21f0aaad, 0xd35a2d97). 2.8 to 6.4 times as fast as `torch.nn.functional.dropout` on a CPU, which
+draws its values one after the other.
 
 Axes: R rows (one pass of one frame each), N tokens, D features.
 """

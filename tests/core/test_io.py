@@ -140,8 +140,23 @@ def test_state_lives_in_the_checkout_even_inside_an_experiment(
 
 
 def test_the_cache_can_be_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     monkeypatch.setenv("FVLM_CACHE", str(tmp_path))
     assert io.cache_folder() == tmp_path
+    monkeypatch.setenv("FVLM_CACHE", "")
+    assert io.cache_folder() == tmp_path / "xdg" / "fvlm"
+    for none in ("", "relative"):
+        monkeypatch.setenv("XDG_CACHE_HOME", none)
+        assert io.cache_folder() == tmp_path / "home" / ".cache" / "fvlm"
+
+
+def test_without_a_home_folder_the_cache_must_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("FVLM_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # a user that nobody knows
+    with pytest.raises(FvlmError, match="set FVLM_CACHE to a folder"):
+        io.cache_folder()
 
 
 def test_leftovers_of_killed_writers_are_deleted_those_of_living_ones_stay(tmp_path: Path) -> None:

@@ -26,12 +26,12 @@ def touch(path: Path, content: bytes = b"video") -> Path:
     return path
 
 
-def listed(source: Path | str) -> list[ListedVideo]:
-    return list_with_rest(source)[0]
+def listed(source: Path | str, **names: str) -> list[ListedVideo]:
+    return list_with_rest(source, **names)[0]
 
 
-def list_with_rest(source: Path | str) -> tuple[list[ListedVideo], Counter[str]]:
-    return list_videos(CollectParams(source=str(source), control_clips=2, control_seed=0))
+def list_with_rest(source: Path | str, **names: str) -> tuple[list[ListedVideo], Counter[str]]:
+    return list_videos(CollectParams(source=str(source), control_clips=2, control_seed=0, **names))
 
 
 def ids(source: Path | str) -> list[str]:
@@ -126,6 +126,45 @@ def test_everything_that_lies_there_is_counted(tmp_path: Path) -> None:
     assert len(entries) == len(videos) + left_out.total() + len(folders)
 
 
+def test_one_video(tmp_path: Path) -> None:
+    touch(tmp_path / "a.MP4")
+    touch(tmp_path / "a.txt", b"Seen.")
+    touch(tmp_path / "b.mp4")
+    videos, left_out = list_with_rest(tmp_path / "a.MP4")
+    assert [(video.video_id, video.caption) for video in videos] == [("a.MP4", "Seen.")]
+    assert not left_out
+
+
+ALL = {"a.mp4", "a.mkv", "b/c.mp4", "b/d/e.mp4", "b/d/[x]/f.mp4"}
+LINK = "link to a folder that is listed"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected", "rest"),
+    [
+        ("*.mp4", {"a.mp4"}, {"not matching": 1, "hidden": 1}),
+        ("**/*.mp4", ALL - {"a.mkv"}, {"not matching": 2, "hidden": 1, LINK: 1}),
+        ("**", ALL, {".txt": 1, "hidden": 1, LINK: 1}),
+        # The link leads out of b, and back into it.
+        ("b/**/[ef].mp4", {"d/e.mp4", "d/[x]/f.mp4"}, {"not matching": 4, "hidden": 1, LINK: 1}),
+        ("?/?.mp4", {"b/c.mp4"}, {"not matching": 2, "hidden": 1}),
+        ("b/d/[x]/*.mp4", {"f.mp4"}, {}),  # a folder that there is means itself
+        ("**/d/*", {"b/d/e.mp4"}, {"not matching": 4, ".txt": 1, "hidden": 1, LINK: 1}),
+    ],
+)
+def test_a_pattern_takes_what_matches_of_a_folder(
+    tmp_path: Path, pattern: str, expected: set[str], rest: dict[str, int]
+) -> None:
+    """And each file that does not is counted, as deep as the pattern reaches."""
+    for name in (*ALL, "b/d/notes.txt"):
+        touch(tmp_path / name)
+    touch(tmp_path / ".hidden" / "g.mp4")
+    (tmp_path / "b" / "up").symlink_to("..")
+    videos, left_out = list_with_rest(tmp_path / pattern)
+    assert {video.video_id for video in videos} == expected
+    assert left_out == rest
+
+
 def test_raw_streams_without_a_rate_are_left_out_with_advice(tmp_path: Path) -> None:
     touch(tmp_path / "a.mjpeg")
     with pytest.raises(SourceError, match=r"only 1 \.mjpeg; wrap \.mjpeg: ffmpeg -framerate RATE"):
@@ -190,6 +229,103 @@ def test_a_list(tmp_path: Path, kind: str) -> None:
     assert first.path == str(absolute)
     assert (second.video_id, second.caption) == ("videos/b.bin", "beside")
     assert second.path == str(tmp_path / "videos" / "b.bin")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("l.csv", "path;caption\na.mp4;Hello, you\n"),
+        ("l.csv", 'file;Caption\r\n"a.mp4";"Hello, you"\r\n'),
+        ("l.csv", ',Path,text\n0,a.mp4,"Hello, you"\n'),  # pandas writes a column without a name
+        ("l.csv", 'path,caption,a;b\na.mp4,"Hello, you",\n'),
+        ("l.tsv", "video\tdescription\na.mp4\tHello, you\n"),
+        ("l.TSV", "path\tcaption\textra\na.mp4\tHello, you\n"),
+        ("l.jsonl", '{"video_path": "a.mp4", "text": "Hello, you"}\n'),
+        ("metadata.csv", 'file_name,text\na.mp4,"Hello, you"\n'),
+        ("metadata.jsonl", '{"file_name": "a.mp4", "text": "Hello, you"}\n'),
+        ("l.txt", "a.mp4\r\n\n"),
+    ],
+)
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_kinds_of_lists(tmp_path: Path, name: str, content: str, mark: str) -> None:
+    touch(tmp_path / "a.mp4")
+    touch(tmp_path / name, (mark + content).encode())
+    (video,) = listed(tmp_path / name)
+    assert (video.video_id, video.path) == ("a.mp4", str(tmp_path / "a.mp4"))
+    assert video.caption == ("" if name == "l.txt" else "Hello, you")
+
+
+def test_a_column_without_a_name_is_no_caption(tmp_path: Path) -> None:
+    touch(tmp_path / "a.mp4")
+    assert [v.caption for v in listed(touch(tmp_path / "l.csv", b",path\n0,a.mp4\n"))] == [""]
+
+
+def test_columns_by_parameter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a.mp4", "b.mp4"):
+        touch(tmp_path / name)
+    lists = touch(tmp_path / "l.csv", b"path,text,where,said\na.mp4,usual,b.mp4,asked for\n")
+    assert [(v.video_id, v.caption) for v in listed(lists)] == [("a.mp4", "usual")]
+    assert capsys.readouterr().out == "collect: l.csv: paths from `path`, captions from `text`\n"
+    found = listed(lists, path_column="where", caption_column="said")
+    assert [(v.video_id, v.caption) for v in found] == [("b.mp4", "asked for")]
+    assert capsys.readouterr().out == "collect: l.csv: paths from `where`, captions from `said`\n"
+    for names in ({"path_column": "clip"}, {"caption_column": "clip"}):
+        with pytest.raises(SourceError, match=r"no column 'clip', only 'path', 'text', 'where'"):
+            listed(lists, **names)
+
+
+def test_metadata_beside_the_videos_of_a_folder(tmp_path: Path) -> None:
+    """As the model hub's data sets have it; in subfolders, too."""
+    for name in ("a.mp4", "b.mp4", "train/c.mp4", "train/d.mp4", "train/e.mp4", "p.jpg"):
+        touch(tmp_path / name)
+    touch(tmp_path / "b.txt", b"beside")
+    rows = "a.mp4,one,Metropolis\nb.mp4,,\ntrain/d.mp4,four,\np.jpg,six,\n"
+    touch(tmp_path / "metadata.csv", f"file_name,text,group\n{rows}".encode())
+    third = {"file_name": "c.mp4", "caption": "three", "video_id": "third"}
+    fifth = {"file_name": "e.mp4", "caption": "five"}
+    lines = "\n".join(map(json.dumps, (third, fifth)))
+    touch(tmp_path / "train" / "metadata.jsonl", lines.encode())
+    for source in (tmp_path, tmp_path / "**"):
+        videos, left_out = list_with_rest(source)
+        assert {video.video_id: (video.caption, video.group) for video in videos} == {
+            "a.mp4": ("one", "Metropolis"),
+            "b.mp4": ("beside", "b.mp4"),
+            "third": ("three", "third"),
+            "train/d.mp4": ("four", "train/d.mp4"),
+            "train/e.mp4": ("five", "train/e.mp4"),
+        }
+        assert left_out == {".txt": 1, ".jpg": 1, ".csv": 1, ".jsonl": 1}
+
+
+def test_other_files_of_that_name_say_nothing(tmp_path: Path) -> None:
+    touch(tmp_path / "a.mp4")
+    touch(tmp_path / "metadata.csv", b"path,text\ngone.mp4,one\n")
+    assert [video.caption for video in listed(tmp_path)] == [""]
+    with pytest.raises(SourceError, match=r"metadata\.csv:2: 'gone\.mp4' cannot be found"):
+        listed(tmp_path, path_column="path")
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (
+            {"metadata.csv": "file_name\na.mp4\ngone.mp4\n\nlost.mp4\n"},
+            r"metadata\.csv:3: 'gone\.mp4' cannot.*\n.*metadata\.csv:5: 'lost\.mp4' cannot",
+        ),
+        (
+            {"metadata.csv": "file_name\na.mp4\n", "metadata.jsonl": '{"file_name": "a.mp4"}'},
+            r"metadata\.jsonl: .*a\.mp4 stands in another such file already",
+        ),
+        ({"metadata.csv": "file_name,video_id\na.mp4,b.mp4\n"}, "2 videos in .* the id 'b.mp4'"),
+    ],
+)
+def test_faulty_metadata(tmp_path: Path, files: dict[str, str], message: str) -> None:
+    for name in ("a.mp4", "b.mp4"):
+        touch(tmp_path / name)
+    for name, content in files.items():
+        touch(tmp_path / name, content.encode())
+    with pytest.raises(SourceError, match=message):
+        listed(tmp_path)
 
 
 def test_a_list_names_videos_and_the_films_they_were_cut_from(tmp_path: Path) -> None:
@@ -279,14 +415,19 @@ def test_all_missing_files_are_named_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("l.csv", b"", "l.csv:1: expected a header with `path`"),
-        ("l.csv", b"file,caption\na.mp4,x\n", "l.csv:1: expected a header with `path`"),
-        ("l.csv", b"path\n\xff.mp4\n", "l.csv is not CSV in UTF-8"),
+        ("l.csv", b"", "no videos in"),
+        ("l.csv", b"clip,caption\na.mp4,x\n", "l.csv has no column of paths, called path, file_"),
+        ("l.csv", b"clip,caption\na.mp4,x\n", "collect.path_column says; only 'clip', 'caption'"),
+        ("l.csv", b"path\n\xff.mp4\n", "l.csv is not in UTF-8"),
+        ("l.csv", b"path,caption\nl.csv,a, b\n", "l.csv:2: more fields than the header has"),
+        ("l.csv", b"path\ns3://bucket/a.mp4\n", "l.csv:2: 's3://bucket/a.mp4' is a URL: download"),
         ("l.csv", b"path\n", "no videos in"),
         ("l.jsonl", b"[]\n", "l.jsonl:1: expected an object"),
         ("l.jsonl", b"\n{\n", "l.jsonl:2: not valid JSON"),
-        ("l.jsonl", b"\xff\n", "l.jsonl:1: not valid JSON"),
-        ("l.mp4", b"video", "neither a folder nor a .csv or .jsonl list"),
+        ("l.jsonl", b"{}\n", "l.jsonl has no column of paths"),
+        ("l.jsonl", b"\xff\n", "l.jsonl is not in UTF-8"),
+        ("l.txt", b"\n", "no videos in"),
+        ("l.parquet", b"video", "neither a folder, nor a video, nor a list"),
     ],
 )
 def test_faulty_sources(tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -295,12 +436,22 @@ def test_faulty_sources(tmp_path: Path, name: str, content: bytes, message: str)
     assert message in str(error.value)
 
 
-def test_missing_and_empty_folders(tmp_path: Path) -> None:
+def test_what_is_not_there_says_what_may_be_given(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(SourceError, match=r"no videos in .*empty; collect\.source must be"):
-        listed(str(tmp_path / "empty"))
-    with pytest.raises(SourceError, match=r"nothere does not exist; collect\.source must be"):
-        listed(str(tmp_path / "nothere"))
+    for source, fault in (
+        ("empty", "no videos in {}"),
+        ("nothere", "{} does not exist"),
+        ("nothere/*.mp4", "{} does not exist"),
+        ("empty/*.mp4", "no videos in {}"),
+    ):
+        path = tmp_path / source
+        with pytest.raises(SourceError) as error:
+            listed(path)
+        message = str(error.value)
+        assert message.startswith(f"{fault.format(path)}; collect.source may be a folder, a video,")
+        assert "control" not in message  # these are nothing to those who have videos
+    with pytest.raises(SourceError, match=r"does not exist \(did you mean positive_control\?\)"):
+        listed("positive_contol")
 
 
 def test_relative_to_the_users_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -363,9 +514,19 @@ class Sections(Params):
     collect: CollectParams
 
 
-@pytest.mark.parametrize("source", ["", "  ", "a\0b", 3, None])
-def test_bad_parameters(source: object) -> None:
-    with pytest.raises(ParamsError, match=r"collect\.source: "):
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        *((blank, r"may be a folder, a video, a pattern") for blank in ("", "  ", "a\0b")),
+        (3, "expected text, got 3"),
+        (None, "expected text, got None"),
+        ("https://example.org/a.mp4", r"is a URL: download the videos first.* may be a folder"),
+        ("s3://bucket/videos", "is a URL"),
+        ("hf://datasets/some/videos", "is a URL"),
+    ],
+)
+def test_bad_parameters(source: object, message: str) -> None:
+    with pytest.raises(ParamsError, match=rf"collect\.source: .*{message}"):
         validate_params(
             Sections,
             {"collect": {"source": source, "control_clips": 2, "control_seed": 0}},

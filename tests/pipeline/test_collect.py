@@ -51,7 +51,7 @@ def test_lists_the_source(project: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_an_empty_source_leaves_nothing(project: Path) -> None:
-    with pytest.raises(SourceError, match=r"no videos in .*videos; collect\.source must be"):
+    with pytest.raises(SourceError, match=r"no videos in .*videos; collect\.source may be"):
         collect.main()
     assert not (project / "data").exists()
 

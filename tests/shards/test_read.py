@@ -6,6 +6,7 @@ import os
 import shutil
 import tarfile
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fvlm.core.errors import FvlmError, ShardError
+from fvlm.core.io import sha256_file
 from fvlm.shards.build import ShardContent, ShardPlan, build_shards
 from fvlm.shards.manifest import Manifest
 from fvlm.shards.plan import Member
@@ -182,7 +184,7 @@ def test_every_flipped_byte_is_noticed_and_its_sample_named(step: int) -> None:
             assert "in sample second" in str(c.value)
 
 
-@pytest.mark.usefixtures("project")
+@pytest.mark.usefixtures("project", "cache")
 def test_content_is_hashed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     path = small_shard()
     os.utime(path, ns=(0, 1_000_000_000))  # old enough to be remembered
@@ -202,13 +204,48 @@ def test_content_is_hashed_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("project")
-def test_a_file_changed_just_now_is_not_remembered() -> None:
+def test_a_file_changed_just_now_is_not_remembered(cache: Path) -> None:
     path = small_shard()
     read_all()
-    assert not list(Path(".state/shards/verified").glob("*"))
+    assert not list(cache.glob("shards/verified/*/*"))
     os.utime(path, ns=(0, 1_000_000_000))
     read_all()
-    assert len(list(Path(".state/shards/verified").glob("*"))) == 1
+    assert len(list(cache.glob("shards/verified/*/*"))) == 1
+
+
+def files_but(folder: Path) -> set[Path]:
+    return {path for path in Path.cwd().rglob("*") if not path.is_relative_to(folder)}
+
+
+@pytest.mark.usefixtures("project")
+def test_checkouts_share_what_is_known_of_a_file(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of hard links, that is: a copy is another file, and both are remembered side by side."""
+    path = small_shard()
+    os.utime(path, ns=(0, 1_000_000_000))
+    folders = [Path("data/small").resolve()]
+    for name, place in (("linked", os.link), ("copied", shutil.copy2)):
+        folder = tmp_path / name / "data" / "small"
+        folder.mkdir(parents=True)
+        for file in Path("data/small").iterdir():
+            place(file, folder / file.name)
+        folders.append(folder)
+    hashed = list[Path]()
+
+    def counted(path: Path) -> str:
+        hashed.append(path)
+        return sha256_file(path)
+
+    monkeypatch.setattr("fvlm.shards.verify.sha256_file", counted)
+    for _ in range(2):
+        for folder in folders:
+            monkeypatch.chdir(folder.parents[1])
+            before = files_but(cache)
+            read_all()
+            assert files_but(cache) == before  # who reads writes nothing there
+    assert len(hashed) == 2
+    assert len(list(cache.glob("shards/verified/*/*"))) == 2
 
 
 @pytest.mark.usefixtures("project")
@@ -239,12 +276,18 @@ def test_missing_files_say_what_to_do(project: Any) -> None:
         open_shards(OUT, split="train")
 
 
-def test_works_without_a_writable_state_folder(project: Any) -> None:
+def test_works_without_a_writable_cache(
+    project: Any, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     project.run()
     for path in OUT.glob("*.tar"):
         os.utime(path, ns=(0, 1_000_000_000))
-    shutil.rmtree(".state")
-    Path(".state").touch()  # a file: nothing can be remembered
-    for _ in range(2):
-        with open_shards(OUT, split="val") as reader:
-            assert len(reader) == 3
+    shutil.rmtree(cache, ignore_errors=True)
+    cache.touch()  # a file: nothing can be remembered
+    monkeypatch.setattr("fvlm.shards.verify._untold", Lock())
+    for split in ("train", "val", "val"):
+        with open_shards(OUT, split=split) as reader:
+            assert len(reader) > 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "FVLM_CACHE" in line]
+    assert len(said) == 1
+    assert said[0].startswith("shards are verified anew each time: nothing can be remembered (")

@@ -54,7 +54,8 @@ def reconstruct(vae: AutoencoderKL, frames: np.ndarray) -> np.ndarray:
     batch = torch.from_numpy(frames).permute(0, 3, 1, 2).float().div(127.5).sub(1)
     restored = vae.decode(vae.encode(batch).latent_dist.mean).sample
     restored = restored.clamp(-1, 1).add(1).mul(127.5).round().byte()
-    return restored.permute(0, 2, 3, 1).numpy()
+    pixels: np.ndarray = restored.permute(0, 2, 3, 1).numpy()
+    return pixels
 
 
 def psnr_db(frames: np.ndarray, restored: np.ndarray) -> float:

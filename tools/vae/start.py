@@ -1,4 +1,4 @@
-"""A starting point for `train_vae.py`: the network begins as a linear block transform.
+"""A starting point for `train.py`: the network begins as a linear block transform.
 
 Drawn at random, an `AutoencoderKL` needs most of an hour on one core to learn what a linear code
 knows at once. Three measures give it that knowledge:
@@ -13,8 +13,11 @@ knows at once. Three measures give it that knowledge:
   blocks in the encoder, to the frames in the decoder.
 """
 
+import math
+
 import torch
 from diffusers import AutoencoderKL
+from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
@@ -25,6 +28,7 @@ QUIET = 0.1  # share of the usual random weights that is kept
 
 def quieten(conv: nn.Conv2d, bias: float = 0.0) -> None:
     """Scale random weights down and cut the last output channel off, whose bias becomes `bias`."""
+    assert conv.bias is not None
     conv.weight.mul_(QUIET)
     conv.weight[-1] = 0.0
     conv.bias.zero_()
@@ -39,13 +43,13 @@ def carry(conv: nn.Conv2d, channels: int, taps: Tensor) -> None:
 
 def root(channels: int) -> float:
     """The anchor's value: gives a norm over otherwise small channels a unit deviation."""
-    return float(channels) ** 0.5
+    return math.sqrt(channels)
 
 
 def start_resnets(module: nn.Module) -> None:
     """Quiet residual branches with anchors; shortcuts that copy channels."""
     for block in module.modules():
-        if type(block).__name__ != "ResnetBlock2D":
+        if not isinstance(block, ResnetBlock2D):
             continue
         block.conv1.weight[-1] = 0.0
         block.conv1.bias[-1] = root(block.conv1.out_channels)
@@ -90,6 +94,7 @@ def fit_last_conv(conv: nn.Conv2d, inputs: Tensor, targets: Tensor) -> None:
     ridge = 1e-4 * xc.pow(2).sum() / xc.shape[1] * torch.eye(xc.shape[1])
     weight = torch.linalg.solve(xc.T @ xc + ridge, xc.T @ (y - y_mean)).T
     rows = len(weight)
+    assert conv.bias is not None
     conv.weight.zero_()
     conv.bias.zero_()
     conv.weight[:rows, :, 1, 1] = weight
@@ -99,7 +104,9 @@ def fit_last_conv(conv: nn.Conv2d, inputs: Tensor, targets: Tensor) -> None:
 def features(module: nn.Module, inputs: Tensor) -> Tensor:
     """What an encoder's or decoder's `conv_out` receives."""
     caught: list[Tensor] = []
-    hook = module.conv_out.register_forward_pre_hook(lambda _, args: caught.append(args[0]))
+    hook = module.get_submodule("conv_out").register_forward_pre_hook(
+        lambda _, args: caught.append(args[0])
+    )
     for part in inputs.split(32):
         module(part)
     hook.remove()

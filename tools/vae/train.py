@@ -179,7 +179,8 @@ def training_loss(vae: AutoencoderKL, frames: Tensor, random: torch.Generator) -
     posterior = vae.encode(frames).latent_dist
     noise = torch.randn(posterior.mean.shape, generator=random)
     restored = vae.decode(posterior.mean + posterior.std * noise).sample
-    return mse_loss(restored, frames) + 1e-6 * posterior.kl().sum() / frames.numel()
+    loss: Tensor = mse_loss(restored, frames) + 1e-6 * posterior.kl().sum() / frames.numel()
+    return loss
 
 
 def train(vae: AutoencoderKL, crops: Tensor, options: argparse.Namespace) -> AutoencoderKL:
