@@ -1,11 +1,16 @@
-"""How `make` comes to its .venv, with Pythons that only seem to install something."""
+"""How `make` comes to its .venv, with Pythons that only seem to install; images and CI."""
 
+import fnmatch
+import json
+import re
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.projects import ROOT
 
@@ -161,3 +166,34 @@ def test_uv_installs_where_there_is_one(checkout: Checkout) -> None:
     checkout.make()
     with_uv = "pip install --python .venv/bin/python"
     assert checkout.installed() == [line.replace("install", with_uv, 1) for line in MADE]
+
+
+def test_images_and_ci_ask_for_what_there_is() -> None:
+    makefile, docker = (ROOT / "Makefile").read_text(), (ROOT / "Dockerfile").read_text()
+    (job,) = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"].values()
+    container = json.loads((ROOT / ".devcontainer/devcontainer.json").read_text())
+    runs = [step.get("run", "") for step in job["steps"]]
+    lines = [*runs, container["postCreateCommand"], *re.findall("(?<=RUN )make .*", docker)]
+    asked = [shlex.split(line)[1] for line in lines if line.startswith("make ")]
+    assert set(asked) == {"lint", "test", "install", ".venv/installed-dev"}
+    for target in asked:
+        assert re.search(rf"^{re.escape(target)}:", makefile, re.MULTILINE), target
+    images = re.findall(r"python:(3\.\d+)", f"{docker} {container['image']}")
+    first, last = re.findall(
+        r'requires-python = ">=3\.(\d+),<3\.(\d+)"', (ROOT / "pyproject.toml").read_text()
+    )[0]
+    allowed = [f"3.{minor}" for minor in range(int(first), int(last))]
+    assert {*images, *job["strategy"]["matrix"]["python"]} <= set(allowed)
+    script = (ROOT / "tools/venv.sh").read_text()
+    assert " ".join(f"python{version}" for version in reversed(allowed)) in script
+    assert f"Python of {allowed[0]} to {allowed[-1]}" in (ROOT / "README.md").read_text()
+
+
+def test_nothing_that_git_tracks_is_kept_out_of_the_image() -> None:
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True)
+    for line in (ROOT / ".dockerignore").read_text().splitlines():
+        if line and not line.startswith("#"):
+            pattern = line.removeprefix("**/")
+            for name in tracked.stdout.decode().split("\0"):
+                paths = [name, *map(str, Path(name).parents)]
+                assert not fnmatch.filter(paths, pattern), (line, name)
