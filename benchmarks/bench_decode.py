@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from fvlm.core.machine import core_count
 from fvlm.corpus.demo import clip_names, demo_folder
 from fvlm.video.decode import decode_video
 from fvlm.video.probe import probe_video
@@ -171,7 +172,7 @@ def time_processes(path: Path, clips: int) -> dict[str, float]:
     sha256 = probe_sha256(path)
     request = {"path": str(path), "sha256": sha256, "num_frames": NUM_FRAMES, "size": SIZE}
     rates = {}
-    cores = len(os.sched_getaffinity(0))
+    cores = core_count()
     for workers in dict.fromkeys((1, cores)):
         results = map_isolated(
             "fvlm.video.decode:decode_request", [request] * clips, workers=workers

@@ -35,6 +35,7 @@ import torch
 import webdataset
 from torch.utils.data import DataLoader, Dataset
 
+from fvlm.core.machine import core_count
 from fvlm.shards.manifest import Manifest, ShardEntry, write_manifest
 from fvlm.shards.read import open_shards
 from fvlm.shards.write import write_shard
@@ -215,7 +216,7 @@ def main() -> None:
     for name, values in rates.items():
         figures[f"samples_per_second_{name}"] = round(median[name], 1)
         figures[f"spread_{name}"] = round((max(values) - min(values)) / median[name], 2)
-    print(json.dumps(figures | {"cores": len(os.sched_getaffinity(0)), "samples": options.samples}))
+    print(json.dumps(figures | {"cores": core_count(), "samples": options.samples}))
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ import av
 import numpy as np
 
 from fvlm.core.errors import VideoError
+from fvlm.core.machine import core_count
 from fvlm.corpus.demo import clip_names, demo_folder
 from fvlm.video.facts import FactRecord, probe_all
 from fvlm.video.worker import map_isolated
@@ -101,7 +102,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--files", type=int, default=10_000)
     arguments = parser.parse_args()
-    cores = len(os.sched_getaffinity(0))
+    cores = core_count()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         small, large = small_files(folder, arguments.files), large_files(folder)

@@ -163,13 +163,13 @@ def test_earlier_parameters_bring_earlier_results_back(
 
 
 @pytest.fixture(scope="module")
-def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Stage]:
+def stages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Stage]]:
     """Every stage as DVC loads it, with dependencies of no meaning and the real parameters."""
-    repo = copy_pipelines(tmp_path_factory.mktemp("dvc"))
-    loaded = {stage.name: stage for stage in repo.index.stages}
-    for stage in loaded.values():
-        stage.save_deps()
-    return loaded
+    with copy_pipelines(tmp_path_factory.mktemp("dvc")) as repo:
+        loaded = {stage.name: stage for stage in repo.index.stages}
+        for stage in loaded.values():
+            stage.save_deps()
+        yield loaded
 
 
 def keys_of(values: dict[str, Any], prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:

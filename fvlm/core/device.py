@@ -2,7 +2,6 @@
 
 import ctypes
 import os
-import sys
 from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated, Literal
 
@@ -10,6 +9,7 @@ import torch
 from pydantic import BeforeValidator
 
 from fvlm.core.errors import ParamsError
+from fvlm.core.machine import resident_gib
 
 
 def _resolved(value: object) -> object:
@@ -116,7 +116,4 @@ def peak_memory_gib(device: torch.device) -> float:
     """Largest memory in use so far: of the GPU, or else resident memory of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+    return resident_gib()

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fvlm.core.errors import ShardError
+from fvlm.core.machine import core_count
 from fvlm.core.progress import Progress
 from fvlm.shards.index import ShardIndex, index_shard
 from fvlm.shards.manifest import Manifest, ShardEntry, read_manifest
@@ -42,7 +43,7 @@ def open_shards(folder: Path, *, split: str, threads: int | None = None) -> "Sha
             f"{folder} has no {split} shards, only {splits}: none of those videos was decoded. "
             "data/decode/manifest.json has the reasons; set collect.source to more videos"
         )
-    threads = threads or min(max(len(os.sched_getaffinity(0)), 2), 16)
+    threads = threads or min(max(core_count(), 2), 16)
     paths = [folder / entry.name for entry in entries]
     pool = ThreadPoolExecutor(threads, thread_name_prefix="shards")
     try:

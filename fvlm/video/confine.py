@@ -3,13 +3,14 @@
 Landlock (Linux 5.13 and newer) lets the process read its libraries and what is open already, and
 nothing else; from ABI 4 on it also forbids TCP. A seccomp filter forbids to make sockets and to
 start programs, whatever the kernel's Landlock can do. Sources: linux/landlock.h, linux/seccomp.h,
-linux/bpf_common.h, Documentation/userspace-api/landlock.rst.
+linux/bpf_common.h, Documentation/userspace-api/landlock.rst. Other systems have limits only.
 """
 
 import ctypes
 import os
 import platform
 import struct
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -36,6 +37,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 def confine() -> str:
     """Restrict this process and all that it starts; says in words which protection is in force."""
+    if sys.platform != "linux":
+        return "limits of time, file size and open files"
     _libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     _libc.capset(struct.pack("=Ii", CAPABILITY_VERSION_3, 0), bytes(24))  # none, even for root
     abi = _restrict_files()

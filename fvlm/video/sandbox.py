@@ -15,6 +15,7 @@ import resource
 import signal
 import socket
 import struct
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -107,19 +108,24 @@ def _load(function: str) -> Callable[[dict[str, Any]], Any]:
 
 
 def _die_with_parent(parent: int) -> None:
-    """Ask the kernel for SIGKILL when the parent ends; leave at once if it already has."""
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    """Ask Linux for SIGKILL when the parent ends; leave at once if it already has.
+
+    Elsewhere the closed socket ends the worker, after the item at hand.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
 
 
 def _limit(memory_bytes: int) -> None:
     limits = {
-        resource.RLIMIT_AS: memory_bytes,
         resource.RLIMIT_FSIZE: STDERR_BYTES,
         resource.RLIMIT_NOFILE: OPEN_FILES,
         resource.RLIMIT_CORE: 0,
     }
+    if sys.platform == "linux":  # macOS reserves more address space than any limit
+        limits[resource.RLIMIT_AS] = memory_bytes
     for kind, wanted in limits.items():
         limit, _ = _at_most(kind, wanted)
         resource.setrlimit(kind, (limit, limit))

@@ -39,6 +39,7 @@ import numpy as np
 
 from fvlm.core.errors import FvlmError, VideoError
 from fvlm.core.identity import edited
+from fvlm.core.machine import core_count, resident_gib
 from fvlm.video.files import open_regular
 from fvlm.video.reasons import Reason
 from fvlm.video.sandbox import PREFIX, encode_header
@@ -89,7 +90,7 @@ def map_isolated(
     caller spends between two results counts against no item.
     """
     name = function if isinstance(function, str) else f"{function.__module__}:{function.__name__}"
-    count = workers or len(os.sched_getaffinity(0))
+    count = workers or core_count()
     pool = _Pool(count, (name, processor_seconds, memory_bytes))
     most = count * (AHEAD if in_order else 2)  # items begun and not delivered
     waiting, begun, delivered = iter(items), 0, 0
@@ -117,11 +118,8 @@ def peak_memory_gib() -> float:
 
     All workers count as the largest child process that has ended.
     """
-    own, largest = (
-        resource.getrusage(who).ru_maxrss  # KiB
-        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    )
-    return (own + largest * len(os.sched_getaffinity(0))) / 2**20
+    own, largest = map(resident_gib, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return own + largest * core_count()
 
 
 class _Pool:
@@ -257,7 +255,7 @@ class _Worker:
 
     def kill(self) -> None:
         """End the process group; safe to call twice, and from another thread."""
-        with suppress(ProcessLookupError):
+        with suppress(ProcessLookupError, PermissionError):  # macOS says so of dead ones
             os.killpg(self._process.pid, signal.SIGKILL)
 
     def close(self) -> None:

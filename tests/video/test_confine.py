@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from fvlm.video import sandbox
 from fvlm.video.confine import landlock_abi
 from fvlm.video.worker import Outcome, map_isolated
+from tests.projects import ROOT, output_of
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +41,20 @@ def test_what_a_hijacked_worker_cannot_do(
     assert other.read_bytes() == b"video"
     said = capfd.readouterr().err
     assert said.count("videos are opened in processes confined by Landlock (ABI ") == 1
+
+
+def test_systems_without_calls_of_linux_keep_the_other_limits() -> None:
+    code = (
+        "import ctypes, os, resource, sys\n"
+        "sys.platform = 'darwin'\n"
+        "ctypes.CDLL = lambda *_, **__: object()\n"
+        "from fvlm.video import confine, sandbox\n"
+        "sandbox._die_with_parent(os.getppid())\n"
+        "sandbox._limit(2**20)\n"  # too little to live on
+        "print(confine.confine(), resource.getrlimit(resource.RLIMIT_NOFILE)[0])\n"
+    )
+    said = output_of([sys.executable, "-c", code], ROOT, imports=ROOT)
+    assert said == f"limits of time, file size and open files {sandbox.OPEN_FILES}\n"
 
 
 @pytest.mark.parametrize("has_landlock", [True, False])

@@ -1,3 +1,4 @@
+import os
 import resource
 from types import SimpleNamespace
 
@@ -5,6 +6,8 @@ import pytest
 import torch
 
 from fvlm.core.device import peak_memory_gib
+from fvlm.core.machine import core_count
+from fvlm.video import worker
 
 
 @pytest.mark.parametrize(("platform", "unit"), [("linux", 1024), ("darwin", 1)])
@@ -12,6 +15,16 @@ def test_resident_memory_is_counted_in_the_unit_of_the_platform(
     platform: str, unit: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.platform", platform)
+    monkeypatch.setattr(worker, "core_count", lambda: 4)
     usage = SimpleNamespace(ru_maxrss=3 * 2**30 // unit)
     monkeypatch.setattr(resource, "getrusage", lambda _: usage)
     assert peak_memory_gib(torch.device("cpu")) == 3
+    assert worker.peak_memory_gib() == 3 + 4 * 3
+
+
+def test_cores_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 12)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 5, 7}, raising=False)
+    assert core_count() == 3
+    monkeypatch.delattr(os, "sched_getaffinity")  # as on macOS
+    assert core_count() == 12

@@ -1,0 +1,18 @@
+"""How much of the machine this process may use, and uses."""
+
+import os
+import resource
+import sys
+
+
+def core_count() -> int:
+    """Processor cores that this process may run on; all of them where the system sets no limit."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def resident_gib(who: int = resource.RUSAGE_SELF) -> float:
+    """Largest resident memory so far of this process, or of its largest child (RUSAGE_CHILDREN)."""
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
+    return resource.getrusage(who).ru_maxrss * unit / 2**30
