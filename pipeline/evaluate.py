@@ -2,9 +2,9 @@
 
 Reads   models/foveated/, data/encode/, data/decode/ (a model that takes frames),
         params.yaml:evaluate
-Writes  metrics/evaluate.json, plots/evaluate.csv (clips), plots/evaluate_frames.csv,
-        plots/evaluate_motion.csv, plots/ratio_by_frame.png, plots/ratio_by_motion.png,
-        plots/controls.png
+Writes  data/evaluation.json (every figure in full), metrics/evaluate.json (rounded),
+        plots/evaluate.csv (clips), plots/evaluate_frames.csv, plots/evaluate_motion.csv,
+        plots/ratio_by_frame.png, plots/ratio_by_motion.png, plots/controls.png
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ from fvlm.clips.batch import Batch
 from fvlm.clips.order import evaluated_frames, even_frames
 from fvlm.clips.reader import ClipReader, open_clips
 from fvlm.core.device import arithmetic, default_device, keep_freed_memory
-from fvlm.core.document import write_figures, write_table
+from fvlm.core.document import write_document, write_figures, write_table
 from fvlm.core.errors import FvlmError
 from fvlm.core.params import Params, load_params
 from fvlm.core.stage import run
@@ -53,6 +53,7 @@ from pipeline.paths import (
     CONTROLS_PLOT,
     ENCODED,
     EVALUATE_METRICS,
+    EVALUATION,
     FRAMES,
     MODEL,
 )
@@ -100,6 +101,7 @@ def main() -> None:
         weights=weights_of(MODEL),
         arithmetic=arithmetic(device, "float32"),
     )
+    write_document(EVALUATION, evaluation)
     write_figures(EVALUATE_METRICS, evaluation)
     write_table(BY_CLIP, summary.clips)
     write_table(BY_FRAME, summary.frames)

@@ -24,7 +24,8 @@ COARSE_ONLY = MODEL / "coarse-only"
 TRAIN_METRICS = Path("metrics/train.json")
 CURVES = Path("plots/train.csv")
 
-# evaluate
+# evaluate: its figures in full, and rounded ones for people, git and `dvc metrics diff`
+EVALUATION = Path("data/evaluation.json")
 EVALUATE_METRICS = Path("metrics/evaluate.json")
 BY_CLIP = Path("plots/evaluate.csv")
 BY_FRAME, BY_FRAME_PLOT = Path("plots/evaluate_frames.csv"), Path("plots/ratio_by_frame.png")

@@ -1,7 +1,7 @@
 """Make the report: one page with the verdict, its controls, pictures, and where it came from.
 
-Reads   models/foveated/, data/filter/, data/decode/, data/encode/, metrics/*.json, plots/*.csv,
-        all of params.yaml
+Reads   models/foveated/, data/filter/, data/decode/, data/encode/, data/evaluation.json,
+        metrics/*.json, plots/*.csv, all of params.yaml
 Writes  reports/index.html, reports/pictures/
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 from fvlm.clips.order import evaluated_frames
 from fvlm.clips.reader import open_clips
 from fvlm.core.device import default_device
-from fvlm.core.document import read_figures, read_table
+from fvlm.core.document import read_document, read_table
 from fvlm.core.errors import ShardError
 from fvlm.core.io import atomic_write, hash_json, read_csv, read_json, read_jsonl
 from fvlm.core.params import Params, load_params
@@ -40,7 +40,7 @@ from pipeline.paths import (
     CURVES,
     DECODE_METRICS,
     ENCODED,
-    EVALUATE_METRICS,
+    EVALUATION,
     FILTER_METRICS,
     FRAMES,
     MANIFEST,
@@ -69,7 +69,7 @@ class Sections(Params):
 def main() -> None:
     """Picture the best and the worst clips and write the page."""
     sections, config = load_params(Sections), read_json(MODEL / CONFIG)
-    evaluation, rows = read_figures(Evaluation, EVALUATE_METRICS), read_table(ClipRow, BY_CLIP)
+    evaluation, rows = read_document(Evaluation, EVALUATION), read_table(ClipRow, BY_CLIP)
     chosen = choose_clips(rows, sections.report.clips)
     shutil.rmtree(PICTURES, ignore_errors=True)
     report = Report(

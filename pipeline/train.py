@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 
 from fvlm.core.device import keep_freed_memory, peak_memory_gib, reserved_memory_gib
-from fvlm.core.io import write_csv, write_json, write_timings
+from fvlm.core.document import write_figures
+from fvlm.core.io import write_csv, write_timings
 from fvlm.core.kept import Claims, remade
 from fvlm.core.params import Params, load_params
 from fvlm.core.recorded import check_recorded
@@ -89,7 +90,7 @@ def main() -> None:
                 if alone:
                     finished.forget_files(names)
         write_csv(CURVES, list(trained[0].history))
-        write_json(TRAIN_METRICS, summarize(trained[0].history, sections.train))
+        write_figures(TRAIN_METRICS, summarize(trained[0].history, sections.train))
         write_timings(
             "train",
             samples_per_second=trained[0].rate,

@@ -1,6 +1,6 @@
 """Export the trained model for a model hub: `fvlm export FOLDER`.
 
-Reads   models/foveated/, metrics/train.json, metrics/evaluate.json
+Reads   models/foveated/, metrics/train.json, data/evaluation.json
 Writes  FOLDER: weights, config, tokenizer of a model with text, and a model card (README.md)
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from fvlm.core.document import read_figures
+from fvlm.core.document import read_document
 from fvlm.core.errors import FvlmError, ParamsError
 from fvlm.core.io import atomic_write, read_json
 from fvlm.core.provenance import git_commit, package_versions
@@ -22,7 +22,7 @@ from fvlm.model.saved import CONFIG, TOKENIZER, WEIGHTS, load_model, load_tokeni
 from fvlm.statistics.evaluation import Evaluation
 from fvlm.statistics.tables import arm_rows, figure, ratio_cells, ratio_rows
 from fvlm.statistics.verdict import describe, describe_power
-from pipeline.paths import EVALUATE_METRICS, MODEL, TRAIN_METRICS
+from pipeline.paths import EVALUATION, MODEL, TRAIN_METRICS
 
 CARD = "README.md"
 
@@ -41,10 +41,10 @@ def main(arguments: Sequence[str]) -> None:
         raise ParamsError(f"{folder} is there already and not an empty folder; choose another one")
     load_model(MODEL)
     config = read_json(MODEL / CONFIG)
-    evaluation = read_figures(Evaluation, EVALUATE_METRICS)
+    evaluation = read_document(Evaluation, EVALUATION)
     if not config["weights_sha256"].startswith(evaluation.weights):
         raise FvlmError(
-            f"{EVALUATE_METRICS} is of other weights than {MODEL}; run `dvc repro -f -s evaluate`"
+            f"{EVALUATION} is of other weights than {MODEL}; run `dvc repro -f -s evaluate`"
         )
     card = render_card(
         config,

@@ -9,6 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from fvlm.core.document import DIGITS
 from fvlm.evaluation.figures import (
     controls_height,
     draw_controls,
@@ -284,7 +285,7 @@ def _words(name: str) -> str:
 
 
 def _text(value: Any) -> str:
-    return figure(value) if isinstance(value, float) else str(value)
+    return f"{value:#.{DIGITS}g}" if isinstance(value, float) else str(value)
 
 
 def _uri(media_type: str, content: bytes) -> str:
