@@ -35,6 +35,7 @@ CONTROLS_PLOT = Path("plots/controls.png")
 # report
 PAGE = Path("reports/index.html")
 PICTURES = Path("reports/pictures")
+CARD = Path("reports/model_card.md")
 
 # uncertainty
 UNCERTAINTY_METRICS = Path("metrics/uncertainty.json")

@@ -2,7 +2,8 @@
 
 Reads   models/foveated/, data/filter/, data/decode/, data/encode/, data/evaluation.json,
         metrics/*.json, plots/*.csv, all of params.yaml
-Writes  reports/index.html, reports/pictures/
+Writes  reports/index.html, reports/pictures/, reports/model_card.md; sends figures, page and card
+        to the MLflow run of the training
 """
 
 import shutil
@@ -12,7 +13,7 @@ from typing import Any
 from fvlm.clips.order import evaluated_frames
 from fvlm.clips.reader import open_clips
 from fvlm.core.device import default_device
-from fvlm.core.document import read_document, read_table
+from fvlm.core.document import flatten, read_document, read_table
 from fvlm.core.errors import ShardError
 from fvlm.core.io import atomic_write, hash_json, read_csv, read_json, read_jsonl
 from fvlm.core.params import Params, load_params
@@ -21,6 +22,7 @@ from fvlm.core.provenance import git_commit, package_versions
 from fvlm.core.stage import run
 from fvlm.encoders.vae import load_vae
 from fvlm.model.saved import CONFIG, load_model, load_tokenizer_of
+from fvlm.report.card import render_card
 from fvlm.report.gallery import (
     Chosen,
     ReportParams,
@@ -33,10 +35,12 @@ from fvlm.report.view import view_clip
 from fvlm.shards.manifest import EncodedManifest, Manifest, read_manifest
 from fvlm.shards.read import open_shards
 from fvlm.statistics.evaluation import ClipRow, Evaluation, FrameRow, MotionRow
+from fvlm.tracking.tracker import TRAINED_WEIGHTS, send_results
 from pipeline.paths import (
     BY_CLIP,
     BY_FRAME,
     BY_MOTION,
+    CARD,
     CURVES,
     DECODE_METRICS,
     ENCODED,
@@ -89,9 +93,23 @@ def main() -> None:
         provenance=provenance(config) | {"losses computed as": evaluation.arithmetic},
         versions=package_versions(),
     )
-    with atomic_write(PAGE) as file:
-        # File names need not be UTF-8.
-        file.write(render_page(report).encode(errors="replace"))
+    card = render_card(
+        config,
+        evaluation=evaluation,
+        training=report.training,
+        commit=report.provenance["git commit"],
+        versions=report.versions,
+    )
+    for path, text in {PAGE: render_page(report), CARD: card}.items():
+        with atomic_write(path) as file:
+            # File names need not be UTF-8.
+            file.write(text.encode(errors="replace"))
+    texts = {f"evaluate.{key}": str(value) for key, value in sections.evaluate.items()}
+    texts |= {"git_commit": report.provenance["git commit"]}
+    found = flatten(evaluation)
+    found[TRAINED_WEIGHTS] = found.pop("weights")
+    seed = f"seed {config['seed']}"
+    send_results(config["training"], found | texts, [PAGE, CARD], title=seed)
 
 
 def picture_clips(chosen: list[Chosen], *, frames: int) -> list[PicturedClip]:

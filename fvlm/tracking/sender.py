@@ -21,6 +21,7 @@ from fvlm.core.io import project_root
 from fvlm.tracking.tracker import DEADLINE_SECONDS, lock_path
 
 TAG = "fvlm.training"  # names the training that a run belongs to
+FIRST = ("git_commit", "dvc_experiment")  # tags that stay those of the first start
 DIED = "DIED"  # without a word: KILLED, since it can be resumed
 SEND_SECONDS = 5.0  # new rows are looked for this often
 RETRY_SECONDS = 30.0  # longest pause between attempts to reach a server that fails
@@ -64,8 +65,8 @@ class _Sender:
                 self._sample_system()
             sent = run.data.metrics.get("step", -1)
             new = [row for row in rows if row["row"]["step"] > sent]
-            if over and not new and not self._about["results"]:
-                return
+            if over and not new:
+                status = "FINISHED"  # handed back, or results come in
             self._send_texts(run)
             self._send_metrics(run, new)
             while self._about["artifacts"]:
@@ -83,7 +84,7 @@ class _Sender:
         from mlflow import MlflowClient
 
         self._client = self._client or MlflowClient(tracking_uri=tracking_uri())
-        name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "fvlm"
+        name = experiment_name()
         experiment = self._client.get_experiment_by_name(name)
         if experiment is None:
             folder = (lock_path().parent / "artifacts").as_uri()  # a server has a place of its own
@@ -104,8 +105,9 @@ class _Sender:
     def _send_texts(self, run: Any) -> None:
         from mlflow.entities import Param
 
+        known = run.data.tags
         for name, text in self._about["tags"].items():
-            if run.data.tags.get(name) != text:
+            if known.get(name) != text and not (name in FIRST and name in known):
                 self._client.set_tag(run.info.run_id, name, text)
         params = [  # a parameter never changes in MLflow: the first value stays
             Param(name, text[:PARAM_LENGTH])
@@ -167,6 +169,16 @@ def tracking_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{project_root() / 'mlflow.db'}"
 
 
+def experiment_name() -> str:
+    """`MLFLOW_EXPERIMENT_NAME`, else "fvlm"."""
+    return os.environ.get("MLFLOW_EXPERIMENT_NAME") or "fvlm"
+
+
+def say(text: str) -> None:
+    """Print a line on stderr, without the password of an address."""
+    print(re.sub(r"//[^/@\s]+@", "//***@", text), file=sys.stderr, flush=True)
+
+
 class _Delivery(threading.Thread):
     """Sends until the training has ended and all is sent, whatever goes wrong."""
 
@@ -210,12 +222,11 @@ class _Delivery(threading.Thread):
         """Say once what is wrong and what becomes of the rows; no password of an address."""
         if not self._complained:
             self._complained = True
-            text = (
+            say(
                 f"tracking: MLflow at {tracking_uri()} fails ({self.problem}). Training is not "
                 "affected; what is not sent goes out when the stage runs again, also by "
                 "`dvc repro -f -s train`"
             )
-            print(re.sub(r"//[^/@\s]+@", "//***@", text), file=sys.stderr, flush=True)
 
 
 @contextmanager

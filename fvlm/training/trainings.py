@@ -19,19 +19,21 @@ from fvlm.core.device import peak_memory_gib
 from fvlm.core.identity import made_by
 from fvlm.core.io import hash_json, write_csv
 from fvlm.core.kept import Claims
+from fvlm.core.params import PARAMS, read_yaml
 from fvlm.core.provenance import git_commit
 from fvlm.core.seeding import torch_seed
 from fvlm.model.build import Architecture, build_model, build_tokenizer, weights_behind
 from fvlm.model.foveated import FoveatedModel, ModelParams
 from fvlm.model.saved import save_model
 from fvlm.shards.manifest import EncodedManifest, FrameManifest, Manifest, read_manifest
-from fvlm.tracking.tracker import Tracker
+from fvlm.tracking.tracker import Tracker, tell_gpu_is_unseen
 from fvlm.training.checkpoint import Checkpoints
 from fvlm.training.distributed import check_same, from_main, is_main, whole
 from fvlm.training.finished import CURVE, FinishedTrainings
 from fvlm.training.loop import OutOfTimeError, Row, train
 from fvlm.training.optim import TrainParams
 
+DATA_SECTIONS = ("collect", "filter", "decode", "encode")  # of params.yaml
 # How a training is run, not what it computes: these may change between its parts.
 NOT_IDENTITY = {
     "coarse_only",
@@ -143,6 +145,8 @@ def _train(
     params, name = training.params, checkpoints.folder.name
     prepared = _prepare(training, shards, device)
     began, rows = time.monotonic(), list[Row]()
+    if device.type == "cuda" and is_main():
+        tell_gpu_is_unseen()
     with _tracker(training, identity, name) as tracker:
 
         def on_step(row: Row) -> None:
@@ -183,10 +187,11 @@ def _train(
 
 def _tracker(training: Training, identity: dict[str, Any], name: str) -> Tracker:
     """One MLflow run a training, also when it is resumed; only the main process has one."""
+    document = read_yaml(PARAMS)  # what its data was made with is shown, too
     return Tracker(
         name,
         title="coarse-only " * training.coarse_only + f"seed {training.params.seed}",
-        params=identity,
+        params={name: document.get(name, {}) for name in DATA_SECTIONS} | identity,
         tags={
             "git_commit": git_commit(Path()),
             "data": identity["data"],
