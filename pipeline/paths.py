@@ -23,6 +23,7 @@ MODEL = Path("models/foveated")
 COARSE_ONLY = MODEL / "coarse-only"
 TRAIN_METRICS = Path("metrics/train.json")
 CURVES = Path("plots/train.csv")
+VALIDATION = Path("plots/validation.csv")
 
 # evaluate: its figures in full, and rounded ones for people, git and `dvc metrics diff`
 EVALUATION = Path("data/evaluation.json")

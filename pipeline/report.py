@@ -52,6 +52,7 @@ from pipeline.paths import (
     PAGE,
     PICTURES,
     TRAIN_METRICS,
+    VALIDATION,
 )
 
 Section = dict[str, Any]
@@ -82,6 +83,7 @@ def main() -> None:
         filtering=read_json(FILTER_METRICS),
         decoding=read_json(DECODE_METRICS),
         curves=read_csv(CURVES),
+        validation=read_csv(VALIDATION),
         frames=read_table(FrameRow, BY_FRAME),
         motion=read_table(MotionRow, BY_MOTION),
         by_clip=rows,

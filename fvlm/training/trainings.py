@@ -32,6 +32,7 @@ from fvlm.training.distributed import check_same, from_main, is_main, whole
 from fvlm.training.finished import CURVE, FinishedTrainings
 from fvlm.training.loop import OutOfTimeError, Row, train
 from fvlm.training.optim import TrainParams
+from fvlm.training.validation import Validation, plan_validation
 
 DATA_SECTIONS = ("collect", "filter", "decode", "encode")  # of params.yaml
 # How a training is run, not what it computes: these may change between its parts.
@@ -42,6 +43,7 @@ NOT_IDENTITY = {
     "parallel",
     "gradient_checkpointing",
     "seeds",
+    "validate_samples",  # which clips these are, and when they are read, is named in its place
 }
 
 
@@ -87,7 +89,8 @@ def run_training(
     Of several processes the main one has `claims`, reads checkpoints and writes. deadline: on the
     monotonic clock. Raises OutOfTimeError with the state saved.
     """
-    identity = identify(training, shards, device)
+    validation = _plan_validation(training, shards)
+    identity = identify(training, shards, device, validation)
     name = hash_json(identity)[:20]
     check_same("code, parameters, data or weights", name)
     if claims is not None:
@@ -104,7 +107,7 @@ def run_training(
             tracker.log_history(history)  # in case that no server was there
         return Trained(name, history, None)
     checkpoints = Checkpoints(finished.root, identity, name)
-    trained = _train(training, shards, checkpoints, identity, device, deadline)
+    trained = _train(training, shards, checkpoints, identity, validation, device, deadline)
     if claims is not None:
         finished.remember(name, training.folder)
         checkpoints.finish()  # only now: until here they are all that is left after a crash
@@ -112,8 +115,13 @@ def run_training(
     return trained
 
 
-def identify(training: Training, shards: Shards, device: torch.device) -> dict[str, Any]:
-    """All that decides the weights: code, parameters, data by content, pretrained parts."""
+def identify(
+    training: Training, shards: Shards, device: torch.device, validation: Validation | None
+) -> dict[str, Any]:
+    """All that decides what a training leaves: code, parameters, data by content, pretrained parts.
+
+    Held-out clips decide no weight; but the curve, which is a part of it, is of these.
+    """
     params, manifest = training.params, read_manifest(shards.encoded, EncodedManifest)
     data = {"encoded": _contents(manifest)}
     if params.input == "frames":
@@ -127,7 +135,24 @@ def identify(training: Training, shards: Shards, device: torch.device) -> dict[s
         "train": params.model_dump(exclude=NOT_IDENTITY),
         "data": hash_json(data),
         "weights": weights_behind(training.model, manifest),
+        "validation": validation
+        and {"clips": validation.content, "steps": sorted(validation.steps)},
     }
+
+
+def _plan_validation(training: Training, shards: Shards) -> Validation | None:
+    params, manifest = training.params, read_manifest(shards.encoded, EncodedManifest)
+    if params.validate_samples == 0 or "val" not in {entry.split for entry in manifest.shards}:
+        return None
+    tokenizer = build_tokenizer(training.model)
+    held_out, trained = (
+        open_clips(
+            shards.encoded, shards.frames, split=split, input=params.input, tokenizer=tokenizer
+        )
+        for split in ("val", "train")
+    )
+    held_out.check_frames(params.num_frames, "train.num_frames")
+    return plan_validation(held_out, trained, params)
 
 
 def _contents(manifest: Manifest) -> list[str]:
@@ -139,6 +164,7 @@ def _train(
     shards: Shards,
     checkpoints: Checkpoints,
     identity: dict[str, Any],
+    validation: Validation | None,
     device: torch.device,
     deadline: float,
 ) -> Trained:
@@ -164,6 +190,7 @@ def _train(
                 on_resume=tracker.log_history,
                 on_step=on_step,
                 title=training.title,
+                validation=validation,
             )
         except OutOfTimeError:
             tracker.close(status="KILLED")  # it will be resumed
@@ -282,6 +309,6 @@ def read_curve(path: Path) -> list[Row]:
     """The rows that a training wrote; written again, they are the same bytes."""
     with path.open(newline="", encoding="utf-8") as file:
         return [
-            {name: int(text) if text.isdigit() else float(text) for name, text in row.items()}
+            {n: int(text) if text.isdigit() else float(text) for n, text in row.items() if text}
             for row in csv.DictReader(file)
         ]

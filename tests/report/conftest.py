@@ -98,6 +98,7 @@ def make_report(evaluation: Evaluation, clip: PicturedClip) -> Callable[..., Rep
             {"samples": str(8 * n), "loss_coarse": f"{1 / n}", "loss_fine": f"{0.9 / n}"}
             for n in range(1, 9)
         ],
+        validation=[],
         frames=frames,
         motion=motion,
         by_clip=[
