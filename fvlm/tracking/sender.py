@@ -61,12 +61,14 @@ class _Sender:
                 tags=self._about["tags"] | {TAG: self._about["training"]},
                 run_name=self._about["name"],
             )
-            if status == "RUNNING":
-                self._sample_system()
             sent = run.data.metrics.get("step", -1)
             new = [row for row in rows if row["row"]["step"] > sent]
             if over and not new:
-                status = "FINISHED"  # handed back, or results come in
+                if not self._about["results"]:
+                    return
+                status = "FINISHED"
+            if status == "RUNNING":
+                self._sample_system()
             self._send_texts(run)
             self._send_metrics(run, new)
             while self._about["artifacts"]:
@@ -158,9 +160,11 @@ class _Sender:
 def curves(row: dict[str, float]) -> dict[str, float]:
     """A row of the history, with the ratio of its losses; `step` comes last."""
     values = {name: value for name, value in row.items() if name != "step"}
-    if row.get("loss_fine", 0.0) > 0:
-        ratio = row["loss_coarse"] / row["loss_fine"]
-        values = {"coarse_fine_ratio": ratio, "improvement_pct": 100 * (ratio - 1), **values}
+    for clips in ("", "val_"):
+        if row.get(f"{clips}loss_fine", 0.0) > 0:
+            ratio = row[f"{clips}loss_coarse"] / row[f"{clips}loss_fine"]
+            values[f"{clips}coarse_fine_ratio"] = ratio
+            values[f"{clips}improvement_pct"] = 100 * (ratio - 1)
     return {**values, "step": row["step"]}
 
 

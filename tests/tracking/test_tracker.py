@@ -280,8 +280,11 @@ def test_results_reach_the_run_of_their_training_once(database: Any, tmp_path: P
     send_results("first", values, [report])  # MLflow was away when it was trained
     close(start(history=3), "FINISHED")
     report.write_text("second")
-    send_results("first", values, [report])
-    assert [status for _, status in database.runs()] == ["FINISHED"]
+    before = database.rows("select * from runs")
+    send_results("first", values | {"git_commit": "another"}, [report])
+    assert database.rows("select * from runs") == before
+    tags = dict(database.rows("select key, value from tags"))
+    assert tags["git_commit"] == TAGS["git_commit"]  # of the training
     assert database.steps("loss") == [0, 1, 2]
     assert database.rows("select value from metrics where key='evaluation/ratio'") == [(1.25,)]
     assert database.rows("select value from tags where key='verdict'") == [("sees better",)]
