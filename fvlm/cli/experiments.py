@@ -2,8 +2,7 @@
 
 Reads   what `dvc exp show` knows: the workspace, the present commit, and its experiments; MLflow
 
-`dvc exp show --only-changed --drop ".*" --keep "Experiment|rev|statement|train.*|model.*"` shows
-much the same in DVC's own table.
+DVC's own table shows much the same with a command that docs/scale.md names.
 """
 
 from argparse import ArgumentParser

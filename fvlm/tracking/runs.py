@@ -2,6 +2,7 @@
 
 import logging
 import os
+import warnings
 from pathlib import Path
 
 from fvlm.tracking.sender import MLFLOW_SETTINGS, experiment_name, say, tracking_uri
@@ -23,17 +24,22 @@ def run_names() -> dict[str, str]:
         os.environ.setdefault(name, value)
     logging.disable()
     try:
-        from mlflow import MlflowClient
-
-        client = MlflowClient(tracking_uri=uri)
-        experiment = client.get_experiment_by_name(experiment_name())
-        if experiment is None:
-            return {}
-        known = f"tags.{TRAINED_WEIGHTS} LIKE '%'"
-        runs = client.search_runs([experiment.experiment_id], known)  # the newest first
+        with warnings.catch_warnings(action="ignore"):
+            return _read_names(uri)
     except Exception as error:
         say(f"experiments: MLflow at {uri} cannot be read ({error})")
         return {}
     finally:
         logging.disable(logging.NOTSET)
+
+
+def _read_names(uri: str) -> dict[str, str]:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=uri)
+    experiment = client.get_experiment_by_name(experiment_name())
+    if experiment is None:
+        return {}
+    known = f"tags.{TRAINED_WEIGHTS} LIKE '%'"
+    runs = client.search_runs([experiment.experiment_id], known)  # the newest first
     return {run.data.tags[TRAINED_WEIGHTS]: run.info.run_name for run in reversed(runs)}

@@ -1,6 +1,6 @@
 """The child process that sends to MLflow what a Tracker hands over; see `tracker.py`.
 
-Only here is mlflow imported. The process gives way to all others, and ends at its deadline.
+Only here is mlflow imported. The process gives way to a training, and ends at its deadline.
 """
 
 import fcntl
@@ -258,14 +258,16 @@ def _explain(error: BaseException) -> tuple[str, bool]:
 
 
 def _main() -> None:
-    os.nice(10)  # a tenth of a busy core: 19 would take minutes to import mlflow there
+    lines = (json.loads(line) for line in sys.stdin.buffer if line.endswith(b"\n"))
+    about = next(lines)
+    if not about["results"]:  # for these a stage waits
+        os.nice(10)  # a tenth of a busy core: 19 would take minutes to import mlflow there
     for name, value in MLFLOW_SETTINGS.items():
         os.environ.setdefault(name, value)
     logging.disable()  # stderr is that of the training
     with suppress(Exception):  # the first attempt to send tells what is wrong
         import mlflow  # noqa: F401 - so that ANSWER_SECONDS are those of the server
-    lines = (json.loads(line) for line in sys.stdin.buffer if line.endswith(b"\n"))
-    sender = _Sender(next(lines))
+    sender = _Sender(about)
     delivery = _Delivery(sender)
     delivery.start()
     end: dict[str, Any] = {}
