@@ -55,7 +55,7 @@ gpu-check:  ## is a GPU right, and how fast? needs no .venv; options: make gpu-c
 
 clean:  ## remove .venv and what the stages made; DVC's cache and ~/.cache/fvlm stay
 	rm -rf .venv .state build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis mlflow.db
-	rm -rf data/collect data/filter data/decode data/encode models/foveated reports
+	rm -rf data/collect data/filter data/decode data/encode data/evaluation.json models/foveated reports
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12

@@ -6,7 +6,8 @@ Writes  data/decode/, metrics/decode.json
 
 import time
 
-from fvlm.core.io import read_jsonl, write_json, write_timings
+from fvlm.core.document import write_figures
+from fvlm.core.io import read_jsonl, write_timings
 from fvlm.core.params import Params, load_params
 from fvlm.core.progress import Progress
 from fvlm.core.stage import run
@@ -44,7 +45,7 @@ def main() -> None:
     seconds, fresh = time.monotonic() - started, len(rows) - decoding.reused
     counts = {"inputs": len(rows), "decoded": decoded, "quarantined": quarantined}
     counts |= {f"reason_{name}": n for name, n in count_reasons(manifest.quarantined).items()}
-    write_json(DECODE_METRICS, counts | {"shards": len(manifest.shards)})
+    write_figures(DECODE_METRICS, counts | {"shards": len(manifest.shards)})
     write_timings(
         "decode",
         reused=decoding.reused,

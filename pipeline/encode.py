@@ -7,8 +7,9 @@ Writes  data/encode/, metrics/encode.json
 import time
 
 from fvlm.core.device import default_device, peak_memory_gib
+from fvlm.core.document import write_figures
 from fvlm.core.identity import made_by
-from fvlm.core.io import write_json, write_timings
+from fvlm.core.io import write_timings
 from fvlm.core.params import Params, check_recorded, load_params
 from fvlm.core.progress import Progress
 from fvlm.core.stage import run
@@ -60,7 +61,9 @@ def main() -> None:
     seconds, fresh = time.monotonic() - started, clips - reused
     encoded = sum(shard.samples for shard in built.shards)
     assert encoded == clips, "every decoded clip is encoded"
-    write_json(ENCODE_METRICS, {"inputs": clips, "encoded": encoded, "shards": len(built.shards)})
+    write_figures(
+        ENCODE_METRICS, {"inputs": clips, "encoded": encoded, "shards": len(built.shards)}
+    )
     write_timings(
         "encode",
         reused=reused,

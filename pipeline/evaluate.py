@@ -2,9 +2,9 @@
 
 Reads   models/foveated/, data/encode/, data/decode/ (a model that takes frames),
         params.yaml:evaluate
-Writes  metrics/evaluate.json, plots/evaluate.csv (clips), plots/evaluate_frames.csv,
-        plots/evaluate_motion.csv, plots/ratio_by_frame.png, plots/ratio_by_motion.png,
-        plots/controls.png
+Writes  data/evaluation.json (every figure in full), metrics/evaluate.json (rounded),
+        plots/evaluate.csv (clips), plots/evaluate_frames.csv, plots/evaluate_motion.csv,
+        plots/ratio_by_frame.png, plots/ratio_by_motion.png, plots/controls.png
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,9 +17,9 @@ from torch import Tensor
 
 from fvlm.clips.batch import Batch
 from fvlm.clips.order import evaluated_frames, even_frames
-from fvlm.clips.reader import ClipReader, open_clips
+from fvlm.clips.reader import ClipReader, open_clips, rows_of_new_footage
 from fvlm.core.device import arithmetic, default_device, keep_freed_memory
-from fvlm.core.document import write_figures, write_table
+from fvlm.core.document import write_document, write_figures, write_table
 from fvlm.core.errors import FvlmError
 from fvlm.core.params import Params, load_params
 from fvlm.core.stage import run
@@ -36,7 +36,6 @@ from fvlm.evaluation.figures import (
 from fvlm.evaluation.losses import EvaluateParams, LoadClips, coarse_losses, evaluate_clips
 from fvlm.model.foveated import FoveatedModel
 from fvlm.model.saved import load_model, load_tokenizer_of, read_config
-from fvlm.shards.footage import show_same
 from fvlm.shards.read import open_shards
 from fvlm.statistics.arms import ClipName, Losses
 from fvlm.statistics.evaluation import Evaluation
@@ -53,6 +52,7 @@ from pipeline.paths import (
     CONTROLS_PLOT,
     ENCODED,
     EVALUATE_METRICS,
+    EVALUATION,
     FRAMES,
     MODEL,
 )
@@ -100,6 +100,7 @@ def main() -> None:
         weights=weights_of(MODEL),
         arithmetic=arithmetic(device, "float32"),
     )
+    write_document(EVALUATION, evaluation)
     write_figures(EVALUATE_METRICS, evaluation)
     write_table(BY_CLIP, summary.clips)
     write_table(BY_FRAME, summary.frames)
@@ -182,11 +183,7 @@ def open_split(model: FoveatedModel, split: str, params: EvaluateParams) -> Clip
 
 def without_seen_footage(held_out: ClipReader, trained: ClipReader) -> tuple[list[int], int]:
     """Rows of the held-out clips whose footage was not trained on, and how many were."""
-    footage = (
-        [reader.metadata(row)["footage"] for row in range(len(reader))]
-        for reader in (held_out, trained)
-    )
-    rows = [row for row, is_seen in enumerate(show_same(*footage)) if not is_seen]
+    rows = rows_of_new_footage(held_out, trained)
     left_out = len(held_out) - len(rows)
     if not rows:
         raise FvlmError(

@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from fvlm.core.document import write_figures
 from fvlm.core.errors import FvlmError, VideoError
-from fvlm.core.io import read_jsonl, sample_key, write_json, write_jsonl
+from fvlm.core.io import read_jsonl, sample_key, write_jsonl
 from fvlm.core.kept import remade
 from fvlm.core.params import Params, load_params
 from fvlm.core.progress import Progress
@@ -38,7 +39,7 @@ def main() -> None:
     rows = [_row(video, outcomes, verdicts, splits) for video in videos]
     counts = count_rows(rows)
     write_jsonl(MANIFEST, rows)
-    write_json(FILTER_METRICS, counts)
+    write_figures(FILTER_METRICS, counts)
     remade("filter")
     summary = ", ".join(f"{count} {name}" for name, count in counts.items())
     print(f"filter: {summary}")

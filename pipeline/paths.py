@@ -23,8 +23,10 @@ MODEL = Path("models/foveated")
 COARSE_ONLY = MODEL / "coarse-only"
 TRAIN_METRICS = Path("metrics/train.json")
 CURVES = Path("plots/train.csv")
+VALIDATION = Path("plots/validation.csv")
 
-# evaluate
+# evaluate: its figures in full, and rounded ones for people, git and `dvc metrics diff`
+EVALUATION = Path("data/evaluation.json")
 EVALUATE_METRICS = Path("metrics/evaluate.json")
 BY_CLIP = Path("plots/evaluate.csv")
 BY_FRAME, BY_FRAME_PLOT = Path("plots/evaluate_frames.csv"), Path("plots/ratio_by_frame.png")
@@ -34,6 +36,7 @@ CONTROLS_PLOT = Path("plots/controls.png")
 # report
 PAGE = Path("reports/index.html")
 PICTURES = Path("reports/pictures")
+CARD = Path("reports/model_card.md")
 
 # uncertainty
 UNCERTAINTY_METRICS = Path("metrics/uncertainty.json")

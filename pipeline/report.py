@@ -1,8 +1,9 @@
 """Make the report: one page with the verdict, its controls, pictures, and where it came from.
 
-Reads   models/foveated/, data/filter/, data/decode/, data/encode/, metrics/*.json, plots/*.csv,
-        all of params.yaml
-Writes  reports/index.html, reports/pictures/
+Reads   models/foveated/, data/filter/, data/decode/, data/encode/, data/evaluation.json,
+        metrics/*.json, plots/*.csv, all of params.yaml
+Writes  reports/index.html, reports/pictures/, reports/model_card.md; sends figures, page and card
+        to the MLflow run of the training
 """
 
 import shutil
@@ -12,7 +13,7 @@ from typing import Any
 from fvlm.clips.order import evaluated_frames
 from fvlm.clips.reader import open_clips
 from fvlm.core.device import default_device
-from fvlm.core.document import read_figures, read_table
+from fvlm.core.document import flatten, read_document, read_table
 from fvlm.core.errors import ShardError
 from fvlm.core.io import atomic_write, hash_json, read_csv, read_json, read_jsonl
 from fvlm.core.params import Params, load_params
@@ -21,6 +22,7 @@ from fvlm.core.provenance import git_commit, package_versions
 from fvlm.core.stage import run
 from fvlm.encoders.vae import load_vae
 from fvlm.model.saved import CONFIG, load_model, load_tokenizer_of
+from fvlm.report.card import render_card
 from fvlm.report.gallery import (
     Chosen,
     ReportParams,
@@ -33,14 +35,16 @@ from fvlm.report.view import view_clip
 from fvlm.shards.manifest import EncodedManifest, Manifest, read_manifest
 from fvlm.shards.read import open_shards
 from fvlm.statistics.evaluation import ClipRow, Evaluation, FrameRow, MotionRow
+from fvlm.tracking.tracker import TRAINED_WEIGHTS, send_results
 from pipeline.paths import (
     BY_CLIP,
     BY_FRAME,
     BY_MOTION,
+    CARD,
     CURVES,
     DECODE_METRICS,
     ENCODED,
-    EVALUATE_METRICS,
+    EVALUATION,
     FILTER_METRICS,
     FRAMES,
     MANIFEST,
@@ -48,6 +52,7 @@ from pipeline.paths import (
     PAGE,
     PICTURES,
     TRAIN_METRICS,
+    VALIDATION,
 )
 
 Section = dict[str, Any]
@@ -69,7 +74,7 @@ class Sections(Params):
 def main() -> None:
     """Picture the best and the worst clips and write the page."""
     sections, config = load_params(Sections), read_json(MODEL / CONFIG)
-    evaluation, rows = read_figures(Evaluation, EVALUATE_METRICS), read_table(ClipRow, BY_CLIP)
+    evaluation, rows = read_document(Evaluation, EVALUATION), read_table(ClipRow, BY_CLIP)
     chosen = choose_clips(rows, sections.report.clips)
     shutil.rmtree(PICTURES, ignore_errors=True)
     report = Report(
@@ -78,6 +83,7 @@ def main() -> None:
         filtering=read_json(FILTER_METRICS),
         decoding=read_json(DECODE_METRICS),
         curves=read_csv(CURVES),
+        validation=read_csv(VALIDATION),
         frames=read_table(FrameRow, BY_FRAME),
         motion=read_table(MotionRow, BY_MOTION),
         by_clip=rows,
@@ -89,9 +95,23 @@ def main() -> None:
         provenance=provenance(config) | {"losses computed as": evaluation.arithmetic},
         versions=package_versions(),
     )
-    with atomic_write(PAGE) as file:
-        # File names need not be UTF-8.
-        file.write(render_page(report).encode(errors="replace"))
+    card = render_card(
+        config,
+        evaluation=evaluation,
+        training=report.training,
+        commit=report.provenance["git commit"],
+        versions=report.versions,
+    )
+    for path, text in {PAGE: render_page(report), CARD: card}.items():
+        with atomic_write(path) as file:
+            # File names need not be UTF-8.
+            file.write(text.encode(errors="replace"))
+    texts = {f"evaluate.{key}": str(value) for key, value in sections.evaluate.items()}
+    texts |= {"git_commit": report.provenance["git commit"]}
+    found = flatten(evaluation)
+    found[TRAINED_WEIGHTS] = found.pop("weights")
+    seed = f"seed {config['seed']}"
+    send_results(config["training"], found | texts, [PAGE, CARD], title=seed)
 
 
 def picture_clips(chosen: list[Chosen], *, frames: int) -> list[PicturedClip]:

@@ -2,8 +2,8 @@
 without fine passes for each.
 
 Reads   data/encode/, data/decode/ (train.input: frames), params.yaml:model, params.yaml:train
-Writes  models/foveated/ (the first seed's model, others in folders below), metrics/train.json and
-        plots/train.csv (of the first seed)
+Writes  models/foveated/ (the first seed's model, others in folders below), metrics/train.json,
+        plots/train.csv and plots/validation.csv (of the first seed)
 
 A training that was done before, with the same code, data and parameters, is handed back:
 `fvlm forget train` has it done anew.
@@ -16,6 +16,7 @@ processes share each training; torchrun itself then exits with 1, as for any cod
 import shutil
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ from typing import Any
 import numpy as np
 
 from fvlm.core.device import keep_freed_memory, peak_memory_gib, reserved_memory_gib
-from fvlm.core.io import write_csv, write_json, write_timings
+from fvlm.core.document import write_figures
+from fvlm.core.io import write_csv, write_timings
 from fvlm.core.kept import Claims, remade
 from fvlm.core.params import Params, check_recorded, load_params
 from fvlm.core.stage import UNFINISHED, run
@@ -35,12 +37,14 @@ from fvlm.training.finished import FinishedTrainings
 from fvlm.training.loop import OutOfTimeError, Row
 from fvlm.training.optim import TrainParams
 from fvlm.training.trainings import Shards, Training, run_training
-from pipeline.paths import COARSE_ONLY, CURVES, ENCODED, FRAMES, MODEL, TRAIN_METRICS
+from fvlm.training.validation import PREFIX
+from pipeline.paths import COARSE_ONLY, CURVES, ENCODED, FRAMES, MODEL, TRAIN_METRICS, VALIDATION
 
 # Of the shards that are trained on.
 RECORDED = tuple(
     f"encode.{key}" for key in ("batch_frames", "compile", "dino_layers", "dtype", "layer")
 )
+VALIDATION_COLUMNS = ("step", "samples", "coarse_fine_ratio", "loss_coarse", "loss_fine")
 TAIL = 0.1  # share of the steps, at the end, over which the reported losses are means
 
 
@@ -87,8 +91,10 @@ def main() -> None:
             with claims.alone() as alone:
                 if alone:
                     finished.forget_files(names)
-        write_csv(CURVES, list(trained[0].history))
-        write_json(TRAIN_METRICS, summarize(trained[0].history, sections.train))
+        history = trained[0].history
+        write_csv(CURVES, [on_training_clips(row) for row in history])
+        write_csv(VALIDATION, list(on_held_out_clips(history)), VALIDATION_COLUMNS)
+        write_figures(TRAIN_METRICS, summarize(history, sections.train))
         write_timings(
             "train",
             samples_per_second=trained[0].rate,
@@ -123,6 +129,20 @@ def forget_models(keep: list[Path]) -> None:
     for config in list(MODEL.rglob(CONFIG)):
         if config.parent not in keep:
             shutil.rmtree(config.parent, ignore_errors=True)
+
+
+def on_training_clips(row: Row) -> Row:
+    """The row of the training's own curves."""
+    return {name: value for name, value in row.items() if not name.startswith(PREFIX)}
+
+
+def on_held_out_clips(history: list[Row]) -> Iterator[Row]:
+    """A row for each time that held-out clips were read on the way."""
+    for row in history:
+        found = {name[len(PREFIX) :]: v for name, v in row.items() if name.startswith(PREFIX)}
+        if found:
+            ratio = {"coarse_fine_ratio": found["loss_coarse"] / found["loss_fine"]}
+            yield {"step": row["step"], "samples": row["samples"], **ratio, **found}
 
 
 def summarize(history: list[Row], params: TrainParams) -> dict[str, Any]:

@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fvlm.core.device import default_device, peak_memory_gib
+from fvlm.core.document import write_figures
 from fvlm.core.errors import ParamsError
 from fvlm.core.identity import made_by
-from fvlm.core.io import hash_json, state_folder, write_csv, write_json, write_timings
+from fvlm.core.io import hash_json, state_folder, write_csv, write_timings
 from fvlm.core.params import Params, load_params
 from fvlm.core.seeding import unit_hash
 from fvlm.core.stage import run
@@ -86,7 +87,7 @@ def main() -> None:
     warn_of_rounding(scores, width, params)
     summary = summarize(scores, changed, names, params)
     about = {"model": params.model, "revision": source.revision}
-    write_json(UNCERTAINTY_METRICS, about | summary.metrics)
+    write_figures(UNCERTAINTY_METRICS, about | summary.metrics)
     write_timings(
         "uncertainty",
         seconds=time.monotonic() - started,

@@ -110,7 +110,6 @@ class Calibration(Document):
     failures: list[str]
     cases: dict[str, Case]
     trials: dict[str, TrialResult]
-    seconds: int
 
 
 def measure(trainings: Sequence[Trained], *, samples: int, seed: int) -> TrialResult:

@@ -42,9 +42,9 @@ from fvlm.calibration.trials import (
 from fvlm.cli.folders import Changes, Folders
 from fvlm.clips.batch import Batch
 from fvlm.clips.reader import ClipReader, open_clips
-from fvlm.core.document import read_figures, write_figures
+from fvlm.core.document import read_document, write_figures
 from fvlm.core.errors import FvlmError
-from fvlm.core.io import atomic_write
+from fvlm.core.io import atomic_write, write_timings
 from fvlm.core.params import Params, load_params, read_yaml
 from fvlm.core.progress import Progress
 from fvlm.core.stage import new_parser
@@ -61,7 +61,7 @@ from pipeline.paths import (
     CALIBRATION_WORK,
     COARSE_ONLY,
     ENCODED,
-    EVALUATE_METRICS,
+    EVALUATION,
     FRAMES,
     MODEL,
 )
@@ -111,7 +111,7 @@ def main(arguments: Sequence[str]) -> None:
     results = bench.results(seeds)
     judged = judge_cases({case: _evaluated(case) for case in CASES})
     missed = failures(figures_of(results), TRIALS) + missed_cases(judged)
-    seconds = round(time.monotonic() - started)
+    write_timings("calibrate", seconds=time.monotonic() - started)
     write_figures(
         CALIBRATE_METRICS,
         Calibration(
@@ -119,7 +119,6 @@ def main(arguments: Sequence[str]) -> None:
             failures=missed,
             cases=judged,
             trials=results,
-            seconds=seconds,
         ),
     )
     plot_calibration(results, TRIALS, CALIBRATE_PLOT)
@@ -242,7 +241,7 @@ def _write_case_shards(copies: int, source: Path, folder: Path) -> None:
 
 
 def _evaluated(case: str) -> HeldOut:
-    return read_figures(Evaluation, CALIBRATION_WORK / case / EVALUATE_METRICS).held_out
+    return read_document(Evaluation, CALIBRATION_WORK / case / EVALUATION).held_out
 
 
 def _encoded(trial: Trial) -> Path:

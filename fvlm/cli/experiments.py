@@ -1,9 +1,8 @@
 """Print what each experiment changed and what came out of it: `fvlm experiments`.
 
-Reads   what `dvc exp show` knows: the workspace, the present commit, and its experiments
+Reads   what `dvc exp show` knows: the workspace, the present commit, and its experiments; MLflow
 
-`dvc exp show --only-changed --drop ".*" --keep "Experiment|verdict|coarse_fine_ratio_dynamic.*"`
-shows much the same in DVC's own table.
+DVC's own table shows much the same with a command that docs/scale.md names.
 """
 
 from argparse import ArgumentParser
@@ -15,13 +14,10 @@ from rich.table import Table
 
 from fvlm.core.params import PARAMS, read_yaml
 from fvlm.core.stage import new_parser
-from fvlm.statistics.ratio import Estimate
-from fvlm.statistics.tables import ratio_cells
-from fvlm.statistics.verdict import in_words
+from fvlm.tracking.runs import run_names
 from pipeline.paths import EVALUATE_METRICS
 
 WIDTH = 160  # columns
-RATIO = "coarse_fine_ratio_dynamic"
 
 
 def command_line() -> ArgumentParser:
@@ -34,42 +30,41 @@ def main(arguments: Sequence[str]) -> None:
     command_line().parse_args(arguments)
     import dvc.api  # takes seconds
 
-    table = Table(title="Coarse / fine loss, frames 3 and later")
-    for heading in ("experiment", "commit", "verdict", "ratio", "95% interval", "videos"):
-        table.add_column(heading, no_wrap=heading != "experiment")
-    table.add_column("parameters that differ")
-    for row in experiment_rows(dvc.api.exp_show(), list(read_yaml(PARAMS))):
+    table = Table(title="Coarse / fine loss, frames 3 and later (95% interval)")
+    for heading in ("experiment", "commit", "result", "MLflow run", "parameters that differ"):
+        table.add_column(heading, no_wrap=heading == "commit", overflow="fold")
+    for row in experiment_rows(dvc.api.exp_show(), list(read_yaml(PARAMS)), run_names()):
         table.add_row(*row)
     Console(width=WIDTH).print(table, highlight=False)
 
 
-def experiment_rows(shown: Sequence[Mapping[str, Any]], sections: Sequence[str]) -> list[list[str]]:
-    """Cells of the table, from the rows of `dvc.api.exp_show`; sections: of params.yaml.
+def experiment_rows(
+    shown: Sequence[Mapping[str, Any]], sections: Sequence[str], runs: Mapping[str, str]
+) -> list[list[str]]:
+    """Cells of the table, from the rows of `dvc.api.exp_show`.
 
-    Each experiment is held against its commit, the workspace against the newest commit.
+    sections: of params.yaml; runs: names of MLflow runs by the weights that were evaluated. Each
+    experiment is held against its commit, the workspace against the newest commit.
     """
     commits = [row for row in shown if row["typ"] == "baseline" and row["rev"] != "workspace"]
     rows, base = [], commits[0] if commits else {}
     for row in shown:
         if row in commits:
             base = row
-        rows.append(_cells(row, _changes(row, base, sections) if row is not base else ""))
+        changes = _changes(row, base, sections) if row is not base else ""
+        rows.append([*_cells(row, runs), changes])
     return rows
 
 
-def _cells(row: Mapping[str, Any], changes: str) -> list[str]:
+def _cells(row: Mapping[str, Any], runs: Mapping[str, str]) -> list[str]:
     def figure(name: str) -> Any:
         return row.get(name, row.get(f"{EVALUATE_METRICS}:{name}"))
 
-    ends = (figure(f"{RATIO}{end}") for end in ("", "_low", "_high"))
-    ratio, verdict, videos = Estimate(*ends), figure("verdict"), figure("videos")
     return [
         str(row["Experiment"] or row["rev"]),
         str(row["rev"])[:9] if row["Experiment"] else "",
-        in_words(verdict) if verdict else str(row["State"] or "-"),
-        *ratio_cells(ratio),
-        "-" if videos is None else f"{videos:g}",
-        changes,
+        str(figure("statement") or row["State"] or "-"),
+        runs.get(str(figure("weights")), "-"),
     ]
 
 

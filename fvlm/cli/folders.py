@@ -98,7 +98,8 @@ class Folders:
                 raise
 
     def _run(self, stage: str, folder: Path) -> None:
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        settings = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "FVLM_TRACKING": "off"}
+        environment = {**os.environ, **settings}
         environment.pop("DVC_ROOT", None)  # the folder is a project of its own
         log = folder / f"{stage}.log"
         with log.open("wb") as output:

@@ -1,6 +1,6 @@
 """Print what was compared and what came out of it: `fvlm verdict`.
 
-Reads   metrics/filter.json, metrics/train.json, metrics/evaluate.json
+Reads   metrics/filter.json, metrics/train.json, data/evaluation.json
 """
 
 from argparse import ArgumentParser
@@ -10,13 +10,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from fvlm.core.document import read_figures
+from fvlm.core.document import read_document
 from fvlm.core.io import read_json
 from fvlm.core.stage import new_parser
 from fvlm.statistics.evaluation import Evaluation
 from fvlm.statistics.tables import arm_rows, figure, ratio_cells, ratio_rows
 from fvlm.statistics.verdict import count_videos, describe, describe_power
-from pipeline.paths import EVALUATE_METRICS, FILTER_METRICS, PAGE, TRAIN_METRICS
+from pipeline.paths import EVALUATION, FILTER_METRICS, PAGE, TRAIN_METRICS
 
 MIN_WIDTH = 100  # columns; in a log there is no terminal to take the width from
 
@@ -29,7 +29,7 @@ def command_line() -> ArgumentParser:
 def main(arguments: Sequence[str]) -> None:
     """One table of all arms, the ratio with its interval, the verdict, and where the report is."""
     command_line().parse_args(arguments)
-    evaluation, console = read_figures(Evaluation, EVALUATE_METRICS), Console()
+    evaluation, console = read_document(Evaluation, EVALUATION), Console()
     if not console.is_terminal:
         console = Console(width=MIN_WIDTH)
     console.print(

@@ -12,6 +12,7 @@ from torch import Tensor
 from fvlm.clips.batch import Batch, Captions, Input
 from fvlm.clips.tokenizer import CaptionTokenizer
 from fvlm.core.errors import ParamsError, ShardError
+from fvlm.shards.footage import show_same
 from fvlm.shards.read import ShardReader, open_shards
 
 Indices = NDArray[np.int64]
@@ -139,6 +140,15 @@ def open_clips(
             "model.text: none"
         )
     return reader
+
+
+def rows_of_new_footage(held_out: ClipReader, trained: ClipReader) -> list[int]:
+    """Rows of the held-out clips whose footage is in no training clip."""
+    footage = (
+        [reader.metadata(row)["footage"] for row in range(len(reader))]
+        for reader in (held_out, trained)
+    )
+    return [row for row, is_seen in enumerate(show_same(*footage)) if not is_seen]
 
 
 def _match(encoded: ShardReader, decoded: ShardReader) -> Indices:

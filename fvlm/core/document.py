@@ -26,6 +26,7 @@ from pydantic.fields import FieldInfo
 from fvlm.core.errors import FvlmError
 from fvlm.core.io import read_csv, read_json, write_csv, write_json
 
+DIGITS = 4  # of a figure that git tracks
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
@@ -60,14 +61,23 @@ def read_flat(kind: type[D], figures: Mapping[str, Any], source: Path) -> D:
     return document
 
 
-def write_figures(path: Path, document: Document) -> None:
-    """Write a document as one flat JSON object."""
+def write_document(path: Path, document: Document) -> None:
+    """Write a document as one flat JSON object, every figure in full."""
     write_json(path, flatten(document))
 
 
-def read_figures(kind: type[D], path: Path) -> D:
-    """The document that `write_figures` wrote."""
+def read_document(kind: type[D], path: Path) -> D:
+    """The document that `write_document` wrote."""
     return read_flat(kind, read_json(path), path)
+
+
+def write_figures(path: Path, figures: Document | Mapping[str, Any]) -> None:
+    """Write figures for people, git and `dvc metrics diff`: flat, with DIGITS significant digits.
+
+    What decides by figures reads them in full elsewhere: rounded, an interval may touch a bound.
+    """
+    flat = flatten(figures) if isinstance(figures, Document) else figures
+    write_json(path, {name: _rounded(value) for name, value in flat.items()})
 
 
 def write_table(path: Path, rows: Sequence[Document]) -> None:
@@ -78,6 +88,10 @@ def write_table(path: Path, rows: Sequence[Document]) -> None:
 def read_table(kind: type[D], path: Path) -> list[D]:
     """The rows that `write_table` wrote."""
     return [read_flat(kind, row, path) for row in read_csv(path)]
+
+
+def _rounded(value: Any) -> Any:
+    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
 
 
 def _flat(document: Any, holder: str) -> Iterator[tuple[str, Any]]:

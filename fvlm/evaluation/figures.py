@@ -80,17 +80,22 @@ def svg_chart(draw: Draw, *, height: float = 3.4) -> str:
     return svg.replace("</style>", f"{style}</style>", 1)
 
 
-def draw_curves(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Training losses of both passes by clips seen; rows of plots/train.csv."""
-    seen = [int(row["samples"]) for row in rows]
+def draw_curves(
+    axes: Axes, rows: Sequence[Mapping[str, Any]], held_out: Sequence[Mapping[str, Any]]
+) -> None:
+    """Losses of both passes by clips seen; rows of plots/train.csv and plots/validation.csv."""
     for name, colour, style in (("coarse", ORANGE, "--"), ("fine", BLUE, "-")):
-        losses = [float(row[f"loss_{name}"]) for row in rows]
-        axes.plot(seen, losses, style, color=colour, lw=1.5, label=f"{name} pass")
+        for shown, mark, of in ((rows, style, ""), (held_out, f"o{style}", ", held-out clips")):
+            if shown:
+                seen = [int(row["samples"]) for row in shown]
+                losses = [float(row[f"loss_{name}"]) for row in shown]
+                label = f"{name} pass{of}"
+                axes.plot(seen, losses, mark, color=colour, lw=1.5, ms=4, mfc="none", label=label)
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("{x:g}")
     axes.set_xlabel("clips seen")
-    axes.set_ylabel("loss on training clips")
+    axes.set_ylabel("loss")
     axes.legend(frameon=False)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from fvlm.core.document import DIGITS
 from fvlm.evaluation.figures import (
     controls_height,
     draw_controls,
@@ -43,6 +44,8 @@ SECTIONS = {
 }
 SAME_QUESTION = 0.95  # similarity of successive queries above which they ask almost the same
 LISTED = 200  # videos in a table, at most; all stand in the manifests and in plots/evaluate.csv
+
+VALIDATED = ("loss_coarse", "loss_fine", "coarse_fine_ratio")
 
 Cells = list[str]
 
@@ -83,6 +86,7 @@ class Report:
     filtering: dict[str, Any]
     decoding: dict[str, Any]
     curves: Sequence[Mapping[str, Any]]
+    validation: Sequence[Mapping[str, Any]]
     frames: Sequence[FrameRow]
     motion: Sequence[MotionRow]
     by_clip: Sequence[ClipRow]
@@ -110,7 +114,7 @@ def render_page(report: Report) -> str:
         "controls": svg_chart(partial(draw_controls, rows=drawn), height=controls_height(drawn)),
         "frames": svg_chart(partial(draw_frames, rows=report.frames)),
         "motion": svg_chart(partial(draw_motion, rows=report.motion)),
-        "curves": svg_chart(partial(draw_curves, rows=report.curves)),
+        "curves": svg_chart(partial(draw_curves, rows=report.curves, held_out=report.validation)),
     }
     return environment.get_template("page.html").render(
         verdict=report.evaluation.verdict,
@@ -150,6 +154,10 @@ def render_page(report: Report) -> str:
         frames_alt=_series_alt("frame", {row.frame: row.ratio for row in report.frames}),
         motion_alt=_series_alt("quartile", {row.quartile: row.ratio for row in report.motion}),
         curves_alt=_curves_alt(report.curves),
+        validation=[
+            [str(row["samples"]), *(_shown(row[name]) for name in VALIDATED)]
+            for row in report.validation
+        ],
         training=[[_words(name), _text(value)] for name, value in report.training.items()],
         patches=patch_grid(report.tokens)[1] ** 2,
         looking=[
@@ -279,12 +287,16 @@ def _curves_alt(rows: Sequence[Mapping[str, Any]]) -> str:
     return f"Loss over {last['samples']} clips seen: {', '.join(ends)}"
 
 
+def _shown(value: Any) -> str:
+    return figure(float(value), 5)
+
+
 def _words(name: str) -> str:
     return name.removeprefix("reason_").replace("_", " ")
 
 
 def _text(value: Any) -> str:
-    return figure(value) if isinstance(value, float) else str(value)
+    return f"{value:#.{DIGITS}g}" if isinstance(value, float) else str(value)
 
 
 def _uri(media_type: str, content: bytes) -> str:

@@ -116,10 +116,11 @@ class Attention(Document):
 
 
 class Evaluation(Document):
-    """metrics/evaluate.json. weights: the first digits of the trained weights' sha256.
+    """data/evaluation.json and, rounded, metrics/evaluate.json.
 
-    footage_left_out: held-out clips not evaluated, as training clips show the same footage.
-    arithmetic: the device and the types that the losses were computed in.
+    weights: the first digits of the trained weights' sha256. footage_left_out: held-out
+    clips not evaluated, as training clips show the same footage. arithmetic: the device and the
+    types that the losses were computed in.
     """
 
     verdict: Label

@@ -1,6 +1,6 @@
 """The child process that sends to MLflow what a Tracker hands over; see `tracker.py`.
 
-Only here is mlflow imported. The process gives way to all others, and ends at its deadline.
+Only here is mlflow imported. The process gives way to a training, and ends at its deadline.
 """
 
 import fcntl
@@ -21,6 +21,7 @@ from fvlm.core.io import project_root
 from fvlm.tracking.tracker import DEADLINE_SECONDS, lock_path
 
 TAG = "fvlm.training"  # names the training that a run belongs to
+FIRST = ("git_commit", "dvc_experiment")  # tags that stay those of the first start
 DIED = "DIED"  # without a word: KILLED, since it can be resumed
 SEND_SECONDS = 5.0  # new rows are looked for this often
 RETRY_SECONDS = 30.0  # longest pause between attempts to reach a server that fails
@@ -60,12 +61,14 @@ class _Sender:
                 tags=self._about["tags"] | {TAG: self._about["training"]},
                 run_name=self._about["name"],
             )
-            if status == "RUNNING":
-                self._sample_system()
             sent = run.data.metrics.get("step", -1)
             new = [row for row in rows if row["row"]["step"] > sent]
-            if over and not new and not self._about["results"]:
-                return
+            if over and not new:
+                if not self._about["results"]:
+                    return
+                status = "FINISHED"
+            if status == "RUNNING":
+                self._sample_system()
             self._send_texts(run)
             self._send_metrics(run, new)
             while self._about["artifacts"]:
@@ -83,7 +86,7 @@ class _Sender:
         from mlflow import MlflowClient
 
         self._client = self._client or MlflowClient(tracking_uri=tracking_uri())
-        name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "fvlm"
+        name = experiment_name()
         experiment = self._client.get_experiment_by_name(name)
         if experiment is None:
             folder = (lock_path().parent / "artifacts").as_uri()  # a server has a place of its own
@@ -104,8 +107,9 @@ class _Sender:
     def _send_texts(self, run: Any) -> None:
         from mlflow.entities import Param
 
+        known = run.data.tags
         for name, text in self._about["tags"].items():
-            if run.data.tags.get(name) != text:
+            if known.get(name) != text and not (name in FIRST and name in known):
                 self._client.set_tag(run.info.run_id, name, text)
         params = [  # a parameter never changes in MLflow: the first value stays
             Param(name, text[:PARAM_LENGTH])
@@ -156,15 +160,27 @@ class _Sender:
 def curves(row: dict[str, float]) -> dict[str, float]:
     """A row of the history, with the ratio of its losses; `step` comes last."""
     values = {name: value for name, value in row.items() if name != "step"}
-    if row.get("loss_fine", 0.0) > 0:
-        ratio = row["loss_coarse"] / row["loss_fine"]
-        values = {"coarse_fine_ratio": ratio, "improvement_pct": 100 * (ratio - 1), **values}
+    for clips in ("", "val_"):
+        if row.get(f"{clips}loss_fine", 0.0) > 0:
+            ratio = row[f"{clips}loss_coarse"] / row[f"{clips}loss_fine"]
+            values[f"{clips}coarse_fine_ratio"] = ratio
+            values[f"{clips}improvement_pct"] = 100 * (ratio - 1)
     return {**values, "step": row["step"]}
 
 
 def tracking_uri() -> str:
     """`MLFLOW_TRACKING_URI`, else a database in the user's checkout."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{project_root() / 'mlflow.db'}"
+
+
+def experiment_name() -> str:
+    """`MLFLOW_EXPERIMENT_NAME`, else "fvlm"."""
+    return os.environ.get("MLFLOW_EXPERIMENT_NAME") or "fvlm"
+
+
+def say(text: str) -> None:
+    """Print a line on stderr, without the password of an address."""
+    print(re.sub(r"//[^/@\s]+@", "//***@", text), file=sys.stderr, flush=True)
 
 
 class _Delivery(threading.Thread):
@@ -210,12 +226,11 @@ class _Delivery(threading.Thread):
         """Say once what is wrong and what becomes of the rows; no password of an address."""
         if not self._complained:
             self._complained = True
-            text = (
+            say(
                 f"tracking: MLflow at {tracking_uri()} fails ({self.problem}). Training is not "
                 "affected; what is not sent goes out when the stage runs again, also by "
                 "`dvc repro -f -s train`"
             )
-            print(re.sub(r"//[^/@\s]+@", "//***@", text), file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -243,14 +258,16 @@ def _explain(error: BaseException) -> tuple[str, bool]:
 
 
 def _main() -> None:
-    os.nice(10)  # a tenth of a busy core: 19 would take minutes to import mlflow there
+    lines = (json.loads(line) for line in sys.stdin.buffer if line.endswith(b"\n"))
+    about = next(lines)
+    if not about["results"]:  # for these a stage waits
+        os.nice(10)  # a tenth of a busy core: 19 would take minutes to import mlflow there
     for name, value in MLFLOW_SETTINGS.items():
         os.environ.setdefault(name, value)
     logging.disable()  # stderr is that of the training
     with suppress(Exception):  # the first attempt to send tells what is wrong
         import mlflow  # noqa: F401 - so that ANSWER_SECONDS are those of the server
-    lines = (json.loads(line) for line in sys.stdin.buffer if line.endswith(b"\n"))
-    sender = _Sender(next(lines))
+    sender = _Sender(about)
     delivery = _Delivery(sender)
     delivery.start()
     end: dict[str, Any] = {}

@@ -20,6 +20,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -28,6 +30,7 @@ from fvlm.core.io import state_folder
 
 Status = Literal["FINISHED", "KILLED", "FAILED"]
 
+TRAINED_WEIGHTS = "trained_weights"  # a tag: what a run has in common with its evaluation
 DEADLINE_SECONDS = 30.0  # for sending what is left after the training has ended
 RESULTS_SECONDS = 120.0  # for sending results, which are larger: a report holds pictures
 CHUNK_BYTES = 2**16  # what a pipe takes at once
@@ -44,8 +47,8 @@ class Tracker:
     by which the run is found. People read `title` behind `DVC_EXP_NAME`, or else behind the first
     characters of `tags["git_commit"]`. Nested `params` become dotted names. The server is
     `MLFLOW_TRACKING_URI`, else `mlflow.db` in the project's root; the experiment is
-    `MLFLOW_EXPERIMENT_NAME`, else "fvlm". With `active=False` nothing is recorded. `results` and
-    `artifacts` are for `send_results`.
+    `MLFLOW_EXPERIMENT_NAME`, else "fvlm". With `active=False`, or `FVLM_TRACKING=off` in the
+    environment, nothing is recorded. `results` and `artifacts` are for `send_results`.
 
     Nothing raises when tracking fails: one line on stderr says so and the training goes on.
     """
@@ -64,7 +67,7 @@ class Tracker:
         self._child: subprocess.Popen[bytes] | None = None
         self._pending = bytearray()
         self._last: tuple[float, float] | None = None  # seconds and samples of the last step
-        if not active:
+        if not active or os.environ.get("FVLM_TRACKING") == "off":
             return
         experiment, tags = os.environ.get("DVC_EXP_NAME", ""), dict(tags or {})
         commit = re.match("[0-9a-f]{7}", tags.get("git_commit", ""))  # there may be no repository
@@ -160,19 +163,30 @@ def send_results(
     values: Mapping[str, float | str | None],
     artifacts: Iterable[Path] = (),
     *,
+    title: str = "",
     deadline_seconds: float = RESULTS_SECONDS,
 ) -> None:
     """Add what was measured of a finished training to its MLflow run.
 
     Numbers become metrics below `evaluation/`, text (such as the verdict) becomes tags, None is
     left out; the files become artifacts. Sent again, equal values stay as they are and files are
-    replaced. A run that MLflow lacks is made. Nothing raises when that fails: one line on stderr
-    says so.
+    replaced. A run that MLflow lacks is made, with `title` as of Tracker. Nothing raises when that
+    fails: one line on stderr says so.
     """
     texts = {name: value for name, value in values.items() if isinstance(value, str)}
     numbers = {f"evaluation/{n}": v for n, v in values.items() if isinstance(v, int | float)}
-    tracker = Tracker(training, tags=texts, results=numbers, artifacts=artifacts)
+    tracker = Tracker(training, title=title, tags=texts, results=numbers, artifacts=artifacts)
     tracker.close(status="FINISHED", deadline_seconds=deadline_seconds)
+
+
+@cache
+def tell_gpu_is_unseen() -> None:
+    """Say once that MLflow cannot show how busy the GPU is, where the package for it is missing."""
+    if find_spec("pynvml") is None:
+        _say(
+            "how busy the GPU is and what power it takes is not recorded: "
+            "pip install nvidia-ml-py, or -e '.[gpu]'"
+        )
 
 
 def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

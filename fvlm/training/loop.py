@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ from fvlm.training.distributed import (
 from fvlm.training.objective import add_noise, batch_losses
 from fvlm.training.optim import TrainParams, make_optimizer, make_schedule, set_learning_rate
 from fvlm.training.prefetch import prefetched
+from fvlm.training.validation import Validation, measure
 
 Row = dict[str, float]
 
@@ -63,6 +64,7 @@ def train(
     on_step: Callable[[Row], None] = lambda _: None,
     title: str = "train",
     late: bool | None = None,
+    validation: Validation | None = None,
 ) -> TrainState:
     """Train until `params.max_samples` clips were seen, resuming from the newest checkpoint.
 
@@ -71,6 +73,8 @@ def train(
     row of each step made here. `deadline` on the monotonic clock: `params.max_hours` from now,
     unless given. Raises OutOfTimeError after it, a SIGTERM or Ctrl-C, with the state saved, and
     TrainingError when a loss or gradient is not finite, with nothing saved from that step.
+
+    validation: clips whose losses are noted beside those of some steps, `val_...`, and no more.
 
     late: read the figures of a step while the next one is computed, so that a GPU never waits for
     Python; by default so on CUDA, unless weights are held in parts.
@@ -115,9 +119,10 @@ def train(
 
         for step in range(first, params.steps):
             set_learning_rate(optimizer, params.lr * factor(step))
-            unread.append(
-                train_step(losses, optimizer, batches, params, step=step, asked=asked, late=late)
-            )
+            done = train_step(losses, optimizer, batches, params, step=step, asked=asked, late=late)
+            if validation and step in validation.steps:
+                done = replace(done, held_out=measure(losses, validation, params))
+            unread.append(done)
             finished = step + 1 == params.steps
             saving = finished or (step + 1) % every == 0
             stopping = len(unread) > late and read()
@@ -139,7 +144,8 @@ class Step:
     """An optimizer step that was computed, or that a GPU is still computing.
 
     figures [n]: the losses by name, the gradient's norm and the share of processes that were asked
-    to stop, means over all processes; own_loss: that of this process.
+    to stop, means over all processes; own_loss: that of this process. held_out: losses [] of
+    held-out clips after the step, where these were read.
     """
 
     number: int
@@ -150,6 +156,7 @@ class Step:
     lr: float
     keys: list[str]
     copied: torch.cuda.Event | None
+    held_out: dict[str, Tensor] = field(default_factory=dict)
 
     def read(self) -> tuple[Row, bool]:
         """Its row of the loss curves, and whether any process was asked to stop; waits for it.
@@ -170,6 +177,8 @@ class Step:
                 "not finite; nothing of this step was saved. Lower train.lr or inspect its clips: "
                 + ("another process names them" if elsewhere else ", ".join(self.keys))
             )
+        seen = {name: float(value) for name, value in self.held_out.items()}
+        row |= {name: value for name, value in seen.items() if math.isfinite(value)}
         return row, votes > 0
 
 

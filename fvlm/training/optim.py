@@ -43,6 +43,7 @@ class TrainParams(Params):
     seeds: list[int] = Field(min_length=1)
     coarse_only: bool
     checkpoint_samples: int = Field(ge=1)
+    validate_samples: int = Field(ge=0)
     parallel: Parallel
 
     @field_validator("warmup_samples")

@@ -19,19 +19,22 @@ from fvlm.core.device import peak_memory_gib
 from fvlm.core.identity import made_by
 from fvlm.core.io import hash_json, write_csv
 from fvlm.core.kept import Claims
+from fvlm.core.params import PARAMS, read_yaml
 from fvlm.core.provenance import git_commit
 from fvlm.core.seeding import torch_seed
 from fvlm.model.build import Architecture, build_model, build_tokenizer, weights_behind
 from fvlm.model.foveated import FoveatedModel, ModelParams
 from fvlm.model.saved import save_model
 from fvlm.shards.manifest import EncodedManifest, FrameManifest, Manifest, read_manifest
-from fvlm.tracking.tracker import Tracker
+from fvlm.tracking.tracker import Tracker, tell_gpu_is_unseen
 from fvlm.training.checkpoint import Checkpoints
 from fvlm.training.distributed import check_same, from_main, is_main, whole
 from fvlm.training.finished import CURVE, FinishedTrainings
 from fvlm.training.loop import OutOfTimeError, Row, train
 from fvlm.training.optim import TrainParams
+from fvlm.training.validation import Validation, plan_validation
 
+DATA_SECTIONS = ("collect", "filter", "decode", "encode")  # of params.yaml
 # How a training is run, not what it computes: these may change between its parts.
 NOT_IDENTITY = {
     "coarse_only",
@@ -40,6 +43,7 @@ NOT_IDENTITY = {
     "parallel",
     "gradient_checkpointing",
     "seeds",
+    "validate_samples",  # which clips these are, and when they are read, is named in its place
 }
 
 
@@ -85,7 +89,8 @@ def run_training(
     Of several processes the main one has `claims`, reads checkpoints and writes. deadline: on the
     monotonic clock. Raises OutOfTimeError with the state saved.
     """
-    identity = identify(training, shards, device)
+    validation = _plan_validation(training, shards)
+    identity = identify(training, shards, device, validation)
     name = hash_json(identity)[:20]
     check_same("code, parameters, data or weights", name)
     if claims is not None:
@@ -102,7 +107,7 @@ def run_training(
             tracker.log_history(history)  # in case that no server was there
         return Trained(name, history, None)
     checkpoints = Checkpoints(finished.root, identity, name)
-    trained = _train(training, shards, checkpoints, identity, device, deadline)
+    trained = _train(training, shards, checkpoints, identity, validation, device, deadline)
     if claims is not None:
         finished.remember(name, training.folder)
         checkpoints.finish()  # only now: until here they are all that is left after a crash
@@ -110,8 +115,13 @@ def run_training(
     return trained
 
 
-def identify(training: Training, shards: Shards, device: torch.device) -> dict[str, Any]:
-    """All that decides the weights: code, parameters, data by content, pretrained parts."""
+def identify(
+    training: Training, shards: Shards, device: torch.device, validation: Validation | None
+) -> dict[str, Any]:
+    """All that decides what a training leaves: code, parameters, data by content, pretrained parts.
+
+    Held-out clips decide no weight; but the curve, which is a part of it, is of these.
+    """
     params, manifest = training.params, read_manifest(shards.encoded, EncodedManifest)
     data = {"encoded": _contents(manifest)}
     if params.input == "frames":
@@ -125,7 +135,24 @@ def identify(training: Training, shards: Shards, device: torch.device) -> dict[s
         "train": params.model_dump(exclude=NOT_IDENTITY),
         "data": hash_json(data),
         "weights": weights_behind(training.model, manifest),
+        "validation": validation
+        and {"clips": validation.content, "steps": sorted(validation.steps)},
     }
+
+
+def _plan_validation(training: Training, shards: Shards) -> Validation | None:
+    params, manifest = training.params, read_manifest(shards.encoded, EncodedManifest)
+    if params.validate_samples == 0 or "val" not in {entry.split for entry in manifest.shards}:
+        return None
+    tokenizer = build_tokenizer(training.model)
+    held_out, trained = (
+        open_clips(
+            shards.encoded, shards.frames, split=split, input=params.input, tokenizer=tokenizer
+        )
+        for split in ("val", "train")
+    )
+    held_out.check_frames(params.num_frames, "train.num_frames")
+    return plan_validation(held_out, trained, params)
 
 
 def _contents(manifest: Manifest) -> list[str]:
@@ -137,12 +164,15 @@ def _train(
     shards: Shards,
     checkpoints: Checkpoints,
     identity: dict[str, Any],
+    validation: Validation | None,
     device: torch.device,
     deadline: float,
 ) -> Trained:
     params, name = training.params, checkpoints.folder.name
     prepared = _prepare(training, shards, device)
     began, rows = time.monotonic(), list[Row]()
+    if device.type == "cuda" and is_main():
+        tell_gpu_is_unseen()
     with _tracker(training, identity, name) as tracker:
 
         def on_step(row: Row) -> None:
@@ -160,6 +190,7 @@ def _train(
                 on_resume=tracker.log_history,
                 on_step=on_step,
                 title=training.title,
+                validation=validation,
             )
         except OutOfTimeError:
             tracker.close(status="KILLED")  # it will be resumed
@@ -183,10 +214,11 @@ def _train(
 
 def _tracker(training: Training, identity: dict[str, Any], name: str) -> Tracker:
     """One MLflow run a training, also when it is resumed; only the main process has one."""
+    document = read_yaml(PARAMS)  # what its data was made with is shown, too
     return Tracker(
         name,
         title="coarse-only " * training.coarse_only + f"seed {training.params.seed}",
-        params=identity,
+        params={name: document.get(name, {}) for name in DATA_SECTIONS} | identity,
         tags={
             "git_commit": git_commit(Path()),
             "data": identity["data"],
@@ -277,6 +309,6 @@ def read_curve(path: Path) -> list[Row]:
     """The rows that a training wrote; written again, they are the same bytes."""
     with path.open(newline="", encoding="utf-8") as file:
         return [
-            {name: int(text) if text.isdigit() else float(text) for name, text in row.items()}
+            {n: int(text) if text.isdigit() else float(text) for n, text in row.items() if text}
             for row in csv.DictReader(file)
         ]

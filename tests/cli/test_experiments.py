@@ -11,11 +11,8 @@ def shown(rev: str, name: str | None, values: dict[str, Any]) -> dict[str, Any]:
     """A row as `dvc.api.exp_show` has it."""
     kind = "branch_base" if name else "baseline"
     figures = {
-        "verdict": "one_training",
-        "coarse_fine_ratio_dynamic": 1.25,
-        "coarse_fine_ratio_dynamic_low": 1.125,
-        "coarse_fine_ratio_dynamic_high": 1.5,
-        "metrics/evaluate.json:videos": 6.0,
+        "statement": "one training: 1.2500 (1.1250 to 1.5000), 6 videos",
+        "metrics/evaluate.json:weights": rev,
         "train.lr": 0.1,
         "evaluate.seed": 0.0,
     }
@@ -32,18 +29,20 @@ def test_each_experiment_is_held_against_the_commit_that_it_started_from() -> No
             shown("fedcba7654321", "old", {"train.lr": 0.5, "steps": 3}),
         ],
         SECTIONS,
+        {"abcdef1234567": "steep seed 0"},
     )
-    figures = ["one training", "1.2500", "1.1250 to 1.5000", "6"]
+    result = "one training: 1.2500 (1.1250 to 1.5000), 6 videos"
+    steep = ["abcdef123", result, "steep seed 0", "evaluate.seed 0.0 -> 1.0, train.lr 0.1 -> 0.3"]
     assert rows == [
-        ["workspace", "", *figures, "train.lr 0.1 -> 0.2"],
-        ["main", "", *figures, ""],
-        ["steep", "abcdef123", *figures, "evaluate.seed 0.0 -> 1.0, train.lr 0.1 -> 0.3"],
-        ["older", "", *figures, ""],
-        ["old", "fedcba765", *figures, ""],
+        ["workspace", "", result, "-", "train.lr 0.1 -> 0.2"],
+        ["main", "", result, "-", ""],
+        ["steep", *steep],
+        ["older", "", result, "-", ""],
+        ["old", "fedcba765", result, "-", ""],
     ]
 
 
 def test_one_without_a_result_says_in_what_state_it_is() -> None:
     bare = {"Experiment": "queued", "rev": "abc", "typ": "branch_base", "State": "Queued"}
-    (row,) = experiment_rows([bare], SECTIONS)
-    assert row == ["queued", "abc", "Queued", "-", "-", "-", ""]
+    (row,) = experiment_rows([bare], SECTIONS, {})
+    assert row == ["queued", "abc", "Queued", "-", ""]

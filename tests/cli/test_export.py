@@ -10,7 +10,7 @@ import yaml
 from transformers import LlamaForCausalLM
 
 from fvlm.cli import export
-from fvlm.core.document import read_figures
+from fvlm.core.document import read_document
 from fvlm.core.errors import CheckpointError, FvlmError, ParamsError
 from fvlm.core.io import write_json
 from fvlm.model.build import build_model
@@ -37,7 +37,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     found = json.loads((ROOT / "tests/report/evaluate.json").read_text())
     evaluation = {name: 1.25 if value is None else value for name, value in found.items()}
     evaluation["weights"] = weights_of(paths.MODEL)
-    write_json(paths.EVALUATE_METRICS, evaluation)
+    write_json(paths.EVALUATION, evaluation)
     return evaluation
 
 
@@ -55,7 +55,7 @@ def test_the_card_shows_ratios_with_intervals_and_controls(project: dict[str, An
     card = Path("out/README.md").read_text()
     header = yaml.safe_load(card.split("---")[1])
     assert header["library_name"] == "fvlm"
-    assert describe(read_figures(Evaluation, paths.EVALUATE_METRICS).held_out) in card
+    assert describe(read_document(Evaluation, paths.EVALUATION).held_out) in card
     for name in ("coarse_fine_ratio_dynamic", *(f"{arm}_fine_ratio_dynamic" for arm in CONTROLS)):
         low, high = project[f"{name}_low"], project[f"{name}_high"]
         assert f"| {project[name]:.4f} | {low:.4f} to {high:.4f} | {project['videos']} |" in card
@@ -67,8 +67,8 @@ def test_the_card_shows_ratios_with_intervals_and_controls(project: dict[str, An
 
 
 def test_another_models_figures_are_not_exported_with_it(project: dict[str, Any]) -> None:
-    write_json(paths.EVALUATE_METRICS, project | {"weights": "0" * 12})
-    with pytest.raises(FvlmError, match=r"evaluate.json is of other weights .* -f -s eval"):
+    write_json(paths.EVALUATION, project | {"weights": "0" * 12})
+    with pytest.raises(FvlmError, match=r"evaluation.json is of other weights .* -f -s eval"):
         export.main(["out"])
     assert not Path("out").exists()
 

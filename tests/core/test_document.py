@@ -6,8 +6,16 @@ from typing import Annotated, Any
 import pytest
 from pydantic import SkipValidation, ValidationError
 
-from fvlm.core.document import Document, flatten, read_flat
+from fvlm.core.document import (
+    Document,
+    flatten,
+    read_document,
+    read_flat,
+    write_document,
+    write_figures,
+)
 from fvlm.core.errors import FvlmError
+from fvlm.core.io import read_json
 
 FILE = Path("metrics/found.json")
 
@@ -83,3 +91,16 @@ def test_other_figures_are_refused(changes: dict[str, Any], message: str) -> Non
     figures = {name: value for name, value in (FLAT | changes).items() if value is not ...}
     with pytest.raises(FvlmError, match=rf"metrics/found.json was made by other code .*{message}"):
         read_flat(Result, figures, FILE)
+
+
+def test_figures_for_people_have_four_digits_and_documents_all(tmp_path: Path) -> None:
+    found = Range(value=1 / 3, low=1.00012)
+    write_document(tmp_path / "full.json", found)
+    assert read_document(Range, tmp_path / "full.json") == found
+    write_figures(tmp_path / "rounded.json", found)
+    assert read_json(tmp_path / "rounded.json") == {"": 0.3333, "_low": 1.0}
+    counted = {"clips": 123456, "seen": True, "rate": 12345.6, "none": None, "name": "1.23456"}
+    write_figures(tmp_path / "counted.json", counted)
+    assert read_json(tmp_path / "counted.json") == counted | {"rate": 12350.0}
+    write_figures(tmp_path / "again.json", read_json(tmp_path / "counted.json"))
+    assert (tmp_path / "again.json").read_bytes() == (tmp_path / "counted.json").read_bytes()

@@ -16,6 +16,7 @@ from transformers import LlamaForCausalLM
 
 from fvlm.cli import verdict
 from fvlm.clips.order import evaluated_frames
+from fvlm.core.document import write_figures
 from fvlm.core.errors import FvlmError, ParamsError, ShardError
 from fvlm.core.io import read_json, sample_key, write_json
 from fvlm.core.seeding import generator
@@ -31,7 +32,7 @@ from tests import tiny
 STORED, TOKENS, LATENT = 6, (10, 16), (4, 4, 4)
 TABLES = (paths.BY_CLIP, paths.BY_FRAME, paths.BY_MOTION)
 PICTURES = (paths.BY_FRAME_PLOT, paths.BY_MOTION_PLOT, paths.CONTROLS_PLOT)
-ARTEFACTS = (paths.EVALUATE_METRICS, *TABLES, *PICTURES)
+ARTEFACTS = (paths.EVALUATION, paths.EVALUATE_METRICS, *TABLES, *PICTURES)
 
 Project = Callable[[int], None]
 
@@ -109,7 +110,7 @@ def write_encode_folder(clips: int, *, seen: int = 0) -> EncodedManifest:
 
 
 def metrics() -> dict[str, Any]:
-    return dict(json.loads(paths.EVALUATE_METRICS.read_text()))
+    return dict(json.loads(paths.EVALUATION.read_text()))
 
 
 def test_metrics_are_flat_and_finite_and_agree_with_the_tables(project: Project) -> None:
@@ -137,6 +138,29 @@ def test_metrics_are_flat_and_finite_and_agree_with_the_tables(project: Project)
     assert frames[0]["loss_persistence"] == ""
     assert len({row["key"] for row in clips}) == 7
     assert sum(int(row["clips"]) for row in motion) == 7
+
+
+def test_the_figures_for_git_are_rounded_and_the_verdict_rests_on_none_of_them(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project(7)
+    evaluate.main()
+    found, rounded = metrics(), read_json(paths.EVALUATE_METRICS)
+    assert list(rounded) == list(found)
+    for name, value in rounded.items():
+        assert value == (float(f"{found[name]:.4g}") if isinstance(value, float) else found[name])
+    assert rounded != found
+    # An interval that begins just above where a ratio counts, and rounded at 1.
+    above = {name: 1.2 for name in found if "_fine_ratio_" in name}
+    edge = above | {"coarse_fine_ratio_dynamic_low": 1.00012, "verdict": "one_training"}
+    write_json(paths.EVALUATION, found | edge)
+    write_figures(paths.EVALUATE_METRICS, found | edge)
+    assert read_json(paths.EVALUATE_METRICS)["coarse_fine_ratio_dynamic_low"] == 1
+    capsys.readouterr()
+    verdict.main([])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "One training: over frames 3 and later" in printed
+    assert "the whole interval is above 1" in printed
 
 
 def add_trained(folder: Path, *, seed: int) -> None:
@@ -351,5 +375,5 @@ def test_a_verdict_before_evaluation_names_the_missing_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FvlmError, match=r"metrics/evaluate.json not found"):
+    with pytest.raises(FvlmError, match=r"data/evaluation.json not found"):
         verdict.main([])

@@ -20,6 +20,7 @@ from transformers import LlamaModel
 from fvlm.core.io import sample_key
 from fvlm.core.params import load_params
 from fvlm.model.saved import load_model
+from fvlm.shards.footage import hash_footage
 from fvlm.training.trainings import run_training
 from pipeline import paths, train
 from tests import tiny
@@ -46,7 +47,7 @@ Run = Callable[..., str]
 RESULTS = ("plots/train.csv", "models/foveated/model.safetensors", "models/foveated/config.json")
 
 
-def write_inputs(folder: Path) -> None:
+def write_inputs(folder: Path, *, held_out: int = 0) -> None:
     """Encode shards of random numbers and a language model; parameters are set to fit."""
     set_params(folder, PARAMS)
     LlamaModel(tiny.llama()).save_pretrained(folder / "weights/llm")
@@ -57,13 +58,19 @@ def write_inputs(folder: Path) -> None:
             {
                 "tokens.npy": rng.standard_normal((STORED, *TOKENS)).astype(np.float16),
                 "latents.npy": rng.standard_normal((STORED, *LATENT)).astype(np.float16),
-                "json": {"video_id": f"number {number}.mp4", "caption": CAPTIONS[number % 4]},
+                "json": {
+                    "video_id": f"number {number}.mp4",
+                    "caption": CAPTIONS[number % 4],
+                    "footage": hash_footage(rng.integers(0, 256, (STORED, 3, 8, 8), np.uint8)),
+                },
             },
         )
-        for number in range(CLIPS)
+        for number in range(CLIPS + held_out)
     ]
+    shards = {"train-000000.tar": samples[:CLIPS], "val-000000.tar": samples[CLIPS:]}
     manifest = tiny.encoded_manifest((STORED, *TOKENS), (STORED, *LATENT))
-    tiny.write_shards(folder / "data/encode", {"train-000000.tar": samples}, manifest)
+    written = {name: found for name, found in shards.items() if found}
+    tiny.write_shards(folder / "data/encode", written, manifest)
     # No tracking here: starting mlflow takes longer than all else.
     (folder / ".state").mkdir()
     (folder / ".state/mlflow").write_text("in the way")
@@ -204,6 +211,35 @@ def test_max_hours_are_those_of_all_trainings_together(
     said = capfd.readouterr().err
     assert "train: 6/6 steps" in said
     assert "unfinished: stopped after step 1 of 6" in said
+
+
+def test_held_out_clips_are_shown_on_the_way_and_change_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What is kept is named by the clips that were read, not by how many were asked for."""
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    write_inputs(tmp_path, held_out=3)
+    monkeypatch.chdir(tmp_path)
+    set_params(tmp_path, {"train": {"max_samples": 200}})
+    train.main()
+    results = [Path(path).read_bytes() for path in RESULTS[:2]]
+    table = paths.VALIDATION.read_text()
+    rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(table.splitlines())]
+    assert [row["samples"] for row in rows] == [32, 64, 96, 128, 160, 200]
+    for row in rows:
+        assert row["coarse_fine_ratio"] == row["loss_coarse"] / row["loss_fine"]
+    assert len({row["loss_fine"] for row in rows}) == len(rows)
+    capfd.readouterr()
+
+    set_params(tmp_path, {"train": {"validate_samples": 2}})  # of three there was room for two
+    train.main()
+    assert handed_back() in capfd.readouterr().out
+    assert paths.VALIDATION.read_text() == table
+    set_params(tmp_path, {"train": {"validate_samples": 0}})
+    train.main()
+    assert "handed back" not in capfd.readouterr().out
+    assert paths.VALIDATION.read_text() == table.splitlines()[0] + "\n"
+    assert [Path(path).read_bytes() for path in RESULTS[:2]] == results
 
 
 def test_the_metrics_tell_of_captions_in_both_passes() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fvlm.core.document import read_figures
+from fvlm.core.document import read_document
 from fvlm.report.gallery import Chosen, picture_clip
 from fvlm.report.page import PicturedClip, Report
 from fvlm.report.view import ClipView, PassView
@@ -58,7 +58,7 @@ _LOSSES = {"coarse": 0.25, "fine": 0.125, "persistence": 0.5}
 @pytest.fixture(scope="session")
 def evaluation() -> Evaluation:
     """No two figures alike; `shuffled` is undefined, as with one video."""
-    return read_figures(Evaluation, Path(__file__).with_name("evaluate.json"))
+    return read_document(Evaluation, Path(__file__).with_name("evaluate.json"))
 
 
 @pytest.fixture(scope="session")
@@ -98,6 +98,7 @@ def make_report(evaluation: Evaluation, clip: PicturedClip) -> Callable[..., Rep
             {"samples": str(8 * n), "loss_coarse": f"{1 / n}", "loss_fine": f"{0.9 / n}"}
             for n in range(1, 9)
         ],
+        validation=[],
         frames=frames,
         motion=motion,
         by_clip=[

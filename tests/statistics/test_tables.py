@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fvlm.core.document import flatten, read_figures
+from fvlm.core.document import flatten, read_document
 from fvlm.statistics.arms import ARMS, CONTROLS
 from fvlm.statistics.evaluation import Evaluation
 from fvlm.statistics.ratio import UNDEFINED, Estimate
@@ -15,7 +15,7 @@ EVALUATION = Path(__file__).parents[1] / "report/evaluate.json"
 
 @pytest.fixture(scope="module")
 def evaluation() -> Evaluation:
-    return read_figures(Evaluation, EVALUATION)
+    return read_document(Evaluation, EVALUATION)
 
 
 def test_every_arm_has_its_own_loss_and_ratio(evaluation: Evaluation) -> None:

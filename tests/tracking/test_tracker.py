@@ -17,8 +17,16 @@ from typing import Any
 import pytest
 
 from fvlm.tracking import tracker as module
+from fvlm.tracking.runs import run_names
 from fvlm.tracking.sender import curves
-from fvlm.tracking.tracker import Status, Tracker, flatten, send_results
+from fvlm.tracking.tracker import (
+    TRAINED_WEIGHTS,
+    Status,
+    Tracker,
+    flatten,
+    send_results,
+    tell_gpu_is_unseen,
+)
 from tests.tracking.conftest import PATIENCE_SECONDS, read_line, wait_for
 
 ROOT = Path(__file__).parents[2]
@@ -66,6 +74,8 @@ def test_curves_have_the_ratio_and_end_with_the_step() -> None:
         "step": 3,
     }
     assert list(found)[-1] == "step"
+    shown = curves({"step": 3, "val_loss_coarse": 3.0, "val_loss_fine": 2.0})
+    assert shown["val_coarse_fine_ratio"] == 1.5
     assert (
         curves({"step": 3, "loss_coarse": 3.0, "loss_fine": 0.0}).get("coarse_fine_ratio") is None
     )
@@ -280,11 +290,41 @@ def test_results_reach_the_run_of_their_training_once(database: Any, tmp_path: P
     send_results("first", values, [report])  # MLflow was away when it was trained
     close(start(history=3), "FINISHED")
     report.write_text("second")
-    send_results("first", values, [report])
-    assert [status for _, status in database.runs()] == ["FINISHED"]
+    before = database.rows("select * from runs")
+    send_results("first", values | {"git_commit": "another"}, [report])
+    assert database.rows("select * from runs") == before
+    tags = dict(database.rows("select key, value from tags"))
+    assert tags["git_commit"] == TAGS["git_commit"]  # of the training
     assert database.steps("loss") == [0, 1, 2]
     assert database.rows("select value from metrics where key='evaluation/ratio'") == [(1.25,)]
     assert database.rows("select value from tags where key='verdict'") == [("sees better",)]
     assert not database.steps("evaluation/low")
     (stored,) = (tmp_path / ".state/mlflow/artifacts").rglob("index.html")
     assert stored.read_text() == "second"
+    send_results("second", {TRAINED_WEIGHTS: "0123"}, title="seed 3")
+    assert run_names() == {"0123": "second seed 3"}
+
+
+@pytest.mark.usefixtures("database")
+def test_switched_off_nothing_is_started_and_nothing_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FVLM_TRACKING", "off")
+    monkeypatch.setattr(module, "_start_child", lambda: pytest.fail("was started"))
+    with start() as tracker:
+        log_steps(tracker, range(3))
+    send_results("first", {"ratio": 1.25}, [tmp_path / "index.html"])
+    assert capfd.readouterr().err == ""
+
+
+def test_a_gpu_that_cannot_be_watched_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for spec, lines in ((None, 1), (object(), 0)):
+        tell_gpu_is_unseen.cache_clear()
+        monkeypatch.setattr(module, "find_spec", lambda _, spec=spec: spec)
+        for _ in range(2):
+            tell_gpu_is_unseen()
+        said = capfd.readouterr().err.splitlines()
+        assert len(said) == lines
+        assert all("nvidia-ml-py" in line for line in said)

@@ -21,6 +21,7 @@ from fvlm.model.query_attention import DeepAttention, ShallowAttention
 from fvlm.training.checkpoint import Checkpoints, TrainState
 from fvlm.training.loop import Row, train
 from fvlm.training.optim import TrainParams, make_optimizer
+from fvlm.training.validation import Validation
 
 CLIPS, STORED, D, LATENT = 7, 4, 6, (2, 2, 2)
 CAPTIONS = ("", "", "the dog sees a cat run", "", "", "dog", "a cat sees the dog run away")
@@ -53,6 +54,7 @@ class Trial:
         seeds=[0],
         coarse_only=False,
         checkpoint_samples=12,
+        validate_samples=0,
         parallel="ddp",
     )
 
@@ -65,6 +67,7 @@ class Trial:
         self.dropout = 0.0
         self.captions = {f"clip{number}": caption for number, caption in enumerate(CAPTIONS)}
         self.late: bool | None = None
+        self.validation: Validation | None = None
         self.seen: list[str] = []
         self.on_step: Callable[[Row], None] = lambda _: None
         self.on_forward: Callable[[int], None] = lambda _: None  # with the forwards done before
@@ -189,6 +192,7 @@ class Trial:
             device=torch.device("cpu"),
             on_step=lambda row: self.on_step(row),
             late=self.late,
+            validation=self.validation,
         )
 
     def last_state(self) -> TrainState:
