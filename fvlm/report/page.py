@@ -45,7 +45,6 @@ SECTIONS = {
 SAME_QUESTION = 0.95  # similarity of successive queries above which they ask almost the same
 LISTED = 200  # videos in a table, at most; all stand in the manifests and in plots/evaluate.csv
 
-VALIDATED = ("loss_coarse", "loss_fine", "coarse_fine_ratio")
 
 Cells = list[str]
 
@@ -154,10 +153,6 @@ def render_page(report: Report) -> str:
         frames_alt=_series_alt("frame", {row.frame: row.ratio for row in report.frames}),
         motion_alt=_series_alt("quartile", {row.quartile: row.ratio for row in report.motion}),
         curves_alt=_curves_alt(report.curves),
-        validation=[
-            [str(row["samples"]), *(_shown(row[name]) for name in VALIDATED)]
-            for row in report.validation
-        ],
         training=[[_words(name), _text(value)] for name, value in report.training.items()],
         patches=patch_grid(report.tokens)[1] ** 2,
         looking=[

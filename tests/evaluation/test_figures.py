@@ -45,7 +45,7 @@ ALL = (
     partial(draw_controls, rows=CONTROLS),
     partial(draw_frames, rows=FRAMES),
     partial(draw_motion, rows=MOTION),
-    partial(draw_curves, rows=CURVES),
+    partial(draw_curves, rows=CURVES, held_out=CURVES[::2]),
 )
 
 
@@ -112,6 +112,18 @@ def test_points_without_an_interval_are_hollow_and_no_line_leads_to_them(
         line for line in axes.lines if (line.get_marker(), line.get_linestyle()) == ("o", "-")
     )
     assert [bool(np.isnan(y)) for _, y in places(joined)][:4] == [False, True, True, False]
+
+
+def test_held_out_clips_on_the_way_stand_beside_the_curves_where_there_are_any(
+    axes: Axes,
+) -> None:
+    row = {"samples": "16", "loss_coarse": "0.5", "loss_fine": "0.4"}
+    draw_curves(axes, [row], [])
+    assert len(axes.get_lines()) == 2
+    draw_curves(axes, [], [row | {"samples": "8"}])
+    drawn = {str(line.get_label()): line.get_xydata() for line in axes.get_lines()[2:]}
+    assert list(drawn) == ["coarse pass, held-out clips", "fine pass, held-out clips"]
+    assert [np.asarray(points).tolist() for points in drawn.values()] == [[[8, 0.5]], [[8, 0.4]]]
 
 
 def test_quartiles_say_how_many_clips_they_hold(axes: Axes) -> None:

@@ -127,18 +127,6 @@ def test_a_cut_list_of_clips_says_so(make_report: MakeReport) -> None:
     assert len(page.tables[caption]) == LISTED + 1  # with its head
 
 
-def test_held_out_clips_on_the_way_have_a_table_where_there_are_any(
-    make_report: Callable[..., Report],
-) -> None:
-    row = {"samples": "16", "loss_coarse": "0.5", "loss_fine": "0.4", "coarse_fine_ratio": "1.25"}
-    title = "A few held-out clips on the way"
-    assert title not in render_page(make_report())
-    shown = render_page(make_report(validation=[row]))
-    assert title in shown
-    for cell in ("16", "0.50000", "0.40000", "1.25000"):
-        assert f">{cell}</t" in shown
-
-
 def test_the_other_tables_show_their_figures(page: Page) -> None:
     looking = page.tables["Attention, means over all held-out clips"]
     assert beside(looking, "coarse") == ["37.5%", "87.5%", "3.25"]
