@@ -111,7 +111,9 @@ def main() -> None:
     found = flatten(evaluation)
     found[TRAINED_WEIGHTS] = found.pop("weights")
     seed = f"seed {config['seed']}"
-    send_results(config["training"], found | texts, [PAGE, CARD], title=seed)
+    # Steps that the training could not send in time go out now.
+    steps = [{name: float(value) for name, value in row.items() if value} for row in report.curves]
+    send_results(config["training"], found | texts, [PAGE, CARD], title=seed, history=steps)
 
 
 def picture_clips(chosen: list[Chosen], *, frames: int) -> list[PicturedClip]:

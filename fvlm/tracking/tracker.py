@@ -164,18 +164,20 @@ def send_results(
     artifacts: Iterable[Path] = (),
     *,
     title: str = "",
+    history: Iterable[Mapping[str, float]] = (),
     deadline_seconds: float = RESULTS_SECONDS,
 ) -> None:
     """Add what was measured of a finished training to its MLflow run.
 
     Numbers become metrics below `evaluation/`, text (such as the verdict) becomes tags, None is
     left out; the files become artifacts. Sent again, equal values stay as they are and files are
-    replaced. A run that MLflow lacks is made, with `title` as of Tracker. Nothing raises when that
-    fails: one line on stderr says so.
+    replaced. A run that MLflow lacks is made, with `title` as of Tracker, and it gets the steps of
+    `history` that it lacks. Nothing raises when that fails: one line on stderr says so.
     """
     texts = {name: value for name, value in values.items() if isinstance(value, str)}
     numbers = {f"evaluation/{n}": v for n, v in values.items() if isinstance(v, int | float)}
     tracker = Tracker(training, title=title, tags=texts, results=numbers, artifacts=artifacts)
+    tracker.log_history(history)
     tracker.close(status="FINISHED", deadline_seconds=deadline_seconds)
 
 

@@ -49,7 +49,11 @@ def evaluated(model: FoveatedModel, *, leak: bool) -> tuple[Losses, float]:
     clips = [ClipName(key, key) for key in held_out.keys]
     losses_by_arm = evaluate_clips(
         model.eval(),
-        lambda _: held_out,
+        lambda rows: Batch(
+            held_out.inputs[rows.start : rows.stop],
+            held_out.latents[rows.start : rows.stop],
+            held_out.keys[rows.start : rows.stop],
+        ),
         clips,
         batch_size=HELD_OUT,
         seed=0,

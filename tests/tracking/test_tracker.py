@@ -301,7 +301,10 @@ def test_results_reach_the_run_of_their_training_once(database: Any, tmp_path: P
     assert not database.steps("evaluation/low")
     (stored,) = (tmp_path / ".state/mlflow/artifacts").rglob("index.html")
     assert stored.read_text() == "second"
-    send_results("second", {TRAINED_WEIGHTS: "0123"}, title="seed 3")
+    found = {TRAINED_WEIGHTS: "0123"}
+    for _ in range(2):  # of a training whose steps did not reach MLflow
+        send_results("second", found, title="seed 3", history=[row(0), row(1)])
+    assert Counter(database.steps("loss")) == {0: 2, 1: 2, 2: 1}
     assert run_names() == {"0123": "second seed 3"}
 
 

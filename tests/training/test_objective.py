@@ -81,6 +81,7 @@ def make_params(**changes: object) -> TrainParams:
         "seeds": [0],
         "coarse_only": False,
         "checkpoint_samples": B,
+        "validate_samples": 0,
         "compile": "none",
         "parallel": "ddp",
     }

@@ -37,6 +37,7 @@ def make_params(**changes: object) -> TrainParams:
         "seeds": [0],
         "coarse_only": False,
         "checkpoint_samples": 8,
+        "validate_samples": 0,
         "parallel": "ddp",
     }
     return TrainParams.model_validate(values | changes)
