@@ -32,7 +32,7 @@ from fvlm.training.distributed import check_same, from_main, is_main, whole
 from fvlm.training.finished import CURVE, FinishedTrainings
 from fvlm.training.loop import OutOfTimeError, Row, train
 from fvlm.training.optim import TrainParams
-from fvlm.training.validation import Validation, plan_validation
+from fvlm.training.validation import PREFIX, Validation, of_these_clips, plan_validation
 
 DATA_SECTIONS = ("collect", "filter", "decode", "encode")  # of params.yaml
 # How a training is run, not what it computes: these may change between its parts.
@@ -43,7 +43,7 @@ NOT_IDENTITY = {
     "parallel",
     "gradient_checkpointing",
     "seeds",
-    "validate_samples",  # which clips these are, and when they are read, is named in its place
+    "validate_samples",
 }
 
 
@@ -68,7 +68,7 @@ class Shards:
 
 @dataclass(frozen=True)
 class Trained:
-    """name: of the training; history: rows of all its steps; rate: clips a second of this run."""
+    """name: of the training; history: rows of its steps; rate: clips a second of this run."""
 
     name: str
     history: list[Row]
@@ -90,7 +90,7 @@ def run_training(
     monotonic clock. Raises OutOfTimeError with the state saved.
     """
     validation = _plan_validation(training, shards)
-    identity = identify(training, shards, device, validation)
+    identity = identify(training, shards, device)
     name = hash_json(identity)[:20]
     check_same("code, parameters, data or weights", name)
     if claims is not None:
@@ -102,7 +102,9 @@ def run_training(
         claims.release(name)
         what = "handed back: trained before with the same code, data and parameters"
         print(f"{training.title}: {what}")
-        history = read_curve(training.folder / CURVE)
+        history = of_these_clips(read_curve(training.folder / CURVE), validation)
+        if validation and not any(name.startswith(PREFIX) for row in history for name in row):
+            print("no curve of held-out clips: others were read then; `fvlm forget train` has one")
         with _tracker(training, identity, name) as tracker:
             tracker.log_history(history)  # in case that no server was there
         return Trained(name, history, None)
@@ -115,13 +117,8 @@ def run_training(
     return trained
 
 
-def identify(
-    training: Training, shards: Shards, device: torch.device, validation: Validation | None
-) -> dict[str, Any]:
-    """All that decides what a training leaves: code, parameters, data by content, pretrained parts.
-
-    Held-out clips decide no weight; but the curve, which is a part of it, is of these.
-    """
+def identify(training: Training, shards: Shards, device: torch.device) -> dict[str, Any]:
+    """All that decides a model: code, parameters, data by content, pretrained parts."""
     params, manifest = training.params, read_manifest(shards.encoded, EncodedManifest)
     data = {"encoded": _contents(manifest)}
     if params.input == "frames":
@@ -135,8 +132,6 @@ def identify(
         "train": params.model_dump(exclude=NOT_IDENTITY),
         "data": hash_json(data),
         "weights": weights_behind(training.model, manifest),
-        "validation": validation
-        and {"clips": validation.content, "steps": sorted(validation.steps)},
     }
 
 
@@ -177,7 +172,8 @@ def _train(
 
         def on_step(row: Row) -> None:
             rows.append(row)
-            tracker.log(row, memory_gib=peak_memory_gib(device))
+            (shown,) = of_these_clips([row], validation)
+            tracker.log(shown, memory_gib=peak_memory_gib(device))
 
         try:
             state = train(
@@ -187,7 +183,7 @@ def _train(
                 deadline=deadline,
                 checkpoints=checkpoints,
                 device=device,
-                on_resume=tracker.log_history,
+                on_resume=lambda rows: tracker.log_history(of_these_clips(rows, validation)),
                 on_step=on_step,
                 title=training.title,
                 validation=validation,
@@ -209,7 +205,7 @@ def _train(
             tokenizer=prepared.tokenizer,
         )
         write_csv(training.folder / CURVE, state.history)
-    return Trained(name, state.history, rate)
+    return Trained(name, of_these_clips(state.history, validation), rate)
 
 
 def _tracker(training: Training, identity: dict[str, Any], name: str) -> Tracker:

@@ -6,7 +6,8 @@ random, and nothing of it reaches weights, optimizer or the choice of the model.
 """
 
 import hashlib
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ from fvlm.training.distributed import count, mean_over_processes, share_of
 from fvlm.training.optim import TrainParams
 
 PREFIX = "val_"  # of the losses in the history
+READ = f"{PREFIX}read"  # Validation.content, beside them
 SHARE = 0.02
 # Forwards that a step is worth; of a frozen encoder inside the model there is no backward pass.
 COST = {"features": 3, "frames": 1}
@@ -31,13 +33,13 @@ FEWEST, MOST = 5, 20  # points of the curve
 class Validation:
     """load: the held-out clips at these places of 0 .. clips - 1; steps: after which they are read.
 
-    content: hash of what is read.
+    content: 52 bits of a hash of what is read and when, which a float holds exactly.
     """
 
     load: Callable[[range], Batch]
     clips: int
     steps: frozenset[int]
-    content: str = ""
+    content: int = 0
 
 
 def schedule(params: TrainParams, held_out: int) -> tuple[int, frozenset[int]]:
@@ -72,11 +74,27 @@ def plan_validation(
     def load(places: range) -> Batch:
         return held_out.read([rows[place] for place in places], frames)
 
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(json.dumps(sorted(steps)).encode())
     for place in range(clips):
         for tensor in load(range(place, place + 1)).tensors():
             digest.update(tensor.numpy().tobytes())
-    return Validation(load, clips, steps, digest.hexdigest())
+    return Validation(load, clips, steps, int(digest.hexdigest()[:13], 16))
+
+
+def of_these_clips(
+    history: Sequence[dict[str, float]], validation: Validation | None
+) -> list[dict[str, float]]:
+    """The rows, with losses of held-out clips only where it is these that were read.
+
+    Held-out clips decide no weight and so do not name the training: it may be older than some.
+    """
+
+    def is_shown(name: str, row: dict[str, float]) -> bool:
+        if not name.startswith(PREFIX):
+            return True
+        return bool(validation and row[READ] == validation.content and name != READ)
+
+    return [{name: row[name] for name in row if is_shown(name, row)} for row in history]
 
 
 def measure(losses: nn.Module, validation: Validation, params: TrainParams) -> dict[str, Tensor]:
@@ -99,4 +117,5 @@ def measure(losses: nn.Module, validation: Validation, params: TrainParams) -> d
     losses.train()
     names = [name for name in sums if name != "loss"]
     means = mean_over_processes(torch.stack([sums[name] for name in names])) / validation.clips
-    return {f"{PREFIX}{name}": mean for name, mean in zip(names, means, strict=True)}
+    found = {f"{PREFIX}{name}": mean for name, mean in zip(names, means, strict=True)}
+    return found | {READ: torch.tensor(validation.content, dtype=torch.float64)}

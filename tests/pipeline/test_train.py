@@ -51,6 +51,13 @@ def write_inputs(folder: Path, *, held_out: int = 0) -> None:
     """Encode shards of random numbers and a language model; parameters are set to fit."""
     set_params(folder, PARAMS)
     LlamaModel(tiny.llama()).save_pretrained(folder / "weights/llm")
+    write_shards(folder, held_out=held_out)
+    # No tracking here: starting mlflow takes longer than all else.
+    (folder / ".state").mkdir()
+    (folder / ".state/mlflow").write_text("in the way")
+
+
+def write_shards(folder: Path, *, held_out: int = 0) -> None:
     rng = np.random.default_rng(0)
     samples = [
         (
@@ -71,9 +78,6 @@ def write_inputs(folder: Path, *, held_out: int = 0) -> None:
     manifest = tiny.encoded_manifest((STORED, *TOKENS), (STORED, *LATENT))
     written = {name: found for name, found in shards.items() if found}
     tiny.write_shards(folder / "data/encode", written, manifest)
-    # No tracking here: starting mlflow takes longer than all else.
-    (folder / ".state").mkdir()
-    (folder / ".state/mlflow").write_text("in the way")
 
 
 def curves(folder: Path) -> list[dict[str, float]]:
@@ -216,7 +220,7 @@ def test_max_hours_are_those_of_all_trainings_together(
 def test_held_out_clips_are_shown_on_the_way_and_change_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """What is kept is named by the clips that were read, not by how many were asked for."""
+    """Others train nothing again; the curve is only ever of those that are held out now."""
     shutil.copy(ROOT / "params.yaml", tmp_path)
     write_inputs(tmp_path, held_out=3)
     monkeypatch.chdir(tmp_path)
@@ -226,6 +230,7 @@ def test_held_out_clips_are_shown_on_the_way_and_change_nothing(
     table = paths.VALIDATION.read_text()
     rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(table.splitlines())]
     assert [row["samples"] for row in rows] == [32, 64, 96, 128, 160, 200]
+    assert list(rows[0]) == list(train.VALIDATION_COLUMNS)
     for row in rows:
         assert row["coarse_fine_ratio"] == row["loss_coarse"] / row["loss_fine"]
     assert len({row["loss_fine"] for row in rows}) == len(rows)
@@ -233,13 +238,22 @@ def test_held_out_clips_are_shown_on_the_way_and_change_nothing(
 
     set_params(tmp_path, {"train": {"validate_samples": 2}})  # of three there was room for two
     train.main()
-    assert handed_back() in capfd.readouterr().out
+    said = capfd.readouterr().out
+    assert handed_back() in said
+    assert "no curve" not in said
     assert paths.VALIDATION.read_text() == table
-    set_params(tmp_path, {"train": {"validate_samples": 0}})
-    train.main()
-    assert "handed back" not in capfd.readouterr().out
-    assert paths.VALIDATION.read_text() == table.splitlines()[0] + "\n"
-    assert [Path(path).read_bytes() for path in RESULTS[:2]] == results
+    for change in ("other clips", "none"):
+        if change == "none":
+            set_params(tmp_path, {"train": {"validate_samples": 0}})
+        else:
+            shutil.rmtree(tmp_path / "data/encode")
+            write_shards(tmp_path, held_out=1)
+        train.main()
+        said = capfd.readouterr().out
+        assert handed_back() in said
+        assert ("no curve of held-out clips: others were" in said) is (change == "other clips")
+        assert paths.VALIDATION.read_text() == table.splitlines()[0] + "\n"
+        assert [Path(path).read_bytes() for path in RESULTS[:2]] == results
 
 
 def test_the_metrics_tell_of_captions_in_both_passes() -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from fvlm.clips.batch import Batch
 from fvlm.training.loop import Losses, OutOfTimeError
 from fvlm.training.objective import batch_losses
-from fvlm.training.validation import COST, Validation, measure, schedule
+from fvlm.training.validation import COST, Validation, measure, of_these_clips, schedule
 
 MakeTrial = Callable[[str], Any]  # Trial of conftest.py, which tests cannot import
 
@@ -72,6 +73,29 @@ def test_stopped_and_resumed_has_the_same_curve(make_trial: MakeTrial) -> None:
     stopped.on_forward = lambda _: None
     stopped.run()
     assert stopped.last_checkpoint() == whole.last_checkpoint()
+
+
+def test_only_losses_of_the_clips_that_are_read_now_are_shown(trial: Any) -> None:
+    """Stopped, and started again with other clips held out."""
+    older, newer = (replace(held_out(trial), content=content) for content in (4, 7))
+    trial.validation = older
+
+    def on_forward(done: int) -> None:
+        if done == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    trial.on_forward = on_forward
+    with pytest.raises(OutOfTimeError):
+        trial.run()
+    trial.on_forward, trial.validation = lambda _: None, newer
+    rows = trial.run().history
+    losses = {"val_loss_coarse", "val_loss_fine"}
+    for validation, steps in ((older, [1]), (newer, [3, 5]), (None, [])):
+        shown = of_these_clips(rows, validation)
+        assert [row["step"] for row in shown if losses <= row.keys()] == steps
+        assert not [row for row in shown if row["step"] not in steps and losses & row.keys()]
+        assert not [row for row in shown if "val_read" in row]
+        assert [row["loss"] for row in shown] == [row["loss"] for row in rows]
 
 
 def test_it_shows_the_losses_of_the_model_as_it_is_used(trial: Any) -> None:
