@@ -57,6 +57,20 @@ from fvlm.training.optim import TrainParams, make_optimizer
 from fvlm.training.prefetch import prefetched
 
 T, STORED, N, D, LATENT, VOCABULARY = 16, 24, 325, 384, (4, 32, 32), 49152
+SMOLLM2: dict[str, dict[str, Any]] = {
+    "135M": {
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+    },
+    "1.7B": {
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+    },
+}
 CLIPS = 12  # on disk
 PAIRS = 3  # steps with a resident batch and with the loader, in turns
 
@@ -68,17 +82,11 @@ def make_model(
     iterations: int = 1,
     latent: tuple[int, int, int] = LATENT,
     text: Text = "none",
+    llm: str = "135M",
 ) -> FoveatedModel:
-    """The foveated model with SmolLM2-135M's shape and shallow queries."""
+    """The foveated model with the shape of a SmolLM2 and shallow queries."""
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=layers,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-    )
+    config = LlamaConfig(vocab_size=VOCABULARY, num_hidden_layers=layers, **SMOLLM2[llm])
     language = fuse_norms(LlamaModel(config))
     if text == "none":
         language.set_input_embeddings(nn.Identity())

@@ -1,10 +1,12 @@
 """Several processes train as one: real process groups over gloo, in forked processes."""
 
+import faulthandler
 import json
 import os
 import re
 import socket
 import sys
+import traceback
 from collections.abc import Callable
 from multiprocessing import get_context
 from typing import Any
@@ -20,6 +22,7 @@ from fvlm.training.loop import OutOfTimeError
 
 MakeTrial = Callable[[str], Any]  # Trial of conftest.py, which tests cannot import
 STOPPED, FAILED = 75, 1
+PATIENCE = 110  # seconds until a process that hangs says where; it is killed then
 
 
 def run_in_processes(trial: Any, count: int) -> list[int]:
@@ -33,20 +36,29 @@ def run_in_processes(trial: Any, count: int) -> list[int]:
     for process in processes:
         process.start()
     for process in processes:
-        process.join(120)
+        process.join(PATIENCE + 10)
+        process.kill()
+        process.join()
     return [process.exitcode or 0 for process in processes]
 
 
 def _run(trial: Any, rank: int, count: int, port: int) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    faulthandler.dump_traceback_later(PATIENCE, file=2)
+    code = 0
     try:
         with join_processes():
             trial.run()
     except OutOfTimeError:
-        sys.exit(STOPPED)
+        code = STOPPED
+    except BaseException:
+        traceback.print_exc()
+        code = FAILED
     finally:
         (trial.root / f"seen-{rank}.json").write_text(json.dumps(trial.seen))
+        sys.stderr.flush()
+        os._exit(code)  # what the test's own process has to end is not theirs: they could wait
 
 
 def seen(trial: Any, rank: int) -> list[str]:
