@@ -33,6 +33,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from fvlm.core.params import PARAMS, read_yaml
 from fvlm.corpus.demo import demo_folder
 from fvlm.uncertainty.masks import Row, drop, kept_levels, row_keys
 from fvlm.uncertainty.sampling import Sampler, UncertaintyParams, repeat
@@ -125,12 +126,9 @@ def same_masks(samples: list[str]) -> Hook:
 
 
 def sampler_of(tower: Tower, sites: list[str], passes: int, batch_size: int) -> Sampler:
-    params = UncertaintyParams(
-        model="", sites=sites, p=P, passes=passes, snapshots=[], trials=2, max_clips=1,
-        frames_per_clip=1, batch_size=batch_size, dtype="float32", blur_sigma=1.0, downsample=2,
-        bootstrap_samples=1, seed=0,
-    )  # fmt: skip
-    return Sampler(tower, match_sites(sites, tower.sites), params, CPU)
+    values: Any = read_yaml(PARAMS)["uncertainty"] | {"p": P, "passes": passes, "snapshots": []}
+    params = UncertaintyParams.model_validate(values)
+    return Sampler(tower, match_sites(sites, tower.sites, key="sites"), params, CPU, batch_size)
 
 
 def score_each(sampler: Sampler, frames: NDArray[np.uint8]) -> NDArray[np.float64]:

@@ -296,7 +296,6 @@ PHASES: tuple[tuple[str, float, Callable[[], Found]], ...] = (  # and the second
     ("recomputed", 30, measure_variant(gradient_checkpointing="all")),
     ("cudnn.benchmark", 40, measure_benchmark),
     ("reduce-overhead", 50, measure_variant(compile="reduce-overhead")),
-    ("max-autotune", 90, measure_variant(compile="max-autotune")),
     ("more compiled batches", 40, measure_batches("default", BATCHES[3:])),
     ("encode compiled", 90, measure_encode(48, compile=True)),
 )

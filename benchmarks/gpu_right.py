@@ -132,10 +132,10 @@ def make_sampler(device: torch.device, batch: int, dtype: str, *, passes: int) -
     """Dropout behind the last three blocks of DINOv2-S."""
     tower = Tower(stock_dino(12), Preparation((0.5,) * 3, (0.2,) * 3, None, 14, "bicubic"), "")
     values = read_yaml(PARAMS)["uncertainty"]
-    values |= {"batch_size": batch, "dtype": dtype, "passes": passes, "snapshots": []}
+    values |= {"dtype": dtype, "passes": passes, "snapshots": []}
     params = UncertaintyParams.model_validate(values)
     sites = tuple(site for site in tower.sites if site.endswith("mlp.fc2"))[-3:]
-    return Sampler(tower.eval(), sites, params, device)
+    return Sampler(tower.eval(), sites, params, device, batch)
 
 
 class Training:

@@ -38,12 +38,11 @@ PAGE = Path("reports/index.html")
 PICTURES = Path("reports/pictures")
 CARD = Path("reports/model_card.md")
 
-# uncertainty
+# uncertainty: of all towers; their pictures, TOWER_icc.png and TOWER_frames.png, in a folder
 UNCERTAINTY_METRICS = Path("metrics/uncertainty.json")
 UNCERTAINTY = Path("plots/uncertainty.csv")
 UNCERTAINTY_BY_PASSES = Path("plots/uncertainty_icc.csv")
-UNCERTAINTY_PLOT = Path("plots/uncertainty_icc.png")
-UNCERTAINTY_SHEET = Path("plots/uncertainty_frames.png")
+UNCERTAINTY_PICTURES = Path("plots/uncertainty")
 
 # calibrate
 CALIBRATION_PRESET = Path("presets/calibration.yaml")

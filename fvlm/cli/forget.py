@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from fvlm.core.kept import forget
 from fvlm.core.stage import new_parser
 
-STAGES = ("filter", "decode", "encode", "train")
+STAGES = ("filter", "decode", "encode", "train", "uncertainty")
 
 
 def command_line() -> ArgumentParser:

@@ -48,8 +48,8 @@ class Parts:
 
         return self._outline("encode.vae", source, "vae", outline)
 
-    def tower(self, source: str) -> Tower | None:
-        """The vision tower of `uncertainty.model`."""
+    def tower(self, key: str, source: str) -> Tower | None:
+        """A vision tower of `uncertainty.towers`; key: its place in params.yaml."""
 
         def outline(config: dict[str, Any]) -> Tower:
             model_class = tower_class(source, config)
@@ -58,7 +58,7 @@ class Parts:
             pixels = Preparation((), (), frame_size_of(model), own.patch_size, mode="")
             return Tower(model, pixels, config_sha256="")
 
-        return self._outline("uncertainty.model", source, "tower", outline)
+        return self._outline(key, source, "tower", outline)
 
     def blocks(self, source: str) -> int | None:
         """How many blocks the language model of `model.llm` has; None also without training."""
@@ -101,8 +101,8 @@ class Parts:
             except NotAtHandError as error:
                 self.not_at_hand[key] = f"{key}: {source} is not at hand: {error}"
             except WeightsError as error:
-                said = str(error)
-                self.unusable[key] = said if said.startswith(key) else f"{key}: {source}: {said}"
+                own, _, problem = str(error).partition(f": {source}: ")
+                self.unusable[key] = f"{key}: {source}: {problem or own}"
             except Exception as error:  # of the libraries, for a config.json of another kind
                 self.unusable[key] = f"{key}: {source}: {CONFIG} fits no such model: {error!r}"
         part: Part | None = self._known[key, source]

@@ -1,8 +1,8 @@
 """Apply a preset: `fvlm preset NAME` sets its values in params.yaml.
 
-A preset (presets/NAME.yaml) holds every key of `collect` to `evaluate` but `collect.source`: the
-result does not depend on what was there before. The source, the other sections and all comments
-stay, and every value that is replaced is printed.
+A preset (presets/NAME.yaml) holds every key of `collect` to `evaluate` but `collect.source`, or
+every key of `uncertainty`: the result does not depend on what was there before. The source, the
+other sections and all comments stay, and every value that is replaced is printed.
 """
 
 from argparse import ArgumentParser
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fvlm.cli.rules import Sections
 from fvlm.core.device import auto_dtype
-from fvlm.core.params import PARAMS, load_params, overlay_params
+from fvlm.core.params import PARAMS, load_params, overlay_params, read_yaml
 from fvlm.core.stage import new_parser
 
 PRESETS = Path("presets")
@@ -28,6 +28,7 @@ def main(arguments: Sequence[str]) -> None:
     """Apply the preset named on the command line."""
     name = command_line().parse_args(arguments).name
     changes = overlay_params(Sections, PRESETS / f"{name}.yaml", auto_dtype=auto_dtype)
-    source = load_params(Sections).collect.source
     print(*changes, f"{PARAMS} now holds preset {name}: {len(changes)} values changed", sep="\n")
-    print(f"collect.source stays {source}: set it to your folder of videos, or to a list of them")
+    if "collect" in read_yaml(PRESETS / f"{name}.yaml"):
+        source = load_params(Sections).collect.source
+        print(f"collect.source stays {source}: set it to your videos' folder, or to a list of them")

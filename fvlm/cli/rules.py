@@ -6,7 +6,9 @@ stages check again what they are given: shards and models may be older than para
 
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import count
+from operator import le
 from typing import Any
 
 from fvlm.calibration.trials import CalibrateParams
@@ -19,8 +21,9 @@ from fvlm.evaluation.losses import EvaluateParams
 from fvlm.model.foveated import ModelParams
 from fvlm.report.gallery import ReportParams
 from fvlm.training.optim import TrainParams
-from fvlm.uncertainty.sampling import UncertaintyParams
+from fvlm.uncertainty.sampling import TowerParams, UncertaintyParams
 from fvlm.uncertainty.sites import match_sites
+from fvlm.uncertainty.tower import Tower
 from fvlm.video.accept import FilterParams
 from fvlm.video.decode import DecodeParams
 
@@ -127,14 +130,13 @@ def rules_of(parts: Parts) -> list[Rule]:
         _usable("encode.dino", lambda p: parts.dino(p.encode.dino)),
         _usable("encode.vae", lambda p: parts.vae(p.encode.vae)),
         _usable("model.llm", lambda p: parts.blocks(p.model.llm)),
-        _usable("uncertainty.model", lambda p: parts.tower(p.uncertainty.model)),
         _dino_layers,
         _stored_layer,
         _query_layers,
         _llm_layers,
         _frame_size,
         _tokenizer,
-        _sites,
+        _towers,
     )
     return [with_parts(rule) for rule in rules]
 
@@ -211,11 +213,11 @@ def _frame_size(parts: Parts, p: Sections) -> Lines:
         patch = dino.patch_size
         reason = f">= {patch}, one patch of the encoder of encode.dino"
         wanted.append((reason, lambda size: size >= patch))
-    tower = parts.tower(p.uncertainty.model)
-    if tower and tower.preparation.size is None:
-        least = tower.preparation.patch
-        reason = f">= {least}, one patch of the tower of uncertainty.model"
-        wanted.append((reason, lambda size: size >= least))
+    for key, chosen in _chosen_towers(p):
+        tower = parts.tower(f"{key}.model", chosen.model)
+        if tower and tower.preparation.size is None:
+            least = tower.preparation.patch
+            wanted.append((f">= {least}, one patch of {key}", partial(le, least)))
     if any(not fits(size) for _, fits in wanted):
         near = (other for step in count() for other in (size + step, size - step))
         nearest = next(other for other in near if all(fits(other) for _, fits in wanted))
@@ -230,21 +232,32 @@ def _tokenizer(parts: Parts, p: Sections) -> Lines:
         yield _line("model.text", reason, p.model.text, "none")
 
 
-def _sites(parts: Parts, p: Sections) -> Lines:
-    tower, patterns = parts.tower(p.uncertainty.model), p.uncertainty.sites
-    if tower is None:
-        return
+def _chosen_towers(p: Sections) -> list[tuple[str, TowerParams]]:
+    """The towers, each with its place in params.yaml."""
+    return [(f"uncertainty.towers.{name}", one) for name, one in p.uncertainty.towers.items()]
+
+
+def _towers(parts: Parts, p: Sections) -> Lines:
+    for key, chosen in _chosen_towers(p):
+        tower = parts.tower(f"{key}.model", chosen.model)
+        if tower:
+            yield from _sites(f"{key}.sites", tower, chosen.sites)
+        elif f"{key}.model" in parts.unusable:
+            yield parts.unusable[f"{key}.model"]
+
+
+def _sites(key: str, tower: Tower, patterns: list[str]) -> Lines:
     faults = list[str]()
     for tried in (*([pattern] for pattern in patterns), patterns):
         if tried is patterns and faults:
             break  # the same again
         try:
-            sites = match_sites(tried, tower.sites)
+            sites = match_sites(tried, tower.sites, key=key)
         except ParamsError as error:
             faults.append(str(error))
             continue
         for site in sites if tried is patterns else ():
             width = tower.model.get_submodule(site).out_features
             if width % 2:
-                faults.append(f"uncertainty.sites: {site} has {width} outputs, an odd number")
+                faults.append(f"{key}: {site} has {width} outputs, an odd number")
     yield from faults

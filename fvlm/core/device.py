@@ -9,7 +9,7 @@ import torch
 from pydantic import BeforeValidator
 
 from fvlm.core.errors import ParamsError
-from fvlm.core.machine import resident_gib
+from fvlm.core.machine import reset_resident, resident_gib
 
 
 def _resolved(value: object) -> object:
@@ -102,9 +102,11 @@ def keep_freed_memory() -> None:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """From now on the peak is that of what follows; of a GPU, resident memory knows no reset."""
+    """From now on the peak is that of what follows."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+    else:
+        reset_resident()
 
 
 def reserved_memory_gib(device: torch.device) -> float | None:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -97,7 +97,12 @@ def _without_faults(sections: type[P], document: dict[str, Any], error: Validati
     for name, values in document.items():
         annotation = sections.model_fields[name].annotation
         if isinstance(values, dict) and isinstance(annotation, type):
-            sound = {key: value for key, value in values.items() if (name, key) not in wrong}
+            kinds = annotation.model_fields
+            sound = {
+                key: TypeAdapter(kinds[key].annotation).validate_python(value)
+                for key, value in values.items()
+                if key in kinds and (name, key) not in wrong
+            }
             found[name] = annotation.model_construct(**sound)
     return sections.model_construct(**found)
 

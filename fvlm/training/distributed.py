@@ -24,6 +24,9 @@ from fvlm.model.foveated import FoveatedModel
 
 Parallel = Literal["ddp", "fsdp"]
 PATIENCE = timedelta(minutes=30)  # for a process that is late, for example saving a checkpoint
+# Groups outlive what used them. DDP would end the last one's threads while it holds Python's lock,
+# for which such a thread may be waiting: after an error the process would hang for ever.
+_groups: list[distributed.ProcessGroup | None] = []
 
 
 @contextmanager
@@ -41,6 +44,7 @@ def join_processes() -> Iterator[torch.device]:
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
     distributed.init_process_group(backend, timeout=PATIENCE)
+    _groups.append(distributed.group.WORLD)
     try:
         yield device
     finally:

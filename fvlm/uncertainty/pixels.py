@@ -37,8 +37,8 @@ class Preparation:
         stored = frames.shape[-1]
         if self.size is None and stored < self.patch:
             raise ParamsError(
-                f"decode.frame_size: must be at least {self.patch}, one patch of the tower of "
-                f"uncertainty.model, got {stored}"
+                f"decode.frame_size: must be at least {self.patch}, one patch of a tower of "
+                f"uncertainty.towers, got {stored}"
             )
         pixels = frames.float()
         if self.size not in (None, stored):

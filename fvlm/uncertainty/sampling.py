@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -33,23 +34,31 @@ from fvlm.uncertainty.tower import State, Tower
 
 Scores = NDArray[np.float64]
 SAVE_SECONDS = 10.0  # the work that a kill can cost
+# Passes in one forward that fill a device; ViT-S gains nothing from more (benchmarks/README.md).
+FILLING = {"cpu": 16, "cuda": 256, "mps": 256}
+
+
+class TowerParams(Params):
+    """One of `uncertainty.towers`; batch_size: passes in one forward."""
+
+    model: str
+    sites: list[str] = Field(min_length=1)
+    batch_size: Literal["auto"] | Annotated[int, Field(ge=1)]
 
 
 class UncertaintyParams(Params):
     """Section `uncertainty` of params.yaml."""
 
-    model: str
-    sites: list[str] = Field(min_length=1)
+    towers: dict[Annotated[str, Field(pattern=r"^[\w-]+$")], TowerParams] = Field(min_length=1)
     p: float = Field(gt=0, lt=1)
     passes: int = Field(ge=2)
     snapshots: list[int]
     trials: int = Field(ge=2)
     max_clips: int = Field(ge=1)
     frames_per_clip: int = Field(ge=1)
-    batch_size: int = Field(ge=1)
-    dtype: (
-        HalfDtype  # bfloat16 adds its rounding to weak scores: up to 2.8x with a single projection
-    )
+    # bfloat16 adds its rounding to weak scores: up to 2.8x with a single projection
+    dtype: HalfDtype
+    compile: bool
     blur_sigma: float = Field(gt=0)
     downsample: int = Field(ge=2)
     bootstrap_samples: int = Field(ge=1)
@@ -79,19 +88,26 @@ class UncertaintyParams(Params):
 
 @dataclass(frozen=True)
 class Sampler:
-    """A tower and how it is sampled: these sites drop with probability p, in this seed's way."""
+    """A tower and how it is sampled: these sites drop with probability p, in this seed's way.
+
+    batch_size: passes in one forward. Of `params` the towers are not looked at.
+    """
 
     tower: Tower
     sites: tuple[str, ...]
     params: UncertaintyParams
     device: torch.device
+    batch_size: int
 
     def __post_init__(self) -> None:
         self.tower.to(self.device)
+        if self.params.compile:
+            self.tower.compile_steps(self.sites)
 
     def ahead(self) -> AbstractContextManager[Ahead]:
-        """Threads for `scores`, as many as the device can use."""
-        return one_core_each() if self.device.type == "cpu" else Ahead(workers=1)
+        """Threads for `scores`, as many as the device can use; what compiles does so in one."""
+        whole = self.device.type != "cpu" or self.params.compile
+        return Ahead(workers=1) if whole else one_core_each()
 
     @torch.inference_mode()
     def scores(self, frames: Tensor, samples: Sequence[str], *, trials: int) -> Scores:
@@ -109,7 +125,7 @@ class Sampler:
     def _trial(self, state: State, reference: Tensor, samples: Sequence[str], trial: int) -> Scores:
         """[2,S,F]."""
         moments, snapshots = Moments(reference), []
-        for passes in split_passes(self.params.counts, self.params.batch_size // len(samples)):
+        for passes in split_passes(self.params.counts, self.batch_size // len(samples)):
             rows = [Row(trial, number, sample) for sample in samples for number in passes]
             embeddings = self.embed(state, rows).float()
             moments.add(embeddings.unflatten(0, (len(samples), len(passes))))
@@ -172,7 +188,7 @@ def score_frames(
     params = sampler.params
     shape = (len(VARIANTS), len(params.counts), trials, len(samples))
     scores, done = _load(state, shape)
-    together = max(1, params.batch_size // params.passes)
+    together = max(1, sampler.batch_size // params.passes)
     saved = time.monotonic()
 
     def score(group: slice) -> tuple[slice, Scores]:

@@ -12,9 +12,10 @@ Axes: R frames or rows, N tokens, D width, d width of one head.
 """
 
 from collections.abc import Callable, Collection
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
@@ -102,6 +103,22 @@ class Tower(nn.Module):
         self.steps = self._plan()
         self.sites = tuple(name for step in self.steps for name in step.names)
 
+    def compile_steps(
+        self, sites: Collection[str], *, backend: str | Callable[..., Any] = "inductor"
+    ) -> None:
+        """Compile what comes behind the first of `sites`, step by step; `backend` as of torch's.
+
+        The whole graph of a step is demanded: what cannot be compiled is an error.
+        """
+        config: Any = torch._dynamo.config
+        # Blocks share their code; each has graphs for a single row, for the first number, for any.
+        config.recompile_limit = max(config.recompile_limit, 4 * len(self.steps))
+        first = self._first(sites)
+        self.steps[first:] = [
+            replace(step, run=torch.compile(step.run, fullgraph=True, backend=backend))
+            for step in self.steps[first:]
+        ]
+
     def stock(self, frames: Tensor) -> Tensor:
         """Embeddings [R,D] of frames uint8 [R,3,S,S], by the stock model."""
         output = self.model(pixel_values=self.preparation(frames))
@@ -113,8 +130,7 @@ class Tower(nn.Module):
         pixels = self.preparation(frames)
         rotary = getattr(self._inner, "rope_embeddings", None)
         state = State(0, pixels, (), rotary(pixels) if rotary else None)
-        steps = [number for number, step in enumerate(self.steps) if set(step.names) & set(sites)]
-        return self._advance(state, min(steps, default=len(self.steps)), _keep)
+        return self._advance(state, self._first(sites), _keep)
 
     def suffix(self, state: State, drop: Drop) -> Tensor:
         """Embeddings [R,D]; `drop` gets every linear output from here on and may change it."""
@@ -134,6 +150,11 @@ class Tower(nn.Module):
                 f"the tower in steps differs by {difference:.2g} from {type(self.model).__name__}"
             )
         return embeddings
+
+    def _first(self, sites: Collection[str]) -> int:
+        """The first step that gets a value of one of `sites`; behind the last one where none is."""
+        steps = (number for number, step in enumerate(self.steps) if {*step.names} & {*sites})
+        return next(steps, len(self.steps))
 
     def _advance(self, state: State, stop: int, drop: Drop) -> State:
         residual, outputs = state.residual, state.outputs

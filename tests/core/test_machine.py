@@ -1,11 +1,12 @@
 import os
 import resource
+import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from fvlm.core.device import peak_memory_gib
+from fvlm.core.device import peak_memory_gib, reset_peak_memory
 from fvlm.core.machine import core_count
 from fvlm.video import worker
 
@@ -28,3 +29,14 @@ def test_cores_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPatc
     assert core_count() == 3
     monkeypatch.delattr(os, "sched_getaffinity")  # as on macOS
     assert core_count() == 12
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux resets it")
+def test_the_peak_is_that_of_what_follows_a_reset() -> None:
+    cpu = torch.device("cpu")
+    torch.ones(2**29, dtype=torch.uint8)  # freed at once
+    high = peak_memory_gib(cpu)
+    reset_peak_memory(cpu)
+    assert peak_memory_gib(cpu) < high - 0.3
+    torch.ones(2**29, dtype=torch.uint8)
+    assert peak_memory_gib(cpu) > high - 0.3

@@ -92,18 +92,21 @@ def frames() -> Tensor:
 
 @pytest.fixture
 def params_of() -> Callable[..., UncertaintyParams]:
+    """make(**values), also values of its one tower."""
+
     def make(**values: Any) -> UncertaintyParams:
+        tower: dict[str, Any] = {"model": "tower", "sites": ["*"], "batch_size": 4}
+        tower |= {name: values.pop(name) for name in tower.keys() & values.keys()}
         default: dict[str, Any] = {
-            "model": "tower",
-            "sites": ["*"],
+            "towers": {"tiny": tower},
             "p": 0.1,
             "passes": 8,
             "snapshots": [4],
             "trials": 2,
             "max_clips": 10,
             "frames_per_clip": 2,
-            "batch_size": 4,
             "dtype": "float32",
+            "compile": False,
             "blur_sigma": 1.0,
             "downsample": 4,
             "bootstrap_samples": 50,

@@ -68,5 +68,5 @@ def test_preprocessing_that_is_not_understood(
 def test_a_model_without_its_preprocessing(folder_of: Callable[[str], Path]) -> None:
     folder = folder_of("dinov2")
     (folder / "preprocessor_config.json").unlink()
-    with pytest.raises(WeightsError, match=r"uncertainty\.model: .* holds no preprocessor_config"):
+    with pytest.raises(WeightsError, match=r"uncertainty\.towers: .* holds no preprocessor_config"):
         read_preparation(resolve(str(folder), kind="tower"), size=None, patch=8)

@@ -22,6 +22,7 @@ from fvlm.uncertainty.sites import match_sites
 from fvlm.uncertainty.tower import State, Tower
 
 CPU = torch.device("cpu")
+TOWER = {"model": "tower", "sites": ["*"], "batch_size": "auto"}
 Make = Callable[..., Sampler]
 
 
@@ -31,7 +32,10 @@ def make(tower_of: Callable[[str], Tower], params_of: Callable[..., UncertaintyP
 
     def sampler(name: str = "dinov2", **values: Any) -> Sampler:
         params, tower = params_of(**values), tower_of(name)
-        return Sampler(tower, match_sites(params.sites, tower.sites), params, CPU)
+        chosen = params.towers["tiny"]
+        sites = match_sites(chosen.sites, tower.sites, key="sites")
+        assert chosen.batch_size != "auto"
+        return Sampler(tower, sites, params, CPU, chosen.batch_size)
 
     return sampler
 
@@ -72,6 +76,26 @@ def test_threads_change_nothing(make: Make, frames: Tensor, tmp_path: Path) -> N
         torch.set_num_threads(before)
     np.testing.assert_array_equal(found[1], found[0])
     np.testing.assert_array_equal(found[2], found[0])
+
+
+@pytest.mark.filterwarnings("ignore")  # of the compiler itself
+@pytest.mark.parametrize("name", ["dinov3", "siglip2"])
+def test_compiled_steps_score_alike(make: Make, frames: Tensor, name: str) -> None:
+    """Every step behind the first site is whole graphs: for one row, the first number, and any."""
+    torch._dynamo.reset()
+    sampler, graphs = make(name, sites=["*.1.mlp.*"]), list[str]()
+
+    def count(graph: torch.fx.GraphModule, _: list[Tensor]) -> Any:
+        graphs.append(str(graph.graph))
+        return graph.forward
+
+    expected = sampler.scores(frames, "xyz", trials=2)
+    sampler.tower.compile_steps(sampler.sites, backend=count)
+    np.testing.assert_allclose(sampler.scores(frames, "xyz", trials=2), expected, rtol=1e-4)
+    alone = sampler.scores(frames[1:2], "y", trials=2)
+    np.testing.assert_allclose(alone, expected[..., 1:2], rtol=1e-4)
+    (first,) = [n for n, step in enumerate(sampler.tower.steps) if sampler.sites[0] in step.names]
+    assert len(graphs) >= 3 * (len(sampler.tower.steps) - first)
 
 
 def test_names_seeds_and_trials_matter(make: Make, frames: Tensor) -> None:
@@ -233,8 +257,12 @@ class Sections(Params):
         ({"trials": 1}, "uncertainty.trials: must be greater than or equal to 2"),
         ({"snapshots": [8]}, "snapshots must ascend from 2 on and stay below passes"),
         ({"snapshots": [1]}, "snapshots must ascend from 2 on"),
-        ({"sites": []}, "uncertainty.sites"),
-        ({"sites": "x"}, "uncertainty.sites: expected list, got 'x'"),
+        ({"towers": {}}, "uncertainty.towers"),
+        ({"towers": {"a b": TOWER}}, "uncertainty.towers.a b"),
+        ({"towers": {"a": TOWER | {"sites": []}}}, "uncertainty.towers.a.sites"),
+        ({"towers": {"a": TOWER | {"sites": "x"}}}, "towers.a.sites: expected list, got 'x'"),
+        ({"towers": {"a": TOWER | {"batch_size": 0}}}, "uncertainty.towers.a.batch_size"),
+        ({"towers": {"a": TOWER | {"sights": []}}}, "uncertainty.towers.a.sights: unknown key"),
         ({"pases": 4}, "uncertainty.pases: unknown key; did you mean `passes`?"),
     ],
 )

@@ -18,14 +18,16 @@ KNOWN = ("layer.0.mlp.fc1", "layer.0.mlp.fc2", "layer.1.mlp.fc1", "layer.1.mlp.f
     ],
 )
 def test_names_and_patterns(patterns: list[str], expected: tuple[str, ...]) -> None:
-    assert match_sites(patterns, KNOWN) == expected
+    assert match_sites(patterns, KNOWN, key="a.sites") == expected
 
 
 def test_a_name_that_does_not_exist() -> None:
-    with pytest.raises(ParamsError, match=r"'layer\.2\.mlp\.fc1' fits no .*: layer\.1\.mlp\.fc1, "):
-        match_sites(["head", "layer.2.mlp.fc1"], KNOWN)
+    with pytest.raises(
+        ParamsError, match=r"^a\.sites: 'layer\.2\.mlp\.fc1' fits no .*: layer\.1\.mlp\.fc1, "
+    ):
+        match_sites(["head", "layer.2.mlp.fc1"], KNOWN, key="a.sites")
 
 
 def test_a_layer_never_drops_twice() -> None:
-    with pytest.raises(ParamsError, match=r"head is named twice, by 'head' and '\*'"):
-        match_sites(["head", "*"], KNOWN)
+    with pytest.raises(ParamsError, match=r"^a\.sites: head is named twice, by 'head' and '\*'"):
+        match_sites(["head", "*"], KNOWN, key="a.sites")

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
 import fvlm
+from fvlm.cli import forget
 from fvlm.core.errors import FvlmError, ParamsError
 from fvlm.core.io import sample_key
 from fvlm.uncertainty.sampling import Sampler, UncertaintyParams
@@ -32,7 +34,7 @@ from tests import tiny
 PIPELINE = Path(__file__).parents[2] / "uncertainty/dvc.yaml"
 STORED, SIZE = 6, 32
 TABLES = (paths.UNCERTAINTY, paths.UNCERTAINTY_BY_PASSES)
-PICTURES = (paths.UNCERTAINTY_PLOT, paths.UNCERTAINTY_SHEET)
+PICTURES = tuple(paths.UNCERTAINTY_PICTURES / f"tiny_{kind}.png" for kind in ("icc", "frames"))
 Project = Callable[..., None]
 
 
@@ -71,9 +73,12 @@ def project(
 
 
 def edit_json(path: Path, **changes: object) -> None:
-    """Change values of the document, or of its section `uncertainty`."""
+    """Change values of the document, or of its section `uncertainty` and of the tower there."""
     document = json.loads(path.read_text())
-    document.get("uncertainty", document).update(changes)
+    section = document.get("uncertainty", document)
+    tower = section.get("towers", {}).get("tiny", {})
+    for name, value in changes.items():
+        (tower if name in tower else section)[name] = value
     path.write_text(json.dumps(document))
 
 
@@ -84,7 +89,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 def test_what_it_writes(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
     project()
     uncertainty.main()
-    metrics = json.loads(paths.UNCERTAINTY_METRICS.read_text())
+    (metrics,) = json.loads(paths.UNCERTAINTY_METRICS.read_text()).values()
     assert (metrics["frames"], metrics["clips"], metrics["trials"]) == (12, 6, 3)
     for variant in ("pre", "post"):
         for name in ("icc", "snr", "spearman_median"):
@@ -111,8 +116,49 @@ def test_what_it_writes(project: Project, capsys: pytest.CaptureFixture[str]) ->
     assert {options["x"], *columns} <= set(by_passes[0])
     for path in PICTURES:
         assert imread(path).std() > 0.05
-    assert list(Path(".state/uncertainty").iterdir()) == []
-    assert "post: {'icc': " in capsys.readouterr().out
+    assert {row["tower"] for row in [*frames, *by_passes]} == {"tiny"}
+    said = capsys.readouterr().out
+    assert "tiny, post: {'icc': " in said
+    # 12 frames, 8 passes of 3 trials and of one on each kind of changed frames
+    assert re.search(r"uncertainty tiny: 480 passes, 4 in a forward: about 0\.\d+ hours", said)
+
+
+def test_several_towers_score_as_each_does_alone(
+    project: Project, folder_of: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In one run; one that is added later leaves the scores of the others as they are."""
+    project(clips={"train": 2})
+    alone = tables()
+    towers = json.loads(Path("params.yaml").read_text())["uncertainty"]["towers"]
+    other = towers["tiny"] | {"model": str(folder_of("clip")), "sites": ["*.fc2"]}
+    edit_json(Path("params.yaml"), towers={"other": other | {"batch_size": "auto"}} | towers)
+    capsys.readouterr()
+    both = tables()
+    said = capsys.readouterr().out
+    assert "uncertainty other: " in said
+    assert "uncertainty tiny: " not in said  # nothing of it is scored again
+    assert all(own.splitlines()[1:] == all_.splitlines()[-len(own.splitlines()) + 1 :]
+               for own, all_ in zip(alone, both, strict=True))  # fmt: skip
+    assert list(json.loads(paths.UNCERTAINTY_METRICS.read_text())) == ["other", "tiny"]
+    pictures = {path.name for path in paths.UNCERTAINTY_PICTURES.iterdir()}
+    assert pictures == {f"{n}_{kind}.png" for n in ("other", "tiny") for kind in ("icc", "frames")}
+    edit_json(Path("params.yaml"), towers={"other": other})
+    only = tables()
+    assert [text.splitlines()[1] for text in only] == [text.splitlines()[1] for text in both]
+    assert {path.name[:5] for path in paths.UNCERTAINTY_PICTURES.iterdir()} == {"other"}
+
+
+def test_forgotten_scores_are_made_anew(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project(clips={"train": 2}, trials=2)
+    found = tables()
+    capsys.readouterr()
+    for forgotten in (False, True, False):
+        if forgotten:
+            forget.main(["uncertainty"])
+        assert tables() == found
+        assert ("passes, 4 in a forward" in capsys.readouterr().out) is forgotten
 
 
 def test_scores_are_those_of_the_frames_and_their_changes(
@@ -128,7 +174,7 @@ def test_scores_are_those_of_the_frames_and_their_changes(
     stored, names = uncertainty.load_frames(params_of())
     frames, samples = torch.from_numpy(stored[1:2]), [names[1].sample]
     tower = load_tower("dinov2")[0]
-    sampler = Sampler(tower, tower.sites, params_of(), torch.device("cpu"))
+    sampler = Sampler(tower, tower.sites, params_of(), torch.device("cpu"), 4)
     clean = sampler.scores(frames, samples, trials=3)[:, -1, :, 0]
     found = {"mean": clean.mean(axis=1), "sd": clean.std(axis=1, ddof=1)}
     for kind, pixels in (("blur", blur(frames, 1.0)), ("downsample", downsample(frames, 4))):
@@ -224,7 +270,6 @@ def killed(project: Project, monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
         context.setattr(uncertainty, "summarize", die)
         with pytest.raises(KilledError):
             uncertainty.main()
-    assert len(list(Path(".state/uncertainty").iterdir())) == 3
     return expected
 
 
@@ -240,13 +285,13 @@ def test_kept_scores_are_used(killed: list[bytes], monkeypatch: pytest.MonkeyPat
 
 def test_what_killed_runs_left_goes_after_a_week(killed: list[bytes]) -> None:
     edit_json(Path("params.yaml"), seed=1)
-    young, old, *_ = sorted(Path(".state/uncertainty").iterdir())
+    young, old, new = sorted(Path(".state/uncertainty").iterdir())
     os.utime(old, (0, time.time() - 8 * 24 * 3600))
     os.utime(young, (0, time.time() - 6 * 24 * 3600))
     assert tables() != killed
-    left = list(Path(".state/uncertainty").iterdir())
-    assert len(left) == 2
-    assert young in left
+    left = set(Path(".state/uncertainty").iterdir())
+    assert len(left) == 2 + 3
+    assert {young, new} < left
 
 
 @pytest.mark.parametrize(

@@ -163,7 +163,7 @@ def test_the_config_alone_tells_sites_and_pixels(
 ) -> None:
     """What `fvlm check` knows before any weight is read is what is loaded later."""
     folder, parts = folder_of(name), Parts()
-    loaded, outline = load_tower(str(folder))[0], parts.tower(str(folder))
+    loaded, outline = load_tower(str(folder))[0], parts.tower("tiny", str(folder))
     assert parts.unusable == {}
     assert outline is not None
     assert outline.sites == loaded.sites
@@ -172,5 +172,5 @@ def test_the_config_alone_tells_sites_and_pixels(
 
 
 def test_a_folder_that_is_missing() -> None:
-    with pytest.raises(WeightsError, match=r"uncertainty\.model: nowhere: no such folder"):
+    with pytest.raises(WeightsError, match=r"uncertainty\.towers: nowhere: no such folder"):
         load_tower("nowhere")
