@@ -118,4 +118,4 @@ def measure(losses: nn.Module, validation: Validation, params: TrainParams) -> d
     names = [name for name in sums if name != "loss"]
     means = mean_over_processes(torch.stack([sums[name] for name in names])) / validation.clips
     found = {f"{PREFIX}{name}": mean for name, mean in zip(names, means, strict=True)}
-    return found | {READ: torch.tensor(validation.content, dtype=torch.float64)}
+    return found | {READ: torch.tensor(validation.content)}

@@ -5,8 +5,7 @@ and computes the next ones. Everything before the first dropout is computed once
 In towers that give the CLS token as embedding, the last block computes its other tokens only as
 far as keys and values: nothing else of them reaches the embedding.
 
-One `Layer` serves all families: it holds the stock transformers layer's own submodules under
-common names. `Tower.check` and tests hold all of it equal to the stock model.
+`Tower.check` and tests hold all of it equal to the stock model.
 
 Axes: R frames or rows, N tokens, D width, d width of one head.
 """
@@ -29,6 +28,7 @@ from transformers import (
 from fvlm.core.errors import FvlmError, WeightsError
 from fvlm.core.io import read_json, sha256_file
 from fvlm.encoders.dino import EncoderBlock, Positions
+from fvlm.uncertainty.layers import Layer, layer_of, stock_layers
 from fvlm.uncertainty.pixels import Preparation, read_preparation
 from fvlm.weights.loading import load_pretrained
 from fvlm.weights.resolve import resolve
@@ -46,23 +46,6 @@ _MODELS: dict[str, Any] = {
     "siglip": SiglipVisionModel,
     "siglip_vision_model": SiglipVisionModel,
 }
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One pre-norm transformer block. `inner` are the first linear layers of the MLP."""
-
-    norm1: nn.Module
-    q: nn.Module
-    k: nn.Module
-    v: nn.Module
-    out: nn.Module
-    scale1: nn.Module
-    norm2: nn.Module
-    inner: tuple[nn.Module, ...]
-    join: Callable[..., Tensor]
-    last: nn.Module
-    scale2: nn.Module
 
 
 @dataclass(frozen=True)
@@ -99,7 +82,7 @@ class Tower(nn.Module):
         self.heads: int = self._inner.config.num_attention_heads
         self._names = {module: name for name, module in model.named_modules()}
         self._pools_cls = not isinstance(self._inner, SiglipVisionModel)
-        self.layers = [_layer(layer) for layer in _stock_layers(self._inner)]
+        self.layers = [layer_of(layer) for layer in stock_layers(self._inner)]
         self.steps = self._plan()
         self.sites = tuple(name for step in self.steps for name in step.names)
 
@@ -281,48 +264,6 @@ def frame_size_of(model: Any) -> int | None:
     """The one size of frames, in pixels, that the model takes; None: any, its positions fit."""
     free = isinstance(model, Dinov2Model | DINOv3ViTModel)
     return None if free else int(model.config.image_size)
-
-
-def _stock_layers(inner: Any) -> Any:
-    """The list of blocks, wherever the family keeps it."""
-    if isinstance(inner, DINOv3ViTModel):
-        return inner.model.layer
-    return inner.encoder.layer if isinstance(inner, Dinov2Model) else inner.encoder.layers
-
-
-def _layer(stock: Any) -> Layer:
-    mlp = stock.mlp
-    activation = getattr(mlp, "act_fn", None) or getattr(mlp, "activation", None)
-    activation = activation or mlp.activation_fn
-    inner: tuple[nn.Module, ...]
-    if hasattr(mlp, "gate_proj"):
-        inner, last = (mlp.gate_proj, mlp.up_proj), mlp.down_proj
-    elif hasattr(mlp, "up_proj"):
-        inner, last = (mlp.up_proj,), mlp.down_proj
-    else:
-        inner, last = (mlp.fc1,), mlp.fc2
-
-    def join(gate: Tensor, *values: Tensor) -> Tensor:
-        joined: Tensor = activation(gate)
-        for value in values:
-            joined = joined * value
-        return joined
-
-    dino = hasattr(stock, "attention")
-    attention = stock.attention if dino else stock.self_attn
-    return Layer(
-        norm1=stock.norm1 if dino else stock.layer_norm1,
-        q=attention.q_proj,
-        k=attention.k_proj,
-        v=attention.v_proj,
-        out=attention.o_proj if dino else attention.out_proj,
-        scale1=stock.layer_scale1 if dino else nn.Identity(),
-        norm2=stock.norm2 if dino else stock.layer_norm2,
-        inner=inner,
-        join=join,
-        last=last,
-        scale2=stock.layer_scale2 if dino else nn.Identity(),
-    )
 
 
 def _enter_mlp(layer: Layer) -> Any:
