@@ -6,7 +6,8 @@ Writes  models/foveated/ (the first seed's model, others in folders below), metr
         plots/train.csv and plots/validation.csv (of the first seed)
 
 A training that was done before, with the same code, data and parameters, is handed back:
-`fvlm forget train` has it done anew.
+`fvlm forget train` has it done anew. With train.schedule: constant a larger train.max_samples goes
+on where the training ended.
 
 Out of time (train.max_hours) or stopped by SIGTERM or Ctrl-C it saves its state and exits with 75:
 DVC keeps the stage unfinished, and the next `dvc repro` continues. Started by torchrun, all its
@@ -86,7 +87,7 @@ def main() -> None:
                 sys.exit(UNFINISHED)
             if claims is None:
                 return
-            names = {training.name for training in trained}
+            names = {name for training in trained for name in (training.name, training.state)}
             forget_models([training.folder for training in trainings])
             with claims.alone() as alone:
                 if alone:

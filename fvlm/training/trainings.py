@@ -32,6 +32,7 @@ from fvlm.training.distributed import check_same, from_main, is_main, whole
 from fvlm.training.finished import CURVE, FinishedTrainings
 from fvlm.training.loop import OutOfTimeError, Row, train
 from fvlm.training.optim import TrainParams
+from fvlm.training.start import hash_start, load_start
 from fvlm.training.validation import PREFIX, Validation, of_these_clips, plan_validation
 
 DATA_SECTIONS = ("collect", "filter", "decode", "encode")  # of params.yaml
@@ -44,6 +45,7 @@ NOT_IDENTITY = {
     "gradient_checkpointing",
     "seeds",
     "validate_samples",
+    "start",  # by the content of its weights
 }
 
 
@@ -68,9 +70,12 @@ class Shards:
 
 @dataclass(frozen=True)
 class Trained:
-    """name: of the training; history: rows of its steps; rate: clips a second of this run."""
+    """name: of the training, and of the folder of its checkpoints, which a longer one goes on from;
+    history: rows of its steps; rate: clips a second of this run.
+    """
 
     name: str
+    state: str
     history: list[Row]
     rate: float | None
 
@@ -86,20 +91,32 @@ def run_training(
 ) -> Trained:
     """Train, go on training, or hand back; the model lies in `training.folder` then.
 
+    A training goes on from the checkpoints of a shorter one that differs in nothing else, where the
+    learning rate does not depend on the length.
+
     Of several processes the main one has `claims`, reads checkpoints and writes. deadline: on the
     monotonic clock. Raises OutOfTimeError with the state saved.
     """
     validation = _plan_validation(training, shards)
     identity = identify(training, shards, device)
     name = hash_json(identity)[:20]
+    shared = whatever_length(identity)
+    family, steps = hash_json(shared)[:20], training.params.steps
+    if training.params.schedule == "constant":
+        checkpoints = Checkpoints(finished.root, shared, family)
+    else:
+        checkpoints = Checkpoints(finished.root, identity, name)
+    state = checkpoints.folder.name
     check_same("code, parameters, data or weights", name)
     if claims is not None:
-        claims.wait(name, f"the same training ({training.title})")
-    known = torch.tensor(is_main() and finished.restore(name, training.folder))
+        claims.wait(state, f"the same training ({training.title})")
+    known = torch.tensor(
+        is_main() and finished.restore(name, training.folder, family=family, steps=steps)
+    )
     if bool(from_main(known, like=known)):
         if claims is None:
-            return Trained(name, [], None)
-        claims.release(name)
+            return Trained(name, state, [], None)
+        claims.release(state)
         what = "handed back: trained before with the same code, data and parameters"
         print(f"{training.title}: {what}")
         history = of_these_clips(read_curve(training.folder / CURVE), validation)
@@ -107,14 +124,53 @@ def run_training(
             print("no curve of held-out clips: others were read then; `fvlm forget train` has one")
         with _tracker(training, identity, name) as tracker:
             tracker.log_history(history)  # in case that no server was there
-        return Trained(name, history, None)
-    checkpoints = Checkpoints(finished.root, identity, name)
+        return Trained(name, state, history, None)
+    if claims is not None:
+        before = finished.shorter(family, steps)
+        if told := where_it_begins(training.params, checkpoints.reached(), before):
+            print(f"{training.title}: {told}")
     trained = _train(training, shards, checkpoints, identity, validation, device, deadline)
     if claims is not None:
-        finished.remember(name, training.folder)
-        checkpoints.finish()  # only now: until here they are all that is left after a crash
-        claims.release(name)
+        finished.remember(name, training.folder, family=family, steps=steps)
+        # Only now: until here they are all that is left after a crash.
+        checkpoints.finish(keep=training.params.schedule == "constant")
+        claims.release(state)
     return trained
+
+
+def whatever_length(identity: dict[str, Any]) -> dict[str, Any]:
+    """What a training shares with longer and shorter ones."""
+    train = {key: value for key, value in identity["train"].items() if key != "max_samples"}
+    return identity | {"train": train}
+
+
+def where_it_begins(params: TrainParams, reached: list[int], before: int) -> str:
+    """What to say of a training that differs in nothing but its length from one done before.
+
+    reached: steps of the checkpoints at hand; before: steps of the longest shorter training that
+    was finished, or 0.
+    """
+    at_hand = [step for step in reached if step <= params.steps]
+    if at_hand:
+        ended = before == max(at_hand)
+        return f"goes on where the training of {before} steps ended" * ended
+    if reached:
+        return (
+            f"starts at step 0: its state is that of step {min(reached)}, and train.max_samples "
+            f"now ends it after step {params.steps}"
+        )
+    if before and params.schedule == "cosine":
+        return (
+            f"starts at step 0: the cosine of the {before} steps that were trained before ended at "
+            "rate 0, and a longer one has other rates from its first step on. A training with "
+            "train.schedule: constant goes on where a shorter one ended"
+        )
+    if before:
+        return (
+            f"starts at step 0: {before} of its steps were trained before, but their state is not "
+            "kept any more (docs/scale.md)"
+        )
+    return ""
 
 
 def identify(training: Training, shards: Shards, device: torch.device) -> dict[str, Any]:
@@ -130,6 +186,7 @@ def identify(training: Training, shards: Shards, device: torch.device) -> dict[s
         "coarse_only": training.coarse_only,
         "seed": params.seed,
         "train": params.model_dump(exclude=NOT_IDENTITY),
+        "start": hash_start(params.start),
         "data": hash_json(data),
         "weights": weights_behind(training.model, manifest),
     }
@@ -163,7 +220,7 @@ def _train(
     device: torch.device,
     deadline: float,
 ) -> Trained:
-    params, name = training.params, checkpoints.folder.name
+    params, name = training.params, hash_json(identity)[:20]
     prepared = _prepare(training, shards, device)
     began, rows = time.monotonic(), list[Row]()
     if device.type == "cuda" and is_main():
@@ -205,7 +262,8 @@ def _train(
             tokenizer=prepared.tokenizer,
         )
         write_csv(training.folder / CURVE, state.history)
-    return Trained(name, of_these_clips(state.history, validation), rate)
+    history = of_these_clips(state.history, validation)
+    return Trained(name, checkpoints.folder.name, history, rate)
 
 
 def _tracker(training: Training, identity: dict[str, Any], name: str) -> Tracker:
@@ -251,6 +309,8 @@ def _prepare(training: Training, shards: Shards, device: torch.device) -> _Prepa
     model, architecture = build_model(
         training.model, manifest, input=params.input, coarse_only=training.coarse_only
     )
+    if params.start:
+        load_start(params.start, model, architecture, tokenizer)
     if params.encoder_lr > 0:
         model.train_encoder()
     return _Prepared(

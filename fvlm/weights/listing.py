@@ -12,18 +12,18 @@ from typing import Any
 from fvlm.core.errors import FvlmError
 from fvlm.core.io import file_stamp, hash_json, read_json, sha256_file, state_folder, write_json
 from fvlm.weights.resolve import PACKAGE, hub_snapshot, local_folder
-from fvlm.weights.sources import Kind
 
-KEYS: dict[Kind, str] = {
+KEYS = {
     "dino": "encode.dino",
     "vae": "encode.vae",
     "language": "model.llm",
     "tower": "uncertainty.model",
+    "start": "train.start",
 }
 
 
-def list_weights(params: dict[str, Any]) -> dict[Kind, dict[str, Any]]:
-    """What each source in the parsed params.yaml holds at present, by kind."""
+def list_weights(params: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What each source in the parsed params.yaml holds at present, by name."""
     seen, found = _Seen(), {}
     for kind, key in KEYS.items():
         section, name = key.split(".")
@@ -33,6 +33,8 @@ def list_weights(params: dict[str, Any]) -> dict[Kind, dict[str, Any]]:
 
 
 def _describe(source: str, seen: "_Seen") -> dict[str, Any]:
+    if not source:
+        return {"source": source}
     if source.startswith(PACKAGE):
         name = source.removeprefix(PACKAGE)
         try:
