@@ -31,7 +31,7 @@ from fvlm.core.kept import Claims, remade
 from fvlm.core.params import Params, check_recorded, load_params
 from fvlm.core.stage import UNFINISHED, run
 from fvlm.model.foveated import ModelParams
-from fvlm.model.saved import CONFIG
+from fvlm.model.hub import CONFIG
 from fvlm.shards.manifest import EncodedManifest, read_manifest
 from fvlm.training.distributed import is_main, join_processes, wait_for_all
 from fvlm.training.finished import FinishedTrainings

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from fvlm.core.document import Document
 from fvlm.core.io import state_folder, write_json
 from fvlm.core.kept import DvcCache, counts, link_or_copy, md5_of_cached
-from fvlm.model.saved import CONFIG, TOKENIZER, WEIGHTS
+from fvlm.model.hub import CONFIG, TOKENIZER, WEIGHTS
 from fvlm.training.checkpoint import STAGE, forget_finished
 
 CURVE = "train.csv"

@@ -7,7 +7,8 @@ from fvlm.clips.tokenizer import CaptionTokenizer
 from fvlm.core.errors import CheckpointError, FvlmError
 from fvlm.model.build import Architecture
 from fvlm.model.foveated import FoveatedModel
-from fvlm.model.saved import CONFIG, load_model, load_tokenizer_of, read_config
+from fvlm.model.hub import CONFIG
+from fvlm.model.saved import load_model, load_tokenizer_of, read_config
 from fvlm.training.checkpoint import differences
 from fvlm.weights.resolve import local_folder
 

@@ -24,7 +24,7 @@ from fvlm.core.provenance import git_commit
 from fvlm.core.seeding import torch_seed
 from fvlm.model.build import Architecture, build_model, build_tokenizer, weights_behind
 from fvlm.model.foveated import FoveatedModel, ModelParams
-from fvlm.model.saved import save_model
+from fvlm.model.saved import Preprocessing, save_model
 from fvlm.shards.manifest import EncodedManifest, FrameManifest, Manifest, read_manifest
 from fvlm.tracking.tracker import Tracker, tell_gpu_is_unseen
 from fvlm.training.checkpoint import Checkpoints
@@ -255,6 +255,10 @@ def _train(
             weights,
             prepared.architecture,
             training.folder,
+            preprocessing=Preprocessing(
+                frame_size=read_manifest(shards.frames, FrameManifest).frames.shape[-1],
+                num_frames=params.num_frames,
+            ),
             seed=params.seed,
             lambda_coarse=params.lambda_coarse,
             training=name,

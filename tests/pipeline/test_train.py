@@ -78,6 +78,7 @@ def write_shards(folder: Path, *, held_out: int = 0, clips: int = CLIPS) -> None
     manifest = tiny.encoded_manifest((STORED, *TOKENS), (STORED, *LATENT))
     written = {name: found for name, found in shards.items() if found}
     tiny.write_shards(folder / "data/encode", written, manifest)
+    tiny.write_shards(folder / "data/decode", {}, tiny.frame_manifest(STORED, 3, 32, 32))
 
 
 def curves(folder: Path) -> list[dict[str, float]]:
