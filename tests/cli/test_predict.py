@@ -111,7 +111,7 @@ def test_the_command_line_explains_itself(capsys: pytest.CaptureFixture[str]) ->
         "a video file of at least",
         "--out",
         "models/foveated",
-        "as in the model's training",
+        "as in the model's train",
     ):
         assert word in text
     with pytest.raises(SystemExit):
