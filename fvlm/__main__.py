@@ -26,6 +26,7 @@ COMMANDS = {
     "forget": "have a stage make its work anew",
     "same": "show that an edit changes no result",
 }
+ANYWHERE = {"predict"}  # needs no checkout: a model may come from the hub
 SHELLS = ("bash", "zsh", "tcsh")
 
 
@@ -35,7 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given and given[0] in COMMANDS:
         command = import_module(f"fvlm.cli.{given[0]}")
         asks = bool({"-h", "--help"} & set(given))
-        stage.tell_faults(partial(_enter_checkout, needed=not asks))
+        anywhere = asks or given[0] in ANYWHERE
+        stage.tell_faults(partial(_enter_checkout, needed=not anywhere))
         stage.tell_faults(partial(command.main, given[1:]))
     elif given[:1] == ["completion"]:
         stage.tell_faults(_enter_checkout)  # which presets are there?

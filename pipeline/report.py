@@ -21,7 +21,8 @@ from fvlm.core.progress import Progress
 from fvlm.core.provenance import git_commit, package_versions
 from fvlm.core.stage import run
 from fvlm.encoders.vae import load_vae
-from fvlm.model.saved import CONFIG, load_model, load_tokenizer_of
+from fvlm.model.hub import CONFIG
+from fvlm.model.saved import load_model, load_tokenizer_of
 from fvlm.report.card import render_card
 from fvlm.report.gallery import (
     Chosen,
@@ -101,6 +102,8 @@ def main() -> None:
         training=report.training,
         commit=report.provenance["git commit"],
         versions=report.versions,
+        license="mit",
+        datasets=[Path(sections.collect["source"]).stem],
     )
     for path, text in {PAGE: render_page(report), CARD: card}.items():
         with atomic_write(path) as file:

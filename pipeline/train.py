@@ -6,7 +6,8 @@ Writes  models/foveated/ (the first seed's model, others in folders below), metr
         plots/train.csv and plots/validation.csv (of the first seed)
 
 A training that was done before, with the same code, data and parameters, is handed back:
-`fvlm forget train` has it done anew.
+`fvlm forget train` has it done anew. With train.schedule: constant a larger train.max_samples goes
+on where the training ended.
 
 Out of time (train.max_hours) or stopped by SIGTERM or Ctrl-C it saves its state and exits with 75:
 DVC keeps the stage unfinished, and the next `dvc repro` continues. Started by torchrun, all its
@@ -30,7 +31,7 @@ from fvlm.core.kept import Claims, remade
 from fvlm.core.params import Params, check_recorded, load_params
 from fvlm.core.stage import UNFINISHED, run
 from fvlm.model.foveated import ModelParams
-from fvlm.model.saved import CONFIG
+from fvlm.model.hub import CONFIG
 from fvlm.shards.manifest import EncodedManifest, read_manifest
 from fvlm.training.distributed import is_main, join_processes, wait_for_all
 from fvlm.training.finished import FinishedTrainings
@@ -86,7 +87,7 @@ def main() -> None:
                 sys.exit(UNFINISHED)
             if claims is None:
                 return
-            names = {training.name for training in trained}
+            names = {name for training in trained for name in (training.name, training.state)}
             forget_models([training.folder for training in trainings])
             with claims.alone() as alone:
                 if alone:

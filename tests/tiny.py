@@ -132,6 +132,7 @@ def save_model(
     *,
     seed: int = 0,
     lambda_coarse: float = 1.0,
+    frame_size: int = 40,
     tokenizer: CaptionTokenizer | None = None,
 ) -> None:
     """As a training leaves it."""
@@ -139,6 +140,7 @@ def save_model(
         model.state_dict(),
         architecture,
         folder,
+        preprocessing=saved.Preprocessing(frame_size=frame_size, num_frames=4),
         seed=seed,
         lambda_coarse=lambda_coarse,
         training="tiny",

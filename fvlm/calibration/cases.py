@@ -162,6 +162,7 @@ def _save_changed(model: FoveatedModel, source: Path, target: Path, **changes: s
         model.state_dict(),
         Architecture(**known),
         target,
+        preprocessing=config.preprocessing,
         seed=config.seed,
         lambda_coarse=config.lambda_coarse,
         training="changed by hand",

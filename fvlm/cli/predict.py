@@ -1,6 +1,7 @@
 """Run the trained model on one video: fvlm predict VIDEO writes where it looked.
 
-Reads   VIDEO (decoded in a sandboxed process), the model's folder, the encoders it names
+Reads   VIDEO (decoded in a sandboxed process), the model (a folder, or a repository of the model
+        hub), the encoders it names
 Writes  in the --out folder: fixations.mp4, attention.png, predictions.png, predictions.npz (latents
         actual, coarse, fine; pts_seconds), predictions.json (losses and fixations)
 """
@@ -19,14 +20,13 @@ from numpy.typing import NDArray
 from fvlm.clips.batch import Batch
 from fvlm.clips.tokenizer import CaptionTokenizer
 from fvlm.core.device import default_device
-from fvlm.core.errors import FvlmError, VideoError, WeightsError
-from fvlm.core.io import atomic_write, read_json, sha256_file, write_json
+from fvlm.core.errors import FvlmError, VideoError
+from fvlm.core.io import atomic_write, sha256_file, write_json
 from fvlm.core.stage import given_path, new_parser
-from fvlm.encoders.dino import load_dino
-from fvlm.encoders.frames import EncodeParams, FrameEncoder
-from fvlm.encoders.vae import load_vae
+from fvlm.encoders.frames import FrameEncoder
 from fvlm.model.foveated import FoveatedModel
-from fvlm.model.saved import CONFIG, load_model, load_tokenizer_of
+from fvlm.model.saved import load_model
+from fvlm.model.video import load_encoders
 from fvlm.report.movie import encode_movie, movie_frames
 from fvlm.report.pictures import fixation_sheet, prediction_sheet, printable
 from fvlm.report.view import ClipView, view_clip
@@ -35,7 +35,7 @@ from fvlm.video.reasons import Reason
 from fvlm.video.worker import map_isolated
 from pipeline.paths import MODEL
 
-BATCH_FRAMES = 48  # frames in one forward of the encoders
+FEWEST = 3  # frames; only then a predicted query can help
 
 
 def command_line() -> ArgumentParser:
@@ -45,10 +45,15 @@ def command_line() -> ArgumentParser:
     parser.add_argument(
         "--out", type=given_path, help="folder for results; default: predictions/ and VIDEO's name"
     )
-    parser.add_argument("--model", type=given_path, default=MODEL, help="default: %(default)s")
     parser.add_argument(
-        "--frames", type=_frames, default=16, help="spread over the video; default: %(default)s"
+        "--model", type=_model, default=MODEL, help="folder or hub id; default: %(default)s"
     )
+    parser.add_argument(
+        "--frames", type=_frames, help="spread over the video; default: as in the model's training"
+    )
+    for name, what in (("dino", "patch encoder"), ("vae", "autoencoder")):
+        said = f"where the model's {what} lies, if elsewhere by now"
+        parser.add_argument(f"--{name}", metavar="SOURCE", help=said)
     parser.add_argument(
         "--caption", default="", help="what the video shows, for a model that was trained with text"
     )
@@ -59,13 +64,13 @@ def main(arguments: Sequence[str]) -> None:
     """Decode, encode, predict and picture one video."""
     chosen = command_line().parse_args(arguments)
     device = default_device()
-    config = read_json(chosen.model / CONFIG)
     model = load_model(chosen.model).to(device)
-    encoder = load_encoders(config, device)
-    size = config["latent_shape"][1] * encoder.vae.down_factor
-    frames, seconds = decode(chosen.video, num_frames=chosen.frames, size=size)
-    tokenizer = load_tokenizer_of(chosen.model)
-    batch = encode(model, encoder, frames, tokenizer=tokenizer, caption=chosen.caption).to(device)
+    encoder = load_encoders(chosen.model, device, dino=chosen.dino, vae=chosen.vae)
+    taken = model.config.preprocessing
+    count = chosen.frames or max(FEWEST, taken.num_frames)
+    frames, seconds = decode(chosen.video, num_frames=count, size=taken.frame_size)
+    batch = encode(model, encoder, frames, tokenizer=model.tokenizer, caption=chosen.caption)
+    batch = batch.to(device)
     view = view_clip(model, encoder.vae, frames=frames, batch=batch, seconds=seconds)
     out = chosen.out or Path("predictions") / chosen.video.stem
     write(out, view, batch, title=printable(chosen.video.name))
@@ -74,32 +79,14 @@ def main(arguments: Sequence[str]) -> None:
 
 def _frames(text: str) -> int:
     count = int(text)
-    if count < 3:
-        raise ArgumentTypeError("must be at least 3: only then a predicted query can help")
+    if count < FEWEST:
+        raise ArgumentTypeError(f"must be at least {FEWEST}: only then a predicted query can help")
     return count
 
 
-def load_encoders(config: dict[str, Any], device: torch.device) -> FrameEncoder:
-    """The encoders that the model was trained with; WeightsError when they are others by now."""
-    found = config["provenance"]
-    dino, dino_source = load_dino(found["dino"]["source"], blocks=found["dino"]["blocks"])
-    vae, vae_source = load_vae(found["vae"]["source"])
-    for name, source in (("dino", dino_source), ("vae", vae_source)):
-        if source.sha256 != found[name]["sha256"]:
-            raise WeightsError(
-                f"the model was trained with other weights of {source.source} than those at hand: "
-                f"sha256 {found[name]['sha256'][:12]} and {source.sha256[:12]}"
-            )
-    params = EncodeParams(
-        dino=dino_source.source,
-        vae=vae_source.source,
-        dino_layers=found["dino"]["blocks"],
-        layer=found["dino"]["layer"],
-        batch_frames=BATCH_FRAMES,
-        dtype="float32",
-        compile=False,
-    )
-    return FrameEncoder(dino, vae, params, device)
+def _model(text: str) -> str | Path:
+    path = given_path(text)
+    return path if path.is_dir() else text
 
 
 def decode(video: Path, *, num_frames: int, size: int) -> tuple[NDArray[np.uint8], list[float]]:

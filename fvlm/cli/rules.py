@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import count
 from operator import le
+from pathlib import Path
 from typing import Any
 
 from fvlm.calibration.trials import CalibrateParams
 from fvlm.cli.parts import UNTRAINED, Parts
-from fvlm.core.errors import ParamsError
+from fvlm.core.errors import FvlmError, ParamsError
 from fvlm.core.params import Params, Rule
 from fvlm.corpus.listing import CollectParams
 from fvlm.encoders.frames import EncodeParams
@@ -21,11 +22,13 @@ from fvlm.evaluation.losses import EvaluateParams
 from fvlm.model.foveated import ModelParams
 from fvlm.report.gallery import ReportParams
 from fvlm.training.optim import TrainParams
+from fvlm.training.start import hash_start
 from fvlm.uncertainty.sampling import TowerParams, UncertaintyParams
 from fvlm.uncertainty.sites import match_sites
 from fvlm.uncertainty.tower import Tower
 from fvlm.video.accept import FilterParams
 from fvlm.video.decode import DecodeParams
+from pipeline.paths import MODEL
 
 HEAD = 32  # width of an attention head of an untrained language model
 Lines = Iterator[str]
@@ -90,6 +93,21 @@ def _calibration_seeds(p: "Sections") -> Lines:
         yield _line("calibrate.seeds", "different numbers from 0 on", seeds, fitting)
 
 
+def _start_is_a_saved_model(p: "Sections") -> Lines:
+    start = Path(p.train.start)
+    if p.train.start and start.resolve().is_relative_to(MODEL.resolve()):
+        yield (
+            f"train.start: {start}: a training deletes what lies in {MODEL}: give a copy of the "
+            "folder, or one that `fvlm export` wrote"
+        )
+        return
+    try:
+        hash_start(p.train.start)
+    except FvlmError as error:
+        text = str(error)
+        yield text if text.startswith("train.start: ") else f"train.start: {text}"
+
+
 class Sections(Params):
     """All of params.yaml, and the rules that need nothing else."""
 
@@ -103,6 +121,7 @@ class Sections(Params):
         _text_needs_words,
         _untrained_has_a_shape,
         _calibration_seeds,
+        _start_is_a_saved_model,
     )
 
     collect: CollectParams

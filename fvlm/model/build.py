@@ -1,7 +1,7 @@
 """Build a foveated model from pretrained parts, or from the description of one."""
 
 import dataclasses
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 from transformers import LlamaModel
@@ -24,7 +24,8 @@ from fvlm.model.query_attention import DeepAttention, ShallowAttention
 from fvlm.shards.manifest import DinoPart, EncodedManifest, Encoder, VaePart
 from fvlm.weights.resolve import resolve
 
-FORMAT = 4
+FORMAT = 5
+M = TypeVar("M", bound=FoveatedModel)
 
 
 class Provenance(Document):
@@ -87,7 +88,8 @@ def build_model(
     )
     tail = encoder.cut(params.query_layers) if encoder else None
     output = load_output(params.llm) if params.text == "caption" else None
-    return _assemble(architecture, language, encoder, tail, output), architecture
+    model = _assemble(FoveatedModel, architecture, language, encoder, tail, output)
+    return model, architecture
 
 
 def build_tokenizer(params: ModelParams) -> CaptionTokenizer | None:
@@ -149,8 +151,8 @@ def check_layer(params: ModelParams, manifest: EncodedManifest) -> None:
         )
 
 
-def model_of(architecture: Architecture) -> FoveatedModel:
-    """The model with random weights."""
+def model_of(architecture: Architecture, model_class: type[M]) -> M:
+    """A model of this class with random weights."""
     params = architecture.model
     encoder, tail, k = None, None, params.query_layers
     if architecture.encoder is not None and architecture.input == "frames":
@@ -162,16 +164,17 @@ def model_of(architecture: Architecture) -> FoveatedModel:
     hidden, vocabulary = language.config.hidden_size, language.config.vocab_size
     untied = params.text == "caption" and not language.config.tie_word_embeddings
     output = nn.Linear(hidden, vocabulary, bias=False) if untied else None
-    return _assemble(architecture, language, encoder, tail, output)
+    return _assemble(model_class, architecture, language, encoder, tail, output)
 
 
 def _assemble(
+    model_class: type[M],
     architecture: Architecture,
     language: LlamaModel,
     encoder: DinoEncoder | None,
     tail: EncoderTail | None,
     output: nn.Linear | None,
-) -> FoveatedModel:
+) -> M:
     params = architecture.model
     if params.text == "none":
         # No token id is ever embedded, and the table is half of a small model.
@@ -184,7 +187,7 @@ def _assemble(
         else ShallowAttention(width, temperature=temperature, reads=reads)
     )
     channels, height, side = architecture.latent_shape
-    return FoveatedModel(
+    return model_class(
         language=language,
         attention=attention,
         latent_shape=(channels, height, side),

@@ -9,11 +9,15 @@ A checkpoint is a folder `step-00001234/` below the folder of its configuration:
 The random state is not stored because nothing depends on it: clips, frames and seeds are pure
 functions of (seed, position). Of several processes only the main one reads and writes; the format
 is the same for any number of them, also when each holds a part of the weights only.
+
+The last checkpoint of a finished training may stay, so that a longer one goes on from it; a file
+`finished` beside it says that nothing is left to do for this one.
 """
 
 import json
 import shutil
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,11 +37,13 @@ from fvlm.core.io import (
     temporary_name,
     write_json,
 )
+from fvlm.core.kept import counts
 from fvlm.training.distributed import from_main, is_main, whole
 
 SCHEMA = 1
 KEPT = 2
 STATE, MODEL, OPTIMIZER = "state.json", "model.safetensors", "optimizer.safetensors"
+STAGE, FINISHED = "train", "finished"
 
 
 @dataclass
@@ -62,7 +68,8 @@ class Checkpoints:
         tensors = {MODEL: whole(weights), OPTIMIZER: whole(_moments(model, optimizer))}
         if not is_main():
             return
-        final = self.folder / f"step-{state.step:08d}"
+        (self.folder / FINISHED).unlink(missing_ok=True)
+        final = self._at(state.step)
         temporary = self.folder / temporary_name(final.name)
         for name, values in tensors.items():
             with atomic_write(temporary / name) as file:
@@ -80,8 +87,16 @@ class Checkpoints:
         fsync_folder(self.folder)
         self._prune(final)
 
-    def resume(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainState:
+    def reached(self) -> list[int]:
+        """Steps of the checkpoints that count: not of those before `fvlm forget train`."""
+        return [_step_of(path) for path in self._saved() if counts(STAGE, path)]
+
+    def resume(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int | None = None
+    ) -> TrainState:
         """Load the newest sound checkpoint, or start at step 0 when there is none.
+
+        steps: those of the training: later checkpoints are of a longer one and do not count.
 
         A damaged one is reported and the one before it is used. Raises CheckpointError when a
         checkpoint belongs to another configuration, naming the fields. A folder is named by its
@@ -91,7 +106,8 @@ class Checkpoints:
         weights: dict[str, Tensor] = {}
         moments: dict[str, Tensor] = {}
         state = TrainState()
-        saved = self._saved() if is_main() else []
+        known = [step for step in self.reached() if steps is None or step <= steps]
+        saved = [self._at(step) for step in known] if is_main() else []
         while saved and state.step == 0:
             try:
                 weights, moments, state = self._load(saved.pop(), model)
@@ -104,10 +120,16 @@ class Checkpoints:
             _restore(model, optimizer, weights, moments)
         return state
 
-    def finish(self) -> None:
-        """This training is complete, and its model saved."""
-        for old in self._saved():
+    def finish(self, *, keep: bool = False) -> None:
+        """This training is complete, and its model saved. keep: the newest checkpoint stays."""
+        saved = self._saved()
+        for old in saved[: len(saved) - keep]:
             shutil.rmtree(old, ignore_errors=True)
+        if keep:
+            (self.folder / FINISHED).touch()
+
+    def _at(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}"
 
     def _saved(self) -> list[Path]:
         return sorted(self.folder.glob("step-*"))
@@ -135,6 +157,19 @@ class Checkpoints:
         return weights, load_file(folder / OPTIMIZER), state
 
 
+def forget_finished(root: Path, keep: Collection[str]) -> None:
+    """Delete the checkpoints of finished trainings in the folders of `root`, but of those named."""
+    for mark in root.glob(f"*/{FINISHED}"):
+        if mark.parent.name not in keep:
+            for old in mark.parent.glob("step-*"):
+                shutil.rmtree(old, ignore_errors=True)
+            mark.unlink(missing_ok=True)
+
+
+def _step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
+
+
 class _DamagedError(Exception):
     """This checkpoint cannot be used; an older one may."""
 
@@ -154,16 +189,21 @@ def _read_sound(folder: Path) -> dict[str, Any]:
 
 
 def _check_identity(folder: Path, saved: dict[str, Any], expected: dict[str, Any]) -> None:
-    there, here = _flat(saved), _flat(expected)
-    if different := [
-        f"{name} is {there.get(name)!r} there and {here.get(name)!r} here"
-        for name in sorted(there.keys() | here.keys())
-        if there.get(name) != here.get(name)
-    ]:
+    if different := differences(saved, expected):
         raise CheckpointError(
             f"{folder} belongs to another training: {', '.join(different)}; "
             "remove the folder to start anew"
         )
+
+
+def differences(saved: dict[str, Any], expected: dict[str, Any]) -> list[str]:
+    """Where nested values differ, in words, by dotted name."""
+    there, here = _flat(saved), _flat(expected)
+    return [
+        f"{name} is {there.get(name)!r} there and {here.get(name)!r} here"
+        for name in sorted(there.keys() | here.keys())
+        if there.get(name) != here.get(name)
+    ]
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -4,6 +4,9 @@ A training leaves a folder: config, weights, curve, with text a tokenizer. `.sta
 keeps a record of these files, and hard links to them until DVC's cache holds them. A training in
 the output that dvc.lock names needs no record: a fresh clone knows what `dvc pull` brings. It gets
 one when it is handed back, since dvc.lock soon names another.
+
+A finished training can become a longer one where its learning rate does not depend on its length:
+the last checkpoint stays until the stage ends with other trainings. It lies nowhere else.
 """
 
 import hashlib
@@ -17,9 +20,9 @@ from pydantic import ValidationError
 from fvlm.core.document import Document
 from fvlm.core.io import state_folder, write_json
 from fvlm.core.kept import DvcCache, counts, link_or_copy, md5_of_cached
-from fvlm.model.saved import CONFIG, TOKENIZER, WEIGHTS
+from fvlm.model.hub import CONFIG, TOKENIZER, WEIGHTS
+from fvlm.training.checkpoint import STAGE, forget_finished
 
-STAGE = "train"
 CURVE = "train.csv"
 FILES = (CONFIG, WEIGHTS, CURVE, TOKENIZER)  # the last one only of a model with text
 RECORD = "finished.json"
@@ -34,9 +37,11 @@ class KeptFile(Document):
 
 
 class Record(Document):
-    """The files of a finished training, by name."""
+    """The files of a finished training, by name; what it shares with longer ones, and its steps."""
 
     files: dict[str, KeptFile]
+    family: str = ""
+    steps: int = 0
 
 
 class FinishedTrainings:
@@ -46,8 +51,11 @@ class FinishedTrainings:
         self.root = state_folder() / STAGE
         self._cache, self._out = DvcCache(), out
 
-    def restore(self, name: str, folder: Path) -> bool:
-        """Put the files of training `name` into `folder`; False when it is not known or whole."""
+    def restore(self, name: str, folder: Path, *, family: str, steps: int) -> bool:
+        """Put the files of training `name` into `folder`; False when it is not known or whole.
+
+        family, steps: as of `remember`.
+        """
         kept = self._kept(name)
         found = kept or self._last(name)
         if found is None:
@@ -58,11 +66,22 @@ class FinishedTrainings:
         for file, path in found.items():
             link_or_copy(path, folder / file)
         if kept is None:
-            self.remember(name, folder)
+            self.remember(name, folder, family=family, steps=steps)
         return True
 
-    def remember(self, name: str, folder: Path) -> None:
-        """The training is complete, and its files lie in `folder`."""
+    def shorter(self, family: str, steps: int) -> int:
+        """Steps of the longest finished training that differs in nothing but fewer; 0: none."""
+        records = [
+            self._read(path) for path in self.root.glob(f"*/{RECORD}") if counts(STAGE, path)
+        ]
+        found = [record.steps for record in records if record and record.family == family]
+        return max((length for length in found if length < steps), default=0)
+
+    def remember(self, name: str, folder: Path, *, family: str, steps: int) -> None:
+        """The training is complete, and its files lie in `folder`.
+
+        family: a hash of all that it shares with longer and shorter ones; steps: its length.
+        """
         kept, files = self.root / name, {}
         kept.mkdir(parents=True, exist_ok=True)
         for file in FILES:
@@ -70,13 +89,16 @@ class FinishedTrainings:
                 (kept / file).unlink(missing_ok=True)
                 link_or_copy(folder / file, kept / file)
                 files[file] = _digests(kept / file)
-        write_json(kept / RECORD, Record(files=files).model_dump())
+        record = Record(files=files, family=family, steps=steps)
+        write_json(kept / RECORD, record.model_dump())
 
     def forget_files(self, keep: Collection[str]) -> None:
         """Delete links to files that DVC's cache holds, and those of all trainings but `keep`.
 
-        Only where no other training is at work. Records stay.
+        So are the last checkpoints of finished ones. Only where no other training is at work.
+        Records stay.
         """
+        forget_finished(self.root, keep)
         for path in self.root.glob(f"*/{RECORD}"):
             record = self._read(path)
             for file, facts in record.files.items() if record else ():

@@ -87,8 +87,13 @@ def train(
     if late is None:
         late = device.type == "cuda" and not isinstance(losses, FSDPModule)
     optimizer = make_optimizer(model, params)
-    factor = make_schedule(optimizer, warmup_steps=params.warmup_steps, steps=params.steps)
-    state = checkpoints.resume(model, optimizer)
+    factor = make_schedule(
+        optimizer,
+        schedule=params.schedule,
+        warmup_steps=params.warmup_steps,
+        steps=params.steps,
+    )
+    state = checkpoints.resume(model, optimizer, params.steps)
     on_resume(state.history)
     started, first = time.monotonic(), state.step
     if deadline is None:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, ValidationInfo, field_validator
@@ -17,11 +17,14 @@ from fvlm.encoders.dino import DinoEncoder, EncoderTail
 from fvlm.training.blocks import Checkpointing, CompileMode, CompileModes
 from fvlm.training.distributed import Parallel
 
+Schedule = Literal["cosine", "constant"]
+
 
 class TrainParams(Params):
     """Section `train` of params.yaml."""
 
     input: Input
+    start: str
     num_frames: int = Field(ge=1)
     frames: FrameChoice
     batch_size: int = Field(ge=1)
@@ -33,6 +36,7 @@ class TrainParams(Params):
     query_lr_factor: float = Field(gt=0)
     gradient_checkpointing: Checkpointing
     warmup_samples: int = Field(ge=0)
+    schedule: Schedule
     weight_decay: float = Field(ge=0)
     max_grad_norm: float = Field(gt=0)
     token_noise: float = Field(ge=0)
@@ -95,8 +99,9 @@ class TrainParams(Params):
 
     @property
     def warmup_steps(self) -> int:
-        """Steps of linear warm-up; never all of them."""
-        return min(round(self.warmup_samples / self.samples_per_step), self.steps - 1)
+        """Steps of linear warm-up; of a cosine never all steps."""
+        wanted = round(self.warmup_samples / self.samples_per_step)
+        return wanted if self.schedule == "constant" else min(wanted, self.steps - 1)
 
 
 def make_optimizer(model: nn.Module, params: TrainParams) -> torch.optim.AdamW:
@@ -134,15 +139,17 @@ def make_optimizer(model: nn.Module, params: TrainParams) -> torch.optim.AdamW:
 
 
 def make_schedule(
-    optimizer: torch.optim.Optimizer, *, warmup_steps: int, steps: int
+    optimizer: torch.optim.Optimizer, *, schedule: Schedule, warmup_steps: int, steps: int
 ) -> Callable[[int], float]:
-    """Factor of the peak learning rate for optimizer step 0 .. steps - 1: warm-up, then cosine.
+    """Factor of the peak learning rate for optimizer step 0 .. steps - 1: warm-up, then `schedule`.
 
     Shifted by one so that neither the first nor the last update has rate zero; past the end it
-    stays at its last value (the cosine itself would climb again).
+    stays at its last value (the cosine itself would climb again). Of a constant schedule no factor
+    depends on `steps`.
     """
+    name = "constant_with_warmup" if schedule == "constant" else schedule
     scheduler = get_scheduler(
-        "cosine", optimizer, num_warmup_steps=warmup_steps + 1, num_training_steps=steps + 1
+        name, optimizer, num_warmup_steps=warmup_steps + 1, num_training_steps=steps + 1
     )
     (factor, *_) = scheduler.lr_lambdas
 

@@ -24,14 +24,16 @@ from fvlm.core.provenance import git_commit
 from fvlm.core.seeding import torch_seed
 from fvlm.model.build import Architecture, build_model, build_tokenizer, weights_behind
 from fvlm.model.foveated import FoveatedModel, ModelParams
-from fvlm.model.saved import save_model
+from fvlm.model.saved import Preprocessing, save_model
 from fvlm.shards.manifest import EncodedManifest, FrameManifest, Manifest, read_manifest
 from fvlm.tracking.tracker import Tracker, tell_gpu_is_unseen
 from fvlm.training.checkpoint import Checkpoints
 from fvlm.training.distributed import check_same, from_main, is_main, whole
 from fvlm.training.finished import CURVE, FinishedTrainings
+from fvlm.training.longer import whatever_length, where_it_begins
 from fvlm.training.loop import OutOfTimeError, Row, train
 from fvlm.training.optim import TrainParams
+from fvlm.training.start import hash_start, load_start
 from fvlm.training.validation import PREFIX, Validation, of_these_clips, plan_validation
 
 DATA_SECTIONS = ("collect", "filter", "decode", "encode")  # of params.yaml
@@ -44,6 +46,7 @@ NOT_IDENTITY = {
     "gradient_checkpointing",
     "seeds",
     "validate_samples",
+    "start",  # by the content of its weights
 }
 
 
@@ -68,9 +71,12 @@ class Shards:
 
 @dataclass(frozen=True)
 class Trained:
-    """name: of the training; history: rows of its steps; rate: clips a second of this run."""
+    """name: of the training, and of the folder of its checkpoints, which a longer one goes on from;
+    history: rows of its steps; rate: clips a second of this run.
+    """
 
     name: str
+    state: str
     history: list[Row]
     rate: float | None
 
@@ -86,20 +92,32 @@ def run_training(
 ) -> Trained:
     """Train, go on training, or hand back; the model lies in `training.folder` then.
 
+    A training goes on from the checkpoints of a shorter one that differs in nothing else, where the
+    learning rate does not depend on the length.
+
     Of several processes the main one has `claims`, reads checkpoints and writes. deadline: on the
     monotonic clock. Raises OutOfTimeError with the state saved.
     """
     validation = _plan_validation(training, shards)
     identity = identify(training, shards, device)
     name = hash_json(identity)[:20]
+    shared = whatever_length(identity)
+    family, steps = hash_json(shared)[:20], training.params.steps
+    if training.params.schedule == "constant":
+        checkpoints = Checkpoints(finished.root, shared, family)
+    else:
+        checkpoints = Checkpoints(finished.root, identity, name)
+    state = checkpoints.folder.name
     check_same("code, parameters, data or weights", name)
     if claims is not None:
-        claims.wait(name, f"the same training ({training.title})")
-    known = torch.tensor(is_main() and finished.restore(name, training.folder))
+        claims.wait(state, f"the same training ({training.title})")
+    known = torch.tensor(
+        is_main() and finished.restore(name, training.folder, family=family, steps=steps)
+    )
     if bool(from_main(known, like=known)):
         if claims is None:
-            return Trained(name, [], None)
-        claims.release(name)
+            return Trained(name, state, [], None)
+        claims.release(state)
         what = "handed back: trained before with the same code, data and parameters"
         print(f"{training.title}: {what}")
         history = of_these_clips(read_curve(training.folder / CURVE), validation)
@@ -107,13 +125,17 @@ def run_training(
             print("no curve of held-out clips: others were read then; `fvlm forget train` has one")
         with _tracker(training, identity, name) as tracker:
             tracker.log_history(history)  # in case that no server was there
-        return Trained(name, history, None)
-    checkpoints = Checkpoints(finished.root, identity, name)
+        return Trained(name, state, history, None)
+    if claims is not None:
+        before = finished.shorter(family, steps)
+        if told := where_it_begins(training.params, checkpoints.reached(), before):
+            print(f"{training.title}: {told}")
     trained = _train(training, shards, checkpoints, identity, validation, device, deadline)
     if claims is not None:
-        finished.remember(name, training.folder)
-        checkpoints.finish()  # only now: until here they are all that is left after a crash
-        claims.release(name)
+        finished.remember(name, training.folder, family=family, steps=steps)
+        # Only now: until here they are all that is left after a crash.
+        checkpoints.finish(keep=training.params.schedule == "constant")
+        claims.release(state)
     return trained
 
 
@@ -130,6 +152,7 @@ def identify(training: Training, shards: Shards, device: torch.device) -> dict[s
         "coarse_only": training.coarse_only,
         "seed": params.seed,
         "train": params.model_dump(exclude=NOT_IDENTITY),
+        "start": hash_start(params.start),
         "data": hash_json(data),
         "weights": weights_behind(training.model, manifest),
     }
@@ -163,7 +186,7 @@ def _train(
     device: torch.device,
     deadline: float,
 ) -> Trained:
-    params, name = training.params, checkpoints.folder.name
+    params, name = training.params, hash_json(identity)[:20]
     prepared = _prepare(training, shards, device)
     began, rows = time.monotonic(), list[Row]()
     if device.type == "cuda" and is_main():
@@ -198,6 +221,10 @@ def _train(
             weights,
             prepared.architecture,
             training.folder,
+            preprocessing=Preprocessing(
+                frame_size=read_manifest(shards.frames, FrameManifest).frames.shape[-1],
+                num_frames=params.num_frames,
+            ),
             seed=params.seed,
             lambda_coarse=params.lambda_coarse,
             training=name,
@@ -205,7 +232,8 @@ def _train(
             tokenizer=prepared.tokenizer,
         )
         write_csv(training.folder / CURVE, state.history)
-    return Trained(name, of_these_clips(state.history, validation), rate)
+    history = of_these_clips(state.history, validation)
+    return Trained(name, checkpoints.folder.name, history, rate)
 
 
 def _tracker(training: Training, identity: dict[str, Any], name: str) -> Tracker:
@@ -251,6 +279,8 @@ def _prepare(training: Training, shards: Shards, device: torch.device) -> _Prepa
     model, architecture = build_model(
         training.model, manifest, input=params.input, coarse_only=training.coarse_only
     )
+    if params.start:
+        load_start(params.start, model, architecture, tokenizer)
     if params.encoder_lr > 0:
         model.train_encoder()
     return _Prepared(

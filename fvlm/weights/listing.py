@@ -12,12 +12,12 @@ from typing import Any
 from fvlm.core.errors import FvlmError
 from fvlm.core.io import file_stamp, hash_json, read_json, sha256_file, state_folder, write_json
 from fvlm.weights.resolve import PACKAGE, hub_snapshot, local_folder
-from fvlm.weights.sources import Kind
 
-KEYS: dict[Kind, str] = {
+KEYS = {
     "dino": "encode.dino",
     "vae": "encode.vae",
     "language": "model.llm",
+    "start": "train.start",
 }
 
 
@@ -34,6 +34,8 @@ def list_weights(params: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _describe(source: str, seen: "_Seen") -> dict[str, Any]:
+    if not source:
+        return {"source": source}
     if source.startswith(PACKAGE):
         name = source.removeprefix(PACKAGE)
         try:

@@ -87,7 +87,7 @@ def save(folder: Path, **params: Any) -> FoveatedModel:
     """A model whose predictions hang on all it reads."""
     torch.manual_seed(0)
     architecture = tiny.architecture(query_role="question", **params)
-    model = model_of(architecture).eval()
+    model = model_of(architecture, FoveatedModel).eval()
     for name, parameter in model.head.named_parameters():
         if name.endswith("weight"):
             torch.nn.init.kaiming_normal_(parameter)

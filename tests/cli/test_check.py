@@ -71,6 +71,19 @@ BROKEN: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
         {"train.num_frames": 24},
     ),
     (
+        {"train.start": "nowhere"},
+        "train.start: nowhere: no such folder; it must be the folder of a saved model: one that "
+        "`fvlm export` wrote, or a copy of models/foveated, whose own files are deleted before a "
+        "training",
+        {"train.start": ""},
+    ),
+    (
+        {"train.start": "models/foveated/seed-1"},
+        "train.start: models/foveated/seed-1: a training deletes what lies in models/foveated: "
+        "give a copy of the folder, or one that `fvlm export` wrote",
+        {"train.start": ""},
+    ),
+    (
         {"evaluate.num_frames": 99},
         "evaluate.num_frames: must be <= 24 (decode.num_frames), got 99; nearest: 24",
         {"evaluate.num_frames": 24},

@@ -1,6 +1,7 @@
 """One video through a trained model: tiny real encoders, a tiny saved model, real files."""
 
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -8,14 +9,15 @@ import av
 import numpy as np
 import pytest
 
+from fvlm import __main__ as door
 from fvlm.cli import predict
-from fvlm.core.device import default_device
 from fvlm.core.errors import FvlmError, WeightsError
 from fvlm.core.io import read_json, write_json
 from fvlm.encoders.dino import load_dino
 from fvlm.encoders.vae import load_vae
 from fvlm.model.build import build_model
-from fvlm.model.saved import CONFIG
+from fvlm.model.hub import CONFIG
+from fvlm.model.video import load_encoders
 from tests import tiny
 
 SIZE, FRAMES = 32, 5
@@ -37,7 +39,7 @@ def project(video_folder: Path, tiny_models: Path, monkeypatch: pytest.MonkeyPat
     )
     params = tiny.model_params(f"{tiny_models}/llm", query_layers=1, head_channels=8)
     model, architecture = build_model(params, manifest)
-    tiny.save_model(model, architecture, video_folder / "models/foveated")
+    tiny.save_model(model, architecture, video_folder / "models/foveated", frame_size=SIZE)
     return video_folder
 
 
@@ -97,7 +99,7 @@ def test_other_encoder_weights_are_refused(project: Path) -> None:
     config["provenance"]["vae"]["sha256"] = "0" * 64
     write_json(path, config)
     with pytest.raises(WeightsError, match=r"trained with other weights of .*vae"):
-        predict.load_encoders(config, default_device())
+        load_encoders()
 
 
 def test_the_command_line_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
@@ -105,8 +107,36 @@ def test_the_command_line_explains_itself(capsys: pytest.CaptureFixture[str]) ->
         predict.main(["--help"])
     assert stopped.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    for word in ("a video file of at least", "--out", "models/foveated", "default: 16"):
+    for word in (
+        "a video file of at least",
+        "--out",
+        "models/foveated",
+        "as in the model's train",
+    ):
         assert word in text
     with pytest.raises(SystemExit):
         predict.main(["a.mp4", "--frames", "2"])
     assert "at least 3" in capsys.readouterr().err
+
+
+def test_a_model_of_another_machine_needs_its_encoders_alone(
+    project: Path, tiny_models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Outside of any checkout; they lie beside the model, or where it is said."""
+    away = project / "away"
+    shutil.copytree(project / "models/foveated", away / "model")
+    monkeypatch.chdir(away)
+    config = read_json(away / "model" / CONFIG)
+    for part in ("dino", "vae"):
+        config["provenance"][part]["source"] = f"assets/{part}"
+    write_json(away / "model" / CONFIG, config)
+    call = ["predict", "../street ä.mp4", "--model", "model", "--out", "found"]
+    with pytest.raises(SystemExit, match="1"):
+        door.main(call)
+    with pytest.raises(WeightsError, match=r"assets/dino and the autoencoder assets/vae; one is n"):
+        load_encoders("model")
+    shutil.copytree(tiny_models / "dino", away / "model/dino")
+    door.main([*call, "--vae", f"{tiny_models}/vae"])
+    arrays = np.load(away / "found/predictions.npz", allow_pickle=False)
+    assert len(arrays["fine"]) == 4  # frames, as in its training
+    assert sorted(path.name for path in away.iterdir()) == ["found", "model"]

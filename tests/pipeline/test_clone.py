@@ -32,7 +32,7 @@ def script_of(stage: str) -> str:
     """Copies the parameters to all outputs, when the videos that the stage needs are there."""
     lines = ["test -d videos || exit 1"] if stage in NEED_VIDEOS else []
     for out in outs_of(STAGES[stage]):
-        names = ("dino", "vae", "language") if out == "data/weights" else ("",)
+        names = ("dino", "vae", "language", "start") if out == "data/weights" else ("",)
         paths = [f"{out}/{name}.json" if name else out for name in names]
         lines += [
             f"rm -rf {path}; mkdir -p $(dirname {path}); cp {PARAMS} {path}" for path in paths

@@ -22,7 +22,7 @@ from fvlm.core.io import read_json, sample_key, write_json
 from fvlm.core.seeding import generator
 from fvlm.model.build import build_model
 from fvlm.model.foveated import ModelParams
-from fvlm.model.saved import CONFIG
+from fvlm.model.hub import CONFIG
 from fvlm.shards.footage import hash_footage
 from fvlm.shards.manifest import EncodedManifest, read_manifest, write_manifest
 from fvlm.shards.read import open_shards

@@ -57,7 +57,7 @@ def write_inputs(folder: Path, *, held_out: int = 0) -> None:
     (folder / ".state/mlflow").write_text("in the way")
 
 
-def write_shards(folder: Path, *, held_out: int = 0) -> None:
+def write_shards(folder: Path, *, held_out: int = 0, clips: int = CLIPS) -> None:
     rng = np.random.default_rng(0)
     samples = [
         (
@@ -72,12 +72,13 @@ def write_shards(folder: Path, *, held_out: int = 0) -> None:
                 },
             },
         )
-        for number in range(CLIPS + held_out)
+        for number in range(clips + held_out)
     ]
-    shards = {"train-000000.tar": samples[:CLIPS], "val-000000.tar": samples[CLIPS:]}
+    shards = {"train-000000.tar": samples[:clips], "val-000000.tar": samples[clips:]}
     manifest = tiny.encoded_manifest((STORED, *TOKENS), (STORED, *LATENT))
     written = {name: found for name, found in shards.items() if found}
     tiny.write_shards(folder / "data/encode", written, manifest)
+    tiny.write_shards(folder / "data/decode", {}, tiny.frame_manifest(STORED, 3, 32, 32))
 
 
 def curves(folder: Path) -> list[dict[str, float]]:

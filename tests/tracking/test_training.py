@@ -68,8 +68,11 @@ def test_a_server_that_fails_changes_no_bit(
 def test_a_stopped_and_resumed_training_is_one_run(
     project: Path, database: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its steps go out at the end, where MLflow was away when they were made."""
-    set_params(project, {"train": {"max_hours": 1e-9}})
+    """Its steps go out at the end, where MLflow was away when they were made.
+
+    Trained longer, it is another run, which has all steps.
+    """
+    set_params(project, {"train": {"max_hours": 1e-9, "schedule": "constant"}})
     for tracked, steps in ((False, 0), (True, 2)):
         if tracked:
             Path(".state/mlflow").unlink()
@@ -89,3 +92,11 @@ def test_a_stopped_and_resumed_training_is_one_run(
     assert tags["fvlm.training"] == state.name
     assert {"git_commit", "data", "weights"} <= set(tags)
     assert ("train.lr", "0.0003") in database.rows("select key, value from params")
+    set_params(project, {"train": {"max_samples": 56}})
+    train.main()
+    longer = "select count(*) from metrics where key = 'loss_fine' group by run_uuid order by 1"
+    assert database.rows(longer) == [(6,), (7,)]
+    assert database.rows("select value from params where key = 'train.max_samples'") == [
+        ("48",),
+        ("56",),
+    ]

@@ -33,6 +33,7 @@ class Trial:
 
     params = TrainParams(
         input="features",
+        start="",
         encoder_lr=0.0,
         query_lr_factor=1.0,
         gradient_checkpointing="none",
@@ -44,6 +45,7 @@ class Trial:
         max_hours=1.0,
         lr=1e-2,
         warmup_samples=12,
+        schedule="cosine",
         weight_decay=0.01,
         max_grad_norm=1.0,
         token_noise=0.0,
@@ -67,6 +69,7 @@ class Trial:
         self.dropout = 0.0
         self.captions = {f"clip{number}": caption for number, caption in enumerate(CAPTIONS)}
         self.late: bool | None = None
+        self.any_length = False  # whether longer trainings go on from its checkpoints
         self.validation: Validation | None = None
         self.seen: list[str] = []
         self.on_step: Callable[[Row], None] = lambda _: None
@@ -173,9 +176,9 @@ class Trial:
         return Batch(self.tokens[rows[:, None], frames], self.latents[rows[:, None], frames], keys)
 
     def checkpoints(self) -> Checkpoints:
-        identity = {
-            "train": self.params.model_dump(exclude={"max_hours", "checkpoint_samples", "parallel"})
-        }
+        exclude = {"max_hours", "checkpoint_samples", "parallel"}
+        exclude |= {"max_samples"} if self.any_length else set()
+        identity = {"train": self.params.model_dump(exclude=exclude)}
         return Checkpoints(self.root, identity, hash_json(identity)[:20])
 
     def run(self) -> TrainState:

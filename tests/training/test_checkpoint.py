@@ -11,7 +11,8 @@ from safetensors.numpy import load
 
 from fvlm.core.errors import CheckpointError
 from fvlm.core.io import hash_json, read_json, temporary_name, write_json
-from fvlm.training.checkpoint import Checkpoints, TrainState
+from fvlm.core.kept import forget
+from fvlm.training.checkpoint import STAGE, Checkpoints, TrainState, forget_finished
 
 # In the nested form that the train stage uses.
 IDENTITY: dict[str, Any] = {
@@ -260,6 +261,35 @@ def test_an_identity_with_tuples_is_recognised(tmp_path: Path) -> None:
         checkpoints = Checkpoints(tmp_path, {"shape": (1, 2), "train": {"lr": 1e-4}}, "name")
         assert checkpoints.resume(model, optimizer).step == step - 1
         checkpoints.save(model, optimizer, TrainState(step=step))
+
+
+def test_of_a_finished_training_the_last_state_may_stay_for_a_longer_one(tmp_path: Path) -> None:
+    """Until it is forgotten; that of a training which has gone on is not a finished one's."""
+    model, optimizer = make_model()
+    first, second = (Checkpoints(tmp_path, {}, name) for name in ("first", "second"))
+    for checkpoints in (first, second):
+        for step in (1, 2):
+            checkpoints.save(model, optimizer, TrainState(step=step))
+        checkpoints.finish(keep=True)
+        assert checkpoints.reached() == [2]
+    second.save(model, optimizer, TrainState(step=3))
+    forget_finished(tmp_path, {"first"})
+    assert (first.reached(), second.reached()) == ([2], [2, 3])
+    forget_finished(tmp_path, {"second"})
+    assert (first.reached(), second.reached()) == ([], [2, 3])
+    assert not list(first.folder.iterdir())
+
+
+def test_after_forget_no_state_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    model, optimizer = make_model()
+    checkpoints = Checkpoints(tmp_path, {}, "name")
+    checkpoints.save(model, optimizer, TrainState(step=4))
+    forget(STAGE)
+    assert checkpoints.resume(model, optimizer).step == 0
+    checkpoints.save(model, optimizer, TrainState(step=1))
+    assert checkpoints.resume(model, optimizer).step == 1
+    assert [path.name for path in checkpoints.folder.glob("step-*")] == ["step-00000001"]
 
 
 def test_finishing_deletes_the_states_of_that_training_alone(tmp_path: Path) -> None:

@@ -109,6 +109,40 @@ def test_ten_stops_in_one_run(make_trial: MakeTrial) -> None:
     assert stopped.last_checkpoint() == uninterrupted.last_checkpoint()
 
 
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_eight_steps_and_eight_more(make_trial: MakeTrial, schedule: str) -> None:
+    """They equal 16, also stopped in both halves; of a cosine they are something else."""
+    at_once, in_two = (make_trial(name).change(schedule=schedule) for name in ("one", "two"))
+    for trial in (at_once, in_two):
+        trial.any_length, trial.dropout = True, 0.3
+    at_once.change(max_samples=96).run()
+    for samples, forward, step in ((48, 5, 3), (96, 7, 12)):
+        stop_at(in_two.change(max_samples=samples), forward)
+        with pytest.raises(OutOfTimeError, match=f"after step {step} of {samples // 6}"):
+            in_two.run()
+        in_two.on_forward = lambda _: None
+        in_two.run()
+        in_two.checkpoints().finish(keep=True)
+    found, expected = in_two.last_checkpoint(), at_once.last_checkpoint()
+    same = {name: found[name] == expected[name] for name in expected}
+    assert same == dict.fromkeys(expected, schedule == "constant")
+
+
+def test_a_state_beyond_the_end_does_not_count(make_trial: MakeTrial) -> None:
+    """Fewer steps than were trained: anew, from the last checkpoint that is not too far."""
+    short, long = (make_trial(name).change(schedule="constant") for name in ("one", "two"))
+    short.any_length = long.any_length = True
+    short.change(max_samples=30, checkpoint_samples=6).run()
+    long.change(max_samples=96, checkpoint_samples=6).run()
+    assert long.checkpoints().reached() == [15, 16]
+    first = len(long.seen)
+    assert long.change(max_samples=90).run().step == 15
+    assert len(long.seen) == first  # which was there
+    assert long.change(max_samples=30).run().step == 5
+    assert len(long.seen) > first
+    assert long.last_checkpoint() == short.last_checkpoint()
+
+
 def test_out_of_time_stops_after_a_step_and_continues(make_trial: MakeTrial) -> None:
     uninterrupted, stopped = make_trial("whole"), make_trial("stopped").change(max_hours=1e-9)
     uninterrupted.run()

@@ -61,6 +61,7 @@ def clip_of(batch: Batch, number: int, text: Text) -> Batch:
 def make_params(**changes: object) -> TrainParams:
     values: dict[str, Any] = {
         "input": "features",
+        "start": "",
         "num_frames": T,
         "frames": "random",
         "batch_size": B,
@@ -72,6 +73,7 @@ def make_params(**changes: object) -> TrainParams:
         "query_lr_factor": 1.0,
         "gradient_checkpointing": "none",
         "warmup_samples": 0,
+        "schedule": "cosine",
         "weight_decay": 0.0,
         "max_grad_norm": 1.0,
         "token_noise": 0.0,

@@ -10,12 +10,19 @@ from transformers import Dinov2Config, Dinov2Model, LlamaConfig, LlamaModel
 from fvlm.encoders.dino import DinoEncoder
 from fvlm.model.foveated import FoveatedModel
 from fvlm.model.query_attention import DeepAttention, ShallowAttention
-from fvlm.training.optim import TrainParams, make_optimizer, make_schedule, set_learning_rate
+from fvlm.training.optim import (
+    Schedule,
+    TrainParams,
+    make_optimizer,
+    make_schedule,
+    set_learning_rate,
+)
 
 
 def make_params(**changes: object) -> TrainParams:
     values: dict[str, object] = {
         "input": "features",
+        "start": "",
         "num_frames": 3,
         "frames": "random",
         "batch_size": 4,
@@ -27,6 +34,7 @@ def make_params(**changes: object) -> TrainParams:
         "query_lr_factor": 1.0,
         "gradient_checkpointing": "none",
         "warmup_samples": 20,
+        "schedule": "cosine",
         "weight_decay": 0.1,
         "max_grad_norm": 1.0,
         "token_noise": 0.0,
@@ -43,10 +51,12 @@ def make_params(**changes: object) -> TrainParams:
     return TrainParams.model_validate(values | changes)
 
 
-def factors(*, warmup_steps: int, steps: int, count: int) -> list[float]:
+def factors(
+    *, warmup_steps: int, steps: int, count: int, schedule: Schedule = "cosine"
+) -> list[float]:
     optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=1.0)
-    schedule = make_schedule(optimizer, warmup_steps=warmup_steps, steps=steps)
-    return [schedule(step) for step in range(count)]
+    factor = make_schedule(optimizer, schedule=schedule, warmup_steps=warmup_steps, steps=steps)
+    return [factor(step) for step in range(count)]
 
 
 def test_warmup_rises_to_the_peak_and_the_cosine_falls() -> None:
@@ -69,8 +79,23 @@ def test_the_shortest_trainings_have_positive_rates(steps: int) -> None:
 def test_the_schedule_is_a_pure_function_of_the_step() -> None:
     forward = factors(warmup_steps=3, steps=12, count=12)
     optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=1.0)
-    schedule = make_schedule(optimizer, warmup_steps=3, steps=12)
+    schedule = make_schedule(optimizer, schedule="cosine", warmup_steps=3, steps=12)
     assert [schedule(step) for step in reversed(range(12))] == forward[::-1]
+
+
+def test_a_constant_schedule_knows_nothing_of_its_length() -> None:
+    """Also of a training that is not longer than the warm-up."""
+    short, long = (
+        make_params(schedule="constant", warmup_samples=16, batch_size=4, max_samples=samples)
+        for samples in (16, 48)
+    )
+    assert short.warmup_steps == long.warmup_steps == 4
+    given = [
+        factors(warmup_steps=4, steps=params.steps, count=params.steps, schedule="constant")
+        for params in (short, long)
+    ]
+    assert given[1] == pytest.approx([0.2, 0.4, 0.6, 0.8] + [1.0] * 8)
+    assert given[0] == given[1][:4]
 
 
 def test_weight_decay_by_name() -> None:

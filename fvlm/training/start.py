@@ -1,0 +1,74 @@
+"""Start a training from the weights of a saved model: `train.start`."""
+
+from pathlib import Path
+from typing import Any
+
+from fvlm.clips.tokenizer import CaptionTokenizer
+from fvlm.core.errors import CheckpointError, FvlmError
+from fvlm.model.build import Architecture
+from fvlm.model.foveated import FoveatedModel
+from fvlm.model.hub import CONFIG
+from fvlm.model.saved import load_model, load_tokenizer_of, read_config
+from fvlm.training.checkpoint import differences
+from fvlm.weights.resolve import local_folder
+
+# Of the parameters of a model: those that no weight is trained for.
+FREE = {"llm", "llm_layers", "fine_iterations", "max_text_tokens"}
+
+
+def find_start(start: str) -> Path:
+    """The folder of a saved model; a relative one lies in the working directory or the project.
+
+    Raises CheckpointError when there is none.
+    """
+    folder = local_folder(start)
+    if folder is None or not (folder / CONFIG).is_file():
+        raise CheckpointError(
+            f"train.start: {start}: "
+            + (f"{folder} holds no {CONFIG}" if folder else "no such folder")
+            + "; it must be the folder of a saved model: one that `fvlm export` wrote, or a copy of"
+            " models/foveated, whose own files are deleted before a training"
+        )
+    return folder
+
+
+def hash_start(start: str) -> str:
+    """Hex sha256 of the weights that the training starts from; "" for pretrained parts alone."""
+    return read_config(find_start(start)).weights_sha256 if start else ""
+
+
+def load_start(
+    start: str,
+    model: FoveatedModel,
+    architecture: Architecture,
+    tokenizer: CaptionTokenizer | None,
+) -> None:
+    """Give `model` the weights of a saved one.
+
+    Raises CheckpointError where that has another architecture, other encoders or another tokenizer,
+    naming what differs, or cannot be loaded.
+    """
+    folder = find_start(start)
+    there = _decides(read_config(folder), load_tokenizer_of(folder))
+    if different := differences(there, _decides(architecture, tokenizer)):
+        raise CheckpointError(
+            f"train.start: {start} is another model: {', '.join(different)}; set these parameters "
+            "as they were there, or start from a model that has them"
+        )
+    try:
+        model.load_state_dict(load_model(folder).state_dict())
+    except (FvlmError, RuntimeError) as error:
+        raise CheckpointError(f"train.start: {start}: {error}") from None
+
+
+def _decides(architecture: Architecture, tokenizer: CaptionTokenizer | None) -> dict[str, Any]:
+    """What must be the same for weights to mean the same; whether fine passes are run does not."""
+    found = architecture.model_dump(
+        mode="json",
+        include={"input", "model", "language", "encoder", "token_shape", "latent_shape"},
+    )
+    found["model"] = {key: value for key, value in found["model"].items() if key not in FREE}
+    for name in ("dino", "vae"):
+        part = getattr(architecture.provenance, name).model_dump()
+        found[name] = {key: part[key] for key in part if key not in ("source", "revision")}
+    return found | {"tokenizer": tokenizer.tokenizer.to_str() if tokenizer else None}

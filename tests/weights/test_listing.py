@@ -1,0 +1,23 @@
+"""What pretrained parts hold is told by content: later stages run again when that changes."""
+
+from pathlib import Path
+
+import pytest
+
+from fvlm.weights.listing import KEYS, list_weights
+
+
+def test_a_start_is_told_by_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    params = {"encode": {"dino": "a", "vae": "a"}, "model": {"llm": "a"}}
+    params |= {"uncertainty": {"model": "a"}, "train": {"start": ""}}
+    (tmp_path / "a").mkdir()
+    found = list_weights(params)
+    assert found.keys() == KEYS.keys()
+    assert found["start"] == {"source": ""}
+    params["train"]["start"] = "a"
+    seen = [list_weights(params)["start"]]
+    for content in ("one", "two"):
+        (tmp_path / "a/model.safetensors").write_text(content)
+        seen.append(list_weights(params)["start"])
+    assert len({str(said) for said in seen}) == 3
