@@ -87,7 +87,7 @@ def test_mlflow_holds_curves_result_report_and_card_in_one_run(workspace: Path) 
     assert {"decode.frame_size": "32", "train.batch_size": "4"}.items() <= params.items()
     folder = workspace / ".state/mlflow/artifacts"
     sent = {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    names = ("index.html", "model_card.md")
+    names = ("figures.csv", "index.html", "model_card.md")
     assert sent == {name: (workspace / "reports" / name).read_bytes() for name in names}
     run_id = database.rows("select run_uuid from runs")[0][0].encode()
     made = [path for part in OUTPUTS for path in (workspace / part).rglob("*") if path.is_file()]
@@ -156,6 +156,7 @@ def test_experiment_with_another_batch_size_costs_the_same_samples(
     for revision in ("HEAD", "workspace"):  # the curves of both, against clips seen
         assert f'"rev": "{revision}"' in page
     assert '"field": "samples"' in page
+    assert 'src="http' not in page  # what draws the charts is in the page
     assert ran(run("dvc", "repro")) == ["collect"]  # what the experiment left is up to date
 
 
