@@ -103,14 +103,19 @@ def test_trained_model_loads_with_one_call(workspace: Path) -> None:
     assert sum(parameter.numel() for parameter in model.parameters()) > 1_000_000
 
 
-def test_the_example_of_the_docs_goes_from_shards_to_a_picture(workspace: Path, run: Run) -> None:
+def test_the_examples_of_the_docs_go_from_a_video_to_pictures(workspace: Path, run: Run) -> None:
+    """The one in Python, then the cells of the notebook, as they are printed."""
     (example,) = re.findall(
         r"```python\n(.*?)```", (ROOT / "docs/python.md").read_text(), re.DOTALL
     )
-    run("python", "-c", example)
+    notebook = json.loads((ROOT / "docs/from_video_to_verdict.ipynb").read_text())
+    cells = ["".join(c["source"]) for c in notebook["cells"] if c["cell_type"] == "code"]
+    said = run("python", "-c", "\n".join([example, *cells]))
     picture = imread(workspace / "look.png")
     assert picture.std() > 0
     (workspace / "look.png").unlink()
+    for line in ("short.mp4: filtered, ", "tokens of each frame: ", "this clip alone", "verdict"):
+        assert line in said
 
 
 def test_verdict_is_printed_with_controls_and_interval(run: Run) -> None:
