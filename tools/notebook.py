@@ -18,7 +18,7 @@ import matplotlib.pyplot as plt
 
 from fvlm.core.io import atomic_write
 
-STORED = {"dpi": 70, "pil_kwargs": {"quality": 80}}  # small: git keeps every version
+DPI, QUALITY = 70, {"quality": 80}  # of stored figures: git keeps every version
 
 
 def run_cells(notebook: dict[str, Any]) -> None:
@@ -43,7 +43,8 @@ def _figures() -> list[dict[str, Any]]:
     outputs = []
     for number in plt.get_fignums():
         content = io.BytesIO()
-        plt.figure(number).savefig(content, format="jpeg", bbox_inches="tight", **STORED)
+        figure = plt.figure(number)
+        figure.savefig(content, format="jpeg", bbox_inches="tight", dpi=DPI, pil_kwargs=QUALITY)
         data = {"image/jpeg": base64.b64encode(content.getvalue()).decode()}
         outputs.append({"output_type": "display_data", "data": data, "metadata": {}})
     plt.close("all")

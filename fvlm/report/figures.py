@@ -1,5 +1,6 @@
 """Every figure of a run as one table, for those who count on with them."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from fvlm.core.document import flatten
@@ -11,7 +12,7 @@ def figure_rows(report: Report) -> list[dict[str, Any]]:
 
     Tables are named after the files that the figures are from.
     """
-    single = {
+    single: dict[str, Mapping[str, Any]] = {
         "evaluate": flatten(report.evaluation),
         "train": report.training,
         "filter": report.filtering,
@@ -19,14 +20,14 @@ def figure_rows(report: Report) -> list[dict[str, Any]]:
         "parameters": report.parameters,
         "flops": {f"clip_of_{report.clip_frames}_frames": report.flops},
     }
-    tables = {
+    tables: dict[str, Mapping[str, Mapping[str, Any]]] = {
         "evaluate by frame": {str(row.frame): flatten(row) for row in report.frames},
         "evaluate by motion": {str(row.quartile): flatten(row) for row in report.motion},
         "evaluate by clip": {row.key: flatten(row) for row in report.by_clip},
         "train by clips seen": {str(row["samples"]): row for row in report.curves},
         "held-out clips by clips seen": {str(row["samples"]): row for row in report.validation},
     }
-    every = {name: {"": figures} for name, figures in single.items()} | tables
+    every = {**{name: {"": figures} for name, figures in single.items()}, **tables}
     return [
         {"table": table, "row": row, "figure": name, "value": value}
         for table, rows in every.items()
