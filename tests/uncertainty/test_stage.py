@@ -28,7 +28,6 @@ from fvlm.uncertainty.validity import blur, downsample
 from pipeline import paths, uncertainty
 from tests import tiny
 
-PIPELINE = Path(__file__).parents[2] / "uncertainty/dvc.yaml"
 STORED, SIZE = 6, 32
 TABLES = (paths.UNCERTAINTY, paths.UNCERTAINTY_BY_PASSES)
 PICTURES = (paths.UNCERTAINTY_PLOT, paths.UNCERTAINTY_SHEET)
