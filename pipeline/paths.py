@@ -36,6 +36,7 @@ CONTROLS_PLOT = Path("plots/controls.png")
 # report
 PAGE = Path("reports/index.html")
 PICTURES = Path("reports/pictures")
+FIGURES = Path("reports/figures.csv")
 CARD = Path("reports/model_card.md")
 
 # uncertainty: of all towers; their pictures, TOWER_icc.png and TOWER_frames.png, in a folder

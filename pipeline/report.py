@@ -2,8 +2,8 @@
 
 Reads   models/foveated/, data/filter/, data/decode/, data/encode/, data/evaluation.json,
         metrics/*.json, plots/*.csv, all of params.yaml
-Writes  reports/index.html, reports/pictures/, reports/model_card.md; sends figures, page and card
-        to the MLflow run of the training
+Writes  reports/index.html, reports/figures.csv, reports/pictures/, reports/model_card.md; sends
+        figures and these files, without the pictures, to the MLflow run of the training
 """
 
 import shutil
@@ -11,19 +11,22 @@ from pathlib import Path
 from typing import Any
 
 from fvlm.clips.order import evaluated_frames
-from fvlm.clips.reader import open_clips
+from fvlm.clips.reader import ClipReader, Indices, open_clips
 from fvlm.core.device import default_device
 from fvlm.core.document import flatten, read_document, read_table
 from fvlm.core.errors import ShardError
-from fvlm.core.io import atomic_write, hash_json, read_csv, read_json, read_jsonl
+from fvlm.core.io import atomic_write, hash_json, read_csv, read_json, read_jsonl, write_csv
 from fvlm.core.params import Params, load_params
 from fvlm.core.progress import Progress
-from fvlm.core.provenance import git_commit, package_versions
+from fvlm.core.provenance import commit_date, git_commit, package_versions
 from fvlm.core.stage import run
 from fvlm.encoders.vae import load_vae
+from fvlm.model.foveated import FoveatedModel
 from fvlm.model.hub import CONFIG
 from fvlm.model.saved import load_model, load_tokenizer_of
 from fvlm.report.card import render_card
+from fvlm.report.cost import clip_flops, count_parameters
+from fvlm.report.figures import figure_rows
 from fvlm.report.gallery import (
     Chosen,
     ReportParams,
@@ -46,6 +49,7 @@ from pipeline.paths import (
     DECODE_METRICS,
     ENCODED,
     EVALUATION,
+    FIGURES,
     FILTER_METRICS,
     FRAMES,
     MANIFEST,
@@ -78,7 +82,13 @@ def main() -> None:
     evaluation, rows = read_document(Evaluation, EVALUATION), read_table(ClipRow, BY_CLIP)
     chosen = choose_clips(rows, sections.report.clips)
     shutil.rmtree(PICTURES, ignore_errors=True)
+    model = load_model(MODEL)
+    reader = open_held_out(model)
+    kept = evaluated_frames(stored=reader.stored, count=sections.evaluate["num_frames"])
     report = Report(
+        dataset=str(sections.collect["source"]),
+        date=commit_date(Path()),
+        figures=FIGURES.name,
         evaluation=evaluation,
         training=read_json(TRAIN_METRICS),
         filtering=read_json(FILTER_METRICS),
@@ -88,12 +98,15 @@ def main() -> None:
         frames=read_table(FrameRow, BY_FRAME),
         motion=read_table(MotionRow, BY_MOTION),
         by_clip=rows,
-        clips=picture_clips(chosen, frames=sections.evaluate["num_frames"]),
+        clips=picture_clips(chosen, model, reader, kept),
         shown=describe_choice(chosen, len(rows)),
         tokens=config["token_shape"][0],
+        parameters=count_parameters(model),
+        flops=clip_flops(model, reader.read([0], kept)),
+        clip_frames=len(kept),
         unused=unused_videos(),
         params=sections.model_dump(),
-        provenance=provenance(config) | {"losses computed as": evaluation.arithmetic},
+        provenance=provenance(config),
         versions=package_versions(),
     )
     card = render_card(
@@ -109,6 +122,7 @@ def main() -> None:
         with atomic_write(path) as file:
             # File names need not be UTF-8.
             file.write(text.encode(errors="replace"))
+    write_csv(FIGURES, figure_rows(report))
     texts = {f"evaluate.{key}": str(value) for key, value in sections.evaluate.items()}
     texts |= {"git_commit": report.provenance["git commit"]}
     found = flatten(evaluation)
@@ -116,13 +130,22 @@ def main() -> None:
     seed = f"seed {config['seed']}"
     # Steps that the training could not send in time go out now.
     steps = [{name: float(value) for name, value in row.items() if value} for row in report.curves]
-    send_results(config["training"], found | texts, [PAGE, CARD], title=seed, history=steps)
+    files = [PAGE, FIGURES, CARD]
+    send_results(config["training"], found | texts, files, title=seed, history=steps)
 
 
-def picture_clips(chosen: list[Chosen], *, frames: int) -> list[PicturedClip]:
-    """Run the model over the chosen clips, with as many frames as were evaluated."""
+def open_held_out(model: FoveatedModel) -> ClipReader:
+    """The held-out clips as the model takes them."""
+    tokenizer = load_tokenizer_of(MODEL)
+    return open_clips(ENCODED, FRAMES, split="val", input=model.input, tokenizer=tokenizer)
+
+
+def picture_clips(
+    chosen: list[Chosen], model: FoveatedModel, reader: ClipReader, kept: Indices
+) -> list[PicturedClip]:
+    """Run the model over the chosen clips, with the frames that were evaluated."""
     device, manifest = default_device(), read_manifest(ENCODED, EncodedManifest)
-    model = load_model(MODEL).to(device)
+    model = model.to(device)
     vae, source = load_vae(manifest.vae.source)
     if source.sha256 != manifest.vae.sha256:
         raise ShardError(
@@ -130,10 +153,7 @@ def picture_clips(chosen: list[Chosen], *, frames: int) -> list[PicturedClip]:
             "run `dvc repro -f -s encode`"
         )
     vae.to(device)
-    tokenizer = load_tokenizer_of(MODEL)
-    reader = open_clips(ENCODED, FRAMES, split="val", input=model.input, tokenizer=tokenizer)
     decoded = open_shards(FRAMES, split="val")
-    kept = evaluated_frames(stored=reader.stored, count=frames)
     pictured = []
     with Progress("report", total=len(chosen), unit="clip") as progress:
         for clip in chosen:

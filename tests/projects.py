@@ -118,6 +118,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "presets/",
         "assets/",
         ".dvc/config",
+        ".dvc/plots.html",
         ".dvc/.gitignore",
         ".dvcignore",
         ".gitignore",

@@ -1,5 +1,6 @@
 """What README and the other pages tell a person to do exists: links, commands, parameters."""
 
+import json
 import re
 import shlex
 from importlib import import_module
@@ -81,6 +82,23 @@ def test_every_page_is_reached_from_the_readme() -> None:
         if not link.startswith("http")
     }
     assert set(PAGES) - {ROOT / "README.md"} <= reached
+
+
+def test_the_notebook_is_stored_as_it_ran() -> None:
+    """Its cells are run by tests/pipeline/test_repro.py; `python -m tools.notebook` stores it."""
+    path = ROOT / "docs/from_video_to_verdict.ipynb"
+    assert path.stat().st_size < 300_000
+    notebook = json.loads(path.read_text())
+    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
+    outputs = [output for cell in code for output in cell["outputs"]]
+    assert len([output for output in outputs if "data" in output]) >= 5
+    printed = "".join("".join(output.get("text", [])) for output in outputs)
+    assert "Loss / fine loss" in printed
+    assert not re.search(r"/(tmp|home|root|work)/", printed)  # the machine it ran on
+    text = "".join("".join(cell["source"]) for cell in notebook["cells"])
+    for link in LINK.findall(text):
+        assert (path.parent / link).exists(), link
 
 
 def test_the_readme_is_read_in_five_minutes() -> None:

@@ -17,11 +17,12 @@ NAMED = 5  # files that differ from the commit; of more only the numbers are tol
 def git_commit(folder: Path) -> str:
     """The commit of the code, and which files of code and parameters are not as it has them.
 
-    This stays true whatever is committed later. In a temporary experiment of DVC the commit is the
-    one that the experiment started from.
+    It is the last one that changed any of these: a clone of a later one, which holds results, makes
+    the same bytes. (A shallow clone knows none before its first and names that.) In a temporary
+    experiment of DVC it is the last one before the experiment.
     """
     try:
-        commit = _git(folder, "rev-parse", "HEAD").strip()
+        commit, _ = _last_commit(folder)
         status = _git(
             folder,
             *("--no-optional-locks", "status", "--porcelain", "-z", "--no-renames"),
@@ -39,6 +40,22 @@ def git_commit(folder: Path) -> str:
         counted = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
         told = f"{len(entries)} files of code and parameters ({counted})"
     return f"{commit}; not committed when this was made: {told}"
+
+
+def commit_date(folder: Path) -> str:
+    """The day of `git_commit` as YYYY-MM-DD, where it was committed; empty where there is none."""
+    try:
+        return _last_commit(folder)[1]
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def _last_commit(folder: Path) -> tuple[str, str]:
+    """Hash and day of the last commit that changed CODE; of HEAD where none did."""
+    command = ("rev-list", "-1", "--format=%cs", "HEAD")
+    found = _git(folder, *command, "--", *CODE) or _git(folder, *command)
+    _, commit, date = found.split()  # commit HASH, a line with the day
+    return commit, date
 
 
 def _kind(status: str) -> str:

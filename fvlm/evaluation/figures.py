@@ -118,12 +118,18 @@ def draw_motion(axes: Axes, rows: Sequence[MotionRow]) -> None:
 
 
 def draw_controls(axes: Axes, rows: Sequence[RatioRow]) -> None:
-    """Each loss / fine loss with its interval: all must be above 1 before queries get credit."""
+    """Each loss / fine loss with its interval: all must be above 1 before queries get credit.
+
+    Small rings below a point: the same of each training, where there are several.
+    """
     axes.axvline(1, color=GREY, lw=1, ls="--")
     for height, row in enumerate(reversed(rows)):
         ratio, colour = row.ratio, BLUE if row.arm == "coarse" else ORANGE
         if ratio.low is not None and ratio.high is not None:
             axes.plot([ratio.low, ratio.high], [height, height], color=colour, lw=4, alpha=0.45)
+        if row.seeds:
+            below = [height - 0.22] * len(row.seeds)
+            axes.plot(row.seeds, below, "o", color=GREY, mfc="none", ms=4)
         if ratio.value is None:
             axes.annotate("undefined", (1, height), color=GREY, va="center")
             continue

@@ -76,10 +76,16 @@ class PicturedClip:
 class Report:
     """All facts of a run: contents of metrics/*.json, rows of plots/*.csv, pictures, origins.
 
+    dataset, date: what the title says: where the videos are from, the day of the code (may be
+    empty). figures: the file of all figures. parameters: of the model, by part; flops:
+    floating-point operations a clip of `clip_frames` frames.
     shown: a sentence on which clips are pictured. tokens: N of a frame. unused: rows of videos
     that were not used, with video_id, status, reason and message. params: section -> key -> value.
     """
 
+    dataset: str
+    date: str
+    figures: str
     evaluation: Evaluation
     training: dict[str, Any]
     filtering: dict[str, Any]
@@ -92,6 +98,9 @@ class Report:
     clips: Sequence[PicturedClip]
     shown: str
     tokens: int
+    parameters: Mapping[str, int]
+    flops: int
+    clip_frames: int
     unused: Sequence[dict[str, Any]]
     params: dict[str, dict[str, Any]]
     provenance: dict[str, str]
@@ -116,6 +125,9 @@ def render_page(report: Report) -> str:
         "curves": svg_chart(partial(draw_curves, rows=report.curves, held_out=report.validation)),
     }
     return environment.get_template("page.html").render(
+        dataset=report.dataset,
+        date=report.date,
+        figures=report.figures,
         verdict=report.evaluation.verdict,
         label=in_words(report.evaluation.verdict),
         labels=[[in_words(label).capitalize(), demand] for label, demand in DEMANDS.items()],
@@ -144,7 +156,7 @@ def render_page(report: Report) -> str:
             for row in report.motion
         ],
         clip_rows=_clip_rows(report.by_clip),
-        clip_title="Ratio by clip, frames 3+ (one video gives no interval)"
+        clip_title="Ratio by video, frames 3+ (one alone has no interval)"
         + (f", the best {LISTED} of {len(report.by_clip)}" if len(report.by_clip) > LISTED else ""),
         charts={name: _uri("image/svg+xml", chart.encode()) for name, chart in charts.items()},
         controls_alt="; ".join(
@@ -154,6 +166,8 @@ def render_page(report: Report) -> str:
         motion_alt=_series_alt("quartile", {row.quartile: row.ratio for row in report.motion}),
         curves_alt=_curves_alt(report.curves),
         training=[[_words(name), _text(value)] for name, value in report.training.items()],
+        seed_rows=[[str(seed), *ratio_cells(ratio)] for seed, ratio in held_out.by_seed.items()],
+        cost=_cost(report),
         patches=patch_grid(report.tokens)[1] ** 2,
         looking=[
             [
@@ -250,6 +264,18 @@ def _counts(report: Report) -> list[Cells]:
     return [[name, count] for name, count in (counts | failed).items()]
 
 
+def _cost(report: Report) -> list[Cells]:
+    """What the model weighs, what a clip costs, and where that was computed."""
+    return [
+        *([f"parameters: {part}", f"{count:,}"] for part, count in report.parameters.items()),
+        [
+            f"operations a clip of {report.clip_frames} frames, coarse and fine passes",
+            f"{report.flops / 1e9:.1f} GFLOP",
+        ],
+        ["losses computed as", report.evaluation.arithmetic],
+    ]
+
+
 def _clip_rows(rows: Sequence[ClipRow]) -> list[Cells]:
     """The best clips first; those without a ratio last."""
 
@@ -258,7 +284,12 @@ def _clip_rows(rows: Sequence[ClipRow]) -> list[Cells]:
         return math.inf if ratio is None else -ratio
 
     return [
-        [row.video_id, *_both_losses(row), figure(row.coarse_fine_ratio_dynamic)]
+        [
+            row.video_id,
+            figure(row.losses.get("persistence"), 5),
+            *_both_losses(row),
+            figure(row.coarse_fine_ratio_dynamic),
+        ]
         for row in sorted(rows, key=rank)[:LISTED]
     ]
 
@@ -280,10 +311,6 @@ def _curves_alt(rows: Sequence[Mapping[str, Any]]) -> str:
         for name in ("coarse", "fine")
     ]
     return f"Loss over {last['samples']} clips seen: {', '.join(ends)}"
-
-
-def _shown(value: Any) -> str:
-    return figure(float(value), 5)
 
 
 def _words(name: str) -> str:

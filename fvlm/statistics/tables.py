@@ -7,6 +7,8 @@ from fvlm.statistics.arms import BASELINES, measured_arms
 from fvlm.statistics.evaluation import Evaluation, short_meaning
 from fvlm.statistics.ratio import Estimate
 
+VERDICT_RESTS_ON = "coarse, frames 3+"
+
 
 @dataclass(frozen=True)
 class ArmRow:
@@ -20,12 +22,16 @@ class ArmRow:
 
 @dataclass(frozen=True)
 class RatioRow:
-    """A ratio to the loss of the fine pass. arm: whose; videos: of how many."""
+    """A ratio to the loss of the fine pass. arm: whose; videos: of how many.
+
+    seeds: the same of each training, where there are several and it is known.
+    """
 
     arm: str
     meaning: str
     ratio: Estimate
     videos: int
+    seeds: tuple[float, ...] = ()
 
 
 def arm_rows(evaluation: Evaluation) -> list[ArmRow]:
@@ -50,7 +56,7 @@ def ratio_rows(evaluation: Evaluation) -> list[RatioRow]:
     arms = [*found.controls, "autoregressive", *BASELINES]
     compared = [
         ("coarse", "coarse, all frames", found.coarse_fine_ratio),
-        ("coarse", "coarse, frames 3+", found.coarse_fine_ratio_dynamic),
+        ("coarse", VERDICT_RESTS_ON, found.coarse_fine_ratio_dynamic),
         ("coarse", "coarse, frames 1 and 2 (cannot gain)", found.coarse_fine_ratio_early),
         ("coarse", "coarse, relative to frame 1 (guard)", found.over_frame_1),
         ("coarse", "coarse, relative to frame 2 (guard)", found.over_frame_2),
@@ -59,7 +65,11 @@ def ratio_rows(evaluation: Evaluation) -> list[RatioRow]:
     ]
     if found.captions:
         compared.append(("coarse", "coarse, captions", found.captions.ratio))
-    return [RatioRow(arm, meaning, ratio, found.videos) for arm, meaning, ratio in compared] + [
+    seeds = tuple(ratio.value for ratio in found.by_seed.values() if ratio.value is not None)
+    return [
+        RatioRow(arm, meaning, ratio, found.videos, seeds if meaning == VERDICT_RESTS_ON else ())
+        for arm, meaning, ratio in compared
+    ] + [
         RatioRow(arm, f"{short_meaning(arm)} on training clips, frames 3+", ratio, training.videos)
         for arm, ratio in training.against.items()
     ]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fvlm.core.provenance import NAMED, PACKAGES, git_commit, package_versions
+from fvlm.core.provenance import NAMED, PACKAGES, commit_date, git_commit, package_versions
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,6 +32,34 @@ def test_results_are_no_local_change_but_parameters_are(repository: Path) -> Non
     assert "params.yaml (changed)" in git_commit(repository)
 
 
+def test_a_commit_of_results_is_not_named(
+    repository: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a clone of the committed results would make another report than they hold."""
+    code, clone = git_commit(repository), tmp_path_factory.mktemp("clone") / "clone"
+    monkeypatch.setenv("GIT_COMMITTER_DATE", "2031-02-03T23:30:00-0500")
+    (repository / "dvc.lock").write_text("results\n")
+    commit_all(repository)
+    subprocess.run(["git", "clone", "-q", str(repository), str(clone)], check=True)
+    assert git_commit(clone) == git_commit(repository) == code
+    (repository / "params.yaml").write_text("a: 2\n")
+    assert commit_date(repository) == commit_date(clone) != "2031-02-03"
+    commit_all(repository)
+    assert git_commit(repository) not in (code, "")
+    assert commit_date(repository) == "2031-02-03"  # where it was committed, wherever it is read
+
+
+def test_a_repository_without_code_names_what_there_is(repository: Path) -> None:
+    subprocess.run(["git", "mv", "params.yaml", "other.yaml"], cwd=repository, check=True)
+    subprocess.run(["git", "commit", "-q", "--amend", "-m", "no code"], cwd=repository, check=True)
+    assert len(git_commit(repository)) == 40
+
+
+def commit_all(repository: Path) -> None:
+    for command in (["add", "-A"], ["commit", "-q", "-m", "more"]):
+        subprocess.run(["git", *command], cwd=repository, check=True)
+
+
 def test_files_that_differ_are_named_a_handful_of_them(repository: Path) -> None:
     commit = git_commit(repository)
     (repository / "fvlm" / "é new").mkdir(parents=True)
@@ -46,8 +74,7 @@ def test_files_that_differ_are_named_a_handful_of_them(repository: Path) -> None
         (repository / "fvlm" / f"{number}.py").write_text("")
     counted = "8 files of code and parameters (7 new, 1 deleted)"
     assert git_commit(repository) == f"{commit}; not committed when this was made: {counted}"
-    for command in (["add", "-A"], ["commit", "-q", "-m", "more"]):
-        subprocess.run(["git", *command], cwd=repository, check=True)
+    commit_all(repository)
     assert len(git_commit(repository)) == len(commit)
 
 
@@ -78,6 +105,7 @@ def test_an_experiment_names_the_commit_it_started_from(repository: Path) -> Non
 
 def test_an_unpacked_archive_has_no_commit(tmp_path: Path) -> None:
     assert git_commit(tmp_path) == "not in a git repository"
+    assert commit_date(tmp_path) == ""
 
 
 def test_versions_are_those_installed() -> None:

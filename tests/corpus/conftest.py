@@ -1,10 +1,13 @@
-"""A small film with known keyframes, rendered once."""
+"""A small film with known keyframes, rendered once; files of no meaning, and what is listed."""
 
+from collections import Counter
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+
+from fvlm.corpus.listing import CollectParams, ListedVideo, list_videos
 
 FRAMES, RATE, GOP = 96, 24, 24
 
@@ -22,3 +25,21 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode(None))
     return path
+
+
+def touch(path: Path, content: bytes = b"video") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def listed(source: Path | str, **names: str) -> list[ListedVideo]:
+    return list_with_rest(source, **names)[0]
+
+
+def list_with_rest(source: Path | str, **names: str) -> tuple[list[ListedVideo], Counter[str]]:
+    return list_videos(CollectParams(source=str(source), control_clips=2, control_seed=0, **names))
+
+
+def ids(source: Path | str) -> list[str]:
+    return [video.video_id for video in listed(str(source))]

@@ -1,5 +1,6 @@
 """What the charts draw: every figure beside the name of its own arm, frame or trial."""
 
+import dataclasses
 import itertools
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
@@ -91,6 +92,13 @@ def test_every_control_has_its_own_label_ratio_and_interval(axes: Axes) -> None:
     texts = {text.get_text(): labels[text.xy[1]] for text in axes.texts}  # type: ignore[attr-defined]
     assert texts["undefined"] == "another video's, frames 3+"
     assert texts["0.9700"] == "random queries, frames 3+"
+
+
+def test_each_training_has_a_ring_below_the_ratio_of_all(axes: Axes) -> None:
+    whole, other = CONTROLS[0], CONTROLS[3]
+    draw_controls(axes, [dataclasses.replace(whole, seeds=(1.01, 1.04)), other])
+    rings = sorted((x, filled) for (x, y), filled in points(axes).items() if 0.5 < y < 1)
+    assert rings == [(1.01, False), (1.04, False)]
 
 
 @pytest.mark.parametrize(

@@ -6,16 +6,21 @@ before left, as a user's commands do.
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from matplotlib.image import imread
 
 from fvlm.model.saved import load_model
-from tests.projects import ROOT, VIDEOS, Run, render
+from tests.projects import ROOT, VIDEOS, Run, output_of, render
+from tests.test_dvc_yaml import outs_of
 from tests.tiny import set_params
 from tests.tracking.conftest import Database
+
+STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 
 
 def commit(run: Run, message: str) -> None:
@@ -60,6 +65,40 @@ def test_repro_runs_seven_stages_and_accounts_for_every_video(workspace: Path, r
     commit(run, "result")
 
 
+def test_another_clone_makes_the_same_bytes(
+    workspace: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Of all that the stages write; the clone is of the commit that holds the results.
+
+    One process runs all stages, without DVC. Only places and times of the videos may differ.
+    """
+    twin = tmp_path_factory.mktemp("twin") / "clone"
+    output_of(["git", "clone", "-q", str(workspace), str(twin)], workspace)
+    shutil.copytree(workspace / "videos", twin / "videos", dirs_exist_ok=True)
+    names = list(STAGES)
+    stages = "; ".join(f"import pipeline.{name}; pipeline.{name}.main()" for name in names)
+    output_of(["env", "FVLM_TRACKING=off", "python", "-c", stages], twin)
+    made = [
+        path for name in names[1:] for out in outs_of(STAGES[name]) for path in files(twin, out)
+    ]
+    assert {path.parts[0] for path in made} == set(OUTPUTS)
+    for path in made:
+        content = (twin / path).read_bytes().replace(bytes(twin), bytes(workspace))
+        assert content == (workspace / path).read_bytes(), path
+    assert len(made) == sum(
+        len(files(workspace, out)) for name in names[1:] for out in outs_of(STAGES[name])
+    )
+
+
+def files(project: Path, out: str) -> list[Path]:
+    """Those of an output, relative to the project."""
+    found = [project / out] if (project / out).is_file() else (project / out).rglob("*")
+    return sorted(path.relative_to(project) for path in found if path.is_file())
+
+
+OUTPUTS = ("data", "metrics", "models", "plots", "reports")
+
+
 def test_figures_in_git_are_results_of_four_digits(workspace: Path, run: Run) -> None:
     tracked = run("git", "ls-files", "metrics").split()
     assert len(tracked) == 5
@@ -87,14 +126,11 @@ def test_mlflow_holds_curves_result_report_and_card_in_one_run(workspace: Path) 
     assert {"decode.frame_size": "32", "train.batch_size": "4"}.items() <= params.items()
     folder = workspace / ".state/mlflow/artifacts"
     sent = {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    names = ("index.html", "model_card.md")
+    names = ("figures.csv", "index.html", "model_card.md")
     assert sent == {name: (workspace / "reports" / name).read_bytes() for name in names}
     run_id = database.rows("select run_uuid from runs")[0][0].encode()
     made = [path for part in OUTPUTS for path in (workspace / part).rglob("*") if path.is_file()]
     assert not [path for path in made if run_id in path.read_bytes()]
-
-
-OUTPUTS = ("data", "metrics", "models", "plots", "reports")
 
 
 def test_trained_model_loads_with_one_call(workspace: Path) -> None:
@@ -103,14 +139,19 @@ def test_trained_model_loads_with_one_call(workspace: Path) -> None:
     assert sum(parameter.numel() for parameter in model.parameters()) > 1_000_000
 
 
-def test_the_example_of_the_docs_goes_from_shards_to_a_picture(workspace: Path, run: Run) -> None:
+def test_the_examples_of_the_docs_go_from_a_video_to_pictures(workspace: Path, run: Run) -> None:
+    """The one in Python, then the cells of the notebook, as they are printed."""
     (example,) = re.findall(
         r"```python\n(.*?)```", (ROOT / "docs/python.md").read_text(), re.DOTALL
     )
-    run("python", "-c", example)
+    notebook = json.loads((ROOT / "docs/from_video_to_verdict.ipynb").read_text())
+    cells = ["".join(c["source"]) for c in notebook["cells"] if c["cell_type"] == "code"]
+    said = run("python", "-c", "\n".join([example, *cells]))
     picture = imread(workspace / "look.png")
     assert picture.std() > 0
     (workspace / "look.png").unlink()
+    for line in ("short.mp4: filtered, ", "tokens of each frame: ", "this clip alone", "verdict"):
+        assert line in said
 
 
 def test_verdict_is_printed_with_controls_and_interval(run: Run) -> None:
@@ -156,6 +197,7 @@ def test_experiment_with_another_batch_size_costs_the_same_samples(
     for revision in ("HEAD", "workspace"):  # the curves of both, against clips seen
         assert f'"rev": "{revision}"' in page
     assert '"field": "samples"' in page
+    assert 'src="http' not in page  # what draws the charts is in the page
     assert ran(run("dvc", "repro")) == ["collect"]  # what the experiment left is up to date
 
 

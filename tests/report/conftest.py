@@ -79,7 +79,8 @@ def clip(view: ClipView, pictures: Path) -> PicturedClip:
 def make_report(evaluation: Evaluation, clip: PicturedClip) -> Callable[..., Report]:
     """A report; its fields can be replaced."""
     losses: list[dict[str, float | None]] = [
-        {"coarse": 0.2 + n / 100, "fine": 0.1 + n / 100} for n in range(9)
+        {"coarse": 0.2 + n / 100, "fine": 0.1 + n / 100, "persistence": 0.5 + n / 100}
+        for n in range(9)
     ]
     frames = [FrameRow(frame=1, losses={"coarse": None, "fine": None}, ratio=UNDEFINED)]
     frames += [FrameRow(frame=t, losses=losses[t], ratio=_ratio(t)) for t in range(2, 9)]
@@ -90,6 +91,9 @@ def make_report(evaluation: Evaluation, clip: PicturedClip) -> Callable[..., Rep
         for n in range(1, 5)
     ]
     report = Report(
+        dataset="park",
+        date="2031-02-03",
+        figures="figures.csv",
         evaluation=evaluation,
         training={"steps": 80, "loss_coarse": 0.25},
         filtering={"inputs": 9, "accepted": 7, "filtered": 1, "quarantined": 1},
@@ -114,6 +118,9 @@ def make_report(evaluation: Evaluation, clip: PicturedClip) -> Callable[..., Rep
         clips=[clip],
         shown="All 7 held-out clips.",
         tokens=10,
+        parameters={"language model": 1234567, "prediction head": 21, "all": 1234588},
+        flops=8_277_731_328,
+        clip_frames=8,
         unused=[
             {
                 "video_id": "<script>alert(1)</script>.mp4",

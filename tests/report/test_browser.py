@@ -170,3 +170,30 @@ def test_the_film_plays(open_page: Callable[..., Any]) -> None:
     page = open_page()
     film = page.locator("video").first
     assert film.evaluate(PLAY) == 3.5
+
+
+def test_on_paper_everything_is_shown_but_films_and_fits_a_page(
+    open_page: Callable[..., Any],
+) -> None:
+    a4 = {"width": 688, "height": 1009}  # A4 without the margins, at 96 dots an inch
+    page = open_page(width=a4["width"])
+    page.emulate_media(media="print")
+    for selector, count in (("video", 1), ("nav", 1), ("table", 12), ("summary", 4)):
+        found = page.locator(selector)
+        assert found.count() >= count, selector
+        shown = [item.is_visible() for item in found.all()]
+        assert shown == [selector in ("table", "summary")] * found.count(), selector
+    whole = page.locator("article, figure:not(.film), tr")
+    assert max(box["height"] for item in whole.all() if (box := item.bounding_box())) < 1009
+    edges = "items => Math.max(...items.map(item => item.getBoundingClientRect().right))"
+    assert page.locator("img, table").evaluate_all(edges) <= a4["width"]
+    page.emulate_media(media="screen")
+
+
+def test_a_desktop_is_used_to_its_right(open_page: Callable[..., Any]) -> None:
+    page = open_page(width=1600)
+    for section in ("result", "compared", "controls", "where", "training", "looking", "made"):
+        inside = page.locator(f"#{section} :is(table, img, dl)")
+        boxes = [box for item in inside.all() if (box := item.bounding_box())]
+        assert max(box["x"] + box["width"] for box in boxes) > 1000, section
+    assert page.evaluate("document.documentElement.scrollWidth") <= 1600

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from fvlm.core.document import flatten
+from fvlm.report.figures import figure_rows
 from fvlm.report.page import LISTED, PicturedClip, Report, render_page
 from fvlm.statistics.evaluation import ArmResult, CaptionResult, Evaluation
 from fvlm.statistics.ratio import Estimate
@@ -110,19 +112,19 @@ def test_frames_and_quartiles_stand_beside_their_own_figures(page: Page) -> None
 
 
 def test_clips_are_listed_from_the_best_to_the_worst(page: Page) -> None:
-    table = page.tables["Ratio by clip, frames 3+ (one video gives no interval)"]
+    table = page.tables["Ratio by video, frames 3+ (one alone has no interval)"]
     assert table[1:] == [
-        ["park/2.mp4", "0.22000", "0.12000", "1.2500"],
-        ["park/3.mp4", "0.23000", "0.13000", "1.0500"],
-        ["park/0.mp4", "0.20000", "0.10000", "0.9500"],
-        ["park/1.mp4", "0.21000", "0.11000", "-"],
+        ["park/2.mp4", "0.52000", "0.22000", "0.12000", "1.2500"],
+        ["park/3.mp4", "0.53000", "0.23000", "0.13000", "1.0500"],
+        ["park/0.mp4", "0.50000", "0.20000", "0.10000", "0.9500"],
+        ["park/1.mp4", "0.51000", "0.21000", "0.11000", "-"],
     ]
 
 
 def test_a_cut_list_of_clips_says_so(make_report: MakeReport) -> None:
     clip = make_report().by_clip[0]
     page = Page(render_page(make_report(by_clip=[clip] * (LISTED + 1))))
-    (caption,) = (caption for caption in page.tables if caption.startswith("Ratio by clip"))
+    (caption,) = (caption for caption in page.tables if caption.startswith("Ratio by video"))
     assert caption.endswith(f", the best {LISTED} of {LISTED + 1}")
     assert len(page.tables[caption]) == LISTED + 1  # with its head
 
@@ -133,8 +135,50 @@ def test_the_other_tables_show_their_figures(page: Page) -> None:
     assert beside(looking, "fine") == ["43.8%", "62.5%", "17.50"]
     assert beside(looking, "autoregressive") == ["41.2%", "68.8%", "12.25"]
     assert beside(page.tables["Training"], "loss coarse") == ["0.2500"]
+    model = page.tables["Model and machine"]
+    assert beside(model, "parameters: language model") == ["1,234,567"]
+    assert beside(model, "parameters: all") == ["1,234,588"]
+    assert beside(model, "operations a clip of 8 frames") == ["8.3 GFLOP"]
+    assert "float32" in beside(model, "losses computed as")[0]
     assert beside(page.tables["Every video is accounted for"], "accepted") == ["7"]
     assert beside(page.tables["Parameters"], "train.lr") == ["0.0003"]
+
+
+def test_the_title_says_what_was_looked_at_and_when(make_report: MakeReport, text: str) -> None:
+    (title,) = re.findall("<title>(.*?)</title>", text)
+    assert title == "fVLM report: inconclusive, park, 2031-02-03"
+    assert "<title>fVLM report: inconclusive, park</title>" in render_page(make_report(date=""))
+
+
+def test_the_table_of_figures_holds_every_one_in_full(make_report: MakeReport) -> None:
+    report = make_report(validation=[{"samples": "8", "loss_fine": "0.75"}])
+    found = {(row["table"], row["row"], row["figure"]): row["value"] for row in figure_rows(report)}
+    assert len(found) == len(figure_rows(report))
+    for name, value in flatten(report.evaluation).items():
+        assert found["evaluate", "", name] == value
+    assert found["train", "", "steps"] == 80
+    assert found["filter", "", "accepted"] == 7
+    assert found["decode", "", "decoded"] == 7
+    assert found["parameters", "", "all"] == 1234588
+    assert found["flops", "", "clip_of_8_frames"] == 8277731328
+    assert found["evaluate by frame", "8", "coarse_fine_ratio_high"] == 1.1 + 8 / 100
+    assert found["evaluate by motion", "4", "clips"] == 8
+    assert found["evaluate by clip", "park-2", "loss_coarse"] == 0.22
+    assert found["train by clips seen", "16", "loss_fine"] == "0.45"
+    assert found["held-out clips by clips seen", "8", "loss_fine"] == "0.75"
+
+
+def test_several_trainings_stand_in_a_table_and_in_the_chart(
+    make_report: MakeReport, evaluation: Evaluation, page: Page
+) -> None:
+    assert "Ratio of each training, frames 3+" not in page.tables
+    by_seed = {0: Estimate(1.02, 1.0, 1.04), 7: Estimate(1.05, 1.01, 1.09)}
+    text = render_page(make_report(evaluation=changed(evaluation, seeds=2, by_seed=by_seed)))
+    assert Page(text).tables["Ratio of each training, frames 3+"][1:] == [
+        ["0", "1.0200", "1.0000 to 1.0400"],
+        ["7", "1.0500", "1.0100 to 1.0900"],
+    ]
+    assert "small rings: each training" in text
 
 
 def test_the_result_shows_its_own_figures(text: str) -> None:
@@ -241,7 +285,8 @@ def test_the_page_needs_nothing_from_outside(page: Page) -> None:
     for tag, attributes in page.elements:
         for name in ("src", "href", "poster"):
             value = attributes.get(name)
-            assert value is None or value.startswith(("data:", "#")), (tag, name)
+            beside_it = tag == "a" and value == "figures.csv"
+            assert beside_it or value is None or value.startswith(("data:", "#")), (tag, name)
         assert tag not in {"script", "iframe", "object"}
     (policy,) = [meta for meta in page.all("meta") if "http-equiv" in meta]
     assert str(policy["content"]).startswith("default-src 'none'")
@@ -256,7 +301,7 @@ def test_tables_and_sections_have_names_for_screen_readers(page: Page) -> None:
         if label := attributes.get("aria-labelledby"):
             assert label in identifiers
     for link in page.all("a"):
-        assert str(link["href"])[1:] in identifiers
+        assert str(link["href"])[1:] in identifiers or link["href"] == "figures.csv"
     assert page.all("html") == [{"lang": "en"}]
     assert page.elements[[tag for tag, _ in page.elements].index("body") + 1][0] == "a"  # skip link
 

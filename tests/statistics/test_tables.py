@@ -32,6 +32,17 @@ def test_every_arm_has_its_own_loss_and_ratio(evaluation: Evaluation) -> None:
         assert row.ratio.value == figures[name]
 
 
+def test_the_ratio_that_the_verdict_rests_on_has_those_of_its_trainings(
+    evaluation: Evaluation,
+) -> None:
+    by_seed = {3: Estimate(1.02, None, None), 5: UNDEFINED, 7: Estimate(1.04, 1.0, 1.1)}
+    held_out = evaluation.held_out.model_copy(update={"by_seed": by_seed})
+    rows = ratio_rows(evaluation.model_copy(update={"held_out": held_out}))
+    assert {row.meaning: row.seeds for row in rows if row.seeds} == {
+        "coarse, frames 3+": (1.02, 1.04)
+    }
+
+
 def test_each_ratio_stands_beside_its_meaning(evaluation: Evaluation) -> None:
     names = {
         "coarse_fine_ratio": "coarse, all frames",

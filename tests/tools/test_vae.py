@@ -10,7 +10,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from tools.vae.evaluate import psnr_db, reconstruct
+from tools.vae.evaluate import Example, across_ranking, psnr_db, reconstruct, typical_frame
 from tools.vae.start import start_linear
 from tools.vae.train import CONFIG, save_vae, spread_frames, train
 
@@ -58,3 +58,19 @@ def test_two_steps_move_the_weights_which_are_saved(
     loaded = AutoencoderKL.from_pretrained(tmp_path)
     frames = crops.numpy()[:2]
     assert psnr_db(reconstruct(average, frames), reconstruct(loaded, frames)) > 40
+
+
+def test_the_sheet_shows_the_ranking_from_its_lowest_to_its_highest() -> None:
+    """Not a choice by name, which would show the good and the bad ones as it falls out."""
+    none = np.zeros((1, 1, 3), np.uint8)
+    clips = [Example(f"clip {n}", none, none, float(n * 7 % 11)) for n in range(11)]
+    assert [clip.psnr_db for clip in across_ranking(clips, 3)] == [0.0, 5.0, 10.0]
+    assert len(across_ranking(clips, 20)) == 11
+
+
+def test_a_clip_is_shown_by_the_frame_nearest_to_its_mean() -> None:
+    frames = np.full((3, 8, 8, 3), 100, np.uint8)
+    restored = np.stack([frame + error for frame, error in zip(frames, (1, 6, 90), strict=True)])
+    shown = typical_frame("a", frames, restored.astype(np.uint8))
+    assert shown.restored[0, 0, 0] == 106
+    assert shown.psnr_db == pytest.approx(psnr_db(frames, restored))

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from dvc.repo import Repo
 
 ROOT = Path(__file__).parents[2]
 STAGES: dict[str, Any] = yaml.safe_load((ROOT / "uncertainty/dvc.yaml").read_text())["stages"]
@@ -26,6 +27,15 @@ def test_the_main_pipeline_knows_nothing_of_it() -> None:
     for stage in MAIN.values():
         assert "uncertainty" not in stage["params"]
         assert not [dep for dep in stage["deps"] if "uncertainty" in dep]
+
+
+def test_plots_of_the_main_pipeline_are_not_mixed_with_its_pictures(clone: Path) -> None:
+    """`dvc plots` gathers what all pipelines of a repository declare as plots."""
+    with Repo(str(clone)) as repo:
+        shown = [out.fs_path for out in repo.index.plots]
+        assert len(shown) == 3
+        assert not [path for path in shown if "uncertainty" in path]
+        assert list(repo.index._plots) == [str(clone / "dvc.yaml")]
 
 
 @pytest.fixture

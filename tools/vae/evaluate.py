@@ -1,17 +1,19 @@
 """Measure a VAE's reconstructions on a folder of videos.
 
-    python -m tools.vae.evaluate --videos FOLDER --sheet docs/vae_reconstructions.png
+    python -m tools.vae.evaluate --videos FOLDER --sheet docs/vae_reconstructions.webp
 
 Eight frames a clip, evenly spaced; centre square crop; area-averaged to each size; encoded to the
 posterior mean and decoded. Without `--videos` the folder is `$FVLM_TEST_CORPUS/natural`. Prints a
 Markdown table of PSNR in dB (peak 255, mean over a clip's frames) and, as the last line, one JSON
-object with the means over clips.
+object with the means over clips. The sheet shows eight clips at even steps of this ranking, from
+the lowest PSNR to the highest, each by the frame nearest to the clip's mean.
 """
 
 import argparse
 import json
 import os
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import av
@@ -60,8 +62,38 @@ def reconstruct(vae: AutoencoderKL, frames: np.ndarray) -> np.ndarray:
 
 def psnr_db(frames: np.ndarray, restored: np.ndarray) -> float:
     """Peak signal-to-noise ratio of each frame against 255, averaged over the frames."""
+    return float(psnr_by_frame(frames, restored).mean())
+
+
+def psnr_by_frame(frames: np.ndarray, restored: np.ndarray) -> np.ndarray:
+    """Peak signal-to-noise ratio of each frame of (B, H, W, 3) against 255, in dB."""
     error = (frames.astype(np.float64) - restored) ** 2
-    return float(np.mean(10 * np.log10(255**2 / np.maximum(error.mean((1, 2, 3)), 1e-6))))
+    decibels: np.ndarray = 10 * np.log10(255**2 / np.maximum(error.mean((1, 2, 3)), 1e-6))
+    return decibels
+
+
+@dataclass(frozen=True)
+class Example:
+    """A clip on the sheet: a frame as it was and as decoded, (H, W, 3) each; PSNR of the clip."""
+
+    name: str
+    original: np.ndarray
+    restored: np.ndarray
+    psnr_db: float
+
+
+def typical_frame(name: str, frames: np.ndarray, restored: np.ndarray) -> Example:
+    """The frame of a clip whose PSNR is nearest to the mean of all."""
+    by_frame = psnr_by_frame(frames, restored)
+    nearest = int(np.abs(by_frame - by_frame.mean()).argmin())
+    return Example(name, frames[nearest], restored[nearest], float(by_frame.mean()))
+
+
+def across_ranking(examples: list[Example], count: int) -> list[Example]:
+    """`count` clips at even steps from the lowest PSNR to the highest, or all."""
+    ranked = sorted(examples, key=lambda example: example.psnr_db)
+    places = np.linspace(0, len(ranked) - 1, min(count, len(ranked))).round()
+    return [ranked[int(place)] for place in places]
 
 
 @torch.no_grad()
@@ -81,22 +113,24 @@ def milliseconds(vae: AutoencoderKL, size: int) -> tuple[float, float]:
     return medians[0], medians[1]
 
 
-def draw_sheet(rows: list[tuple[str, np.ndarray, np.ndarray, float]], path: Path) -> None:
-    """Originals above reconstructions, one column a clip, named and measured; an 8-bit PNG."""
-    side, gap, label = 192, 8, 40
+def draw_sheet(examples: list[Example], total: int, path: Path) -> None:
+    """Originals above what was decoded, one column a clip of `total`, with its mean PSNR; WebP."""
+    side, gap, label = 192, 8, 64
     font = ImageFont.load_default(size=15)
-    width = gap + len(rows) * (side + gap)
+    width = gap + len(examples) * (side + gap)
     sheet = Image.new("RGB", (width, label + 2 * side + 3 * gap), "white")
     draw = ImageDraw.Draw(sheet)
-    for column, (name, original, restored, value) in enumerate(rows):
+    title = f"{len(examples)} of {total} clips at even steps from the lowest to the highest PSNR"
+    draw.text((gap, 2), f"{title}; below each frame: decoded", fill="black", font=font)
+    for column, example in enumerate(examples):
         x = gap + column * (side + gap)
-        draw.text((x, 2), name, fill="black", font=font)
-        draw.text((x, 20), f"below: decoded, {value:.1f} dB", fill="black", font=font)
-        for row, frame in enumerate((original, restored)):
+        draw.text((x, 24), example.name, fill="black", font=font)
+        draw.text((x, 42), f"{example.psnr_db:.1f} dB, mean of its frames", fill="black", font=font)
+        for row, frame in enumerate((example.original, example.restored)):
             picture = Image.fromarray(frame).resize((side, side), Image.Resampling.BICUBIC)
             sheet.paste(picture, (x, label + row * (side + gap)))
     path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.quantize(256, dither=Image.Dither.FLOYDSTEINBERG).save(path, optimize=True)
+    sheet.save(path, format="WEBP", quality=90, method=6)
 
 
 def main() -> None:
@@ -104,13 +138,13 @@ def main() -> None:
     parser.add_argument("--videos", type=Path, help="folder; default $FVLM_TEST_CORPUS/natural")
     parser.add_argument("--vae", type=Path, default=Path("assets/vae"))
     parser.add_argument("--sizes", type=int, nargs="+", default=[128, 256], help="in px")
-    parser.add_argument("--sheet", type=Path, help="write a PNG of reconstructions here")
+    parser.add_argument("--sheet", type=Path, help="write a WebP of reconstructions here")
     options = parser.parse_args()
     videos = options.videos or Path(os.environ["FVLM_TEST_CORPUS"]) / "natural"
     vae = AutoencoderKL.from_pretrained(options.vae).eval()
     encode_ms, decode_ms = milliseconds(vae, options.sizes[0])
     scores: dict[int, list[float]] = {size: [] for size in options.sizes}
-    examples = []
+    examples = list[Example]()
     print("| clip |" + "".join(f" PSNR at {size} px |" for size in options.sizes))
     print("|---|" + "---:|" * len(options.sizes))
     for path in sorted(p for p in videos.iterdir() if p.suffix.lower() in VIDEO_SUFFIXES):
@@ -118,17 +152,12 @@ def main() -> None:
             restored = reconstruct(vae, frames)
             scores[size].append(psnr_db(frames, restored))
             if size == options.sizes[0]:
-                middle = slice(4, 5)
-                value = psnr_db(frames[middle], restored[middle])
-                examples.append((path.stem, frames[4], restored[4], value))
+                examples.append(typical_frame(path.stem, frames, restored))
         print(f"| {path.stem} |" + "".join(f" {scores[s][-1]:.2f} |" for s in options.sizes))
     means = {size: float(np.mean(values)) for size, values in scores.items()}
     print("| **mean** |" + "".join(f" **{value:.2f}** |" for value in means.values()))
     if options.sheet:
-        kinds = {row[0].split("_")[0]: row for row in examples}
-        examples = list(kinds.values())  # one clip of each series, such as asl_*
-        chosen = np.linspace(0, len(examples) - 1, min(SHEET_CLIPS, len(examples))).round()
-        draw_sheet([examples[int(i)] for i in chosen], options.sheet)
+        draw_sheet(across_ranking(examples, SHEET_CLIPS), len(examples), options.sheet)
     figures = {f"psnr_{size}_db": round(value, 2) for size, value in means.items()}
     figures |= {"encode_ms": round(encode_ms, 1), "decode_ms": round(decode_ms, 1)}
     print(json.dumps(figures | {"clips": len(scores[options.sizes[0]])}))
