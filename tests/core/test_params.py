@@ -163,11 +163,16 @@ def test_the_shipped_defaults_are_valid() -> None:
 
 
 def uncommented(node: yaml.MappingNode, lines: list[str]) -> list[str]:
-    """Keys, at any depth, behind whose value (or else behind whose name) no words stand."""
+    """Keys, at any depth, behind whose value (or else behind whose name) no words stand.
+
+    Words above a section inside another speak of all that is in it.
+    """
     found: list[str] = []
     for key, value in node.value:
         if isinstance(value, yaml.MappingNode):
-            found += uncommented(value, lines)
+            above = lines[key.start_mark.line - 1].lstrip()
+            if not (key.start_mark.column and above.startswith("#")):
+                found += uncommented(value, lines)
             continue
         row, is_beside = key.start_mark.line, value.end_mark.line == key.start_mark.line
         column = value.end_mark.column if is_beside else key.end_mark.column + 1
