@@ -51,24 +51,29 @@ def open_shards(folder: Path, *, split: str, threads: int | None = None) -> "Sha
     except BaseException:
         pool.shutdown(cancel_futures=True)
         raise
-    return ShardReader(manifest=manifest, paths=paths, indexes=indexes, pool=pool)
+    return ShardReader(paths=paths, indexes=indexes, pool=pool)
+
+
+def open_shard(path: Path, entry: ShardEntry) -> "ShardReader":
+    """Open one shard, verified against its entry in the manifest; raises ShardError."""
+    index = index_shard(path, entry)
+    pool = ThreadPoolExecutor(2, thread_name_prefix="shards")
+    return ShardReader(paths=[path], indexes=[index], pool=pool)
 
 
 class ShardReader:
     """The samples of one split, numbered from 0 in manifest order.
 
-    Attributes: `manifest`; `keys`, one a sample; `fields`, name -> dtype and shape of one sample.
+    Attributes: `keys`, one a sample; `fields`, name -> dtype and shape of one sample.
     """
 
     def __init__(
         self,
         *,
-        manifest: Manifest,
         paths: list[Path],
         indexes: list[ShardIndex],
         pool: ThreadPoolExecutor,
     ) -> None:
-        self.manifest = manifest
         self.keys = [key for index in indexes for key in index.keys]
         self.fields = indexes[0].fields
         self._paths, self._pool = paths, pool

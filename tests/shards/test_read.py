@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from fvlm.core.errors import FvlmError, ShardError
 from fvlm.core.io import sha256_file
-from fvlm.shards.build import ShardContent, ShardPlan, build_shards
+from fvlm.shards.build import ShardPlan, build_shards, write_record
 from fvlm.shards.manifest import Manifest
 from fvlm.shards.plan import Member
 from fvlm.shards.read import ShardReader, open_shards
@@ -130,7 +130,7 @@ def small_shard() -> Path:
     plan = ShardPlan.of("train", [Member("x", "x")], {})
     build_shards(
         plans=[plan],
-        produce=lambda missing: [(missing[0], ShardContent(samples, []))],
+        make=lambda _, path: write_record(path, samples, []),
         out=Path("data/small"),
         manifest=Manifest(stage="small", made_by="", recipe={}),
     )
