@@ -66,7 +66,7 @@ class Outcomes:
     def probe(self) -> Iterator[tuple[Video, Facts | VideoError]]:
         """Every listed video with its outcome, in any order."""
         videos, failed = Rows(VIDEOS), Counter[str]()
-        with Progress("filter", total=len(videos), unit="video") as progress:
+        with Progress("filter", total=videos.count(), unit="video") as progress:
             for video, outcome in probe_all(videos, self._record):
                 if isinstance(outcome, VideoError):
                     failed[str(outcome.reason)] += 1

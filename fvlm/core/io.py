@@ -191,14 +191,19 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Iterable[s
 
     columns: those that stand first, whether rows have them or not; then in the order of the rows.
     """
-    text = io.StringIO()
-    names = dict.fromkeys([*columns, *(name for row in rows for name in row)])
-    writer = csv.DictWriter(text, fieldnames=list(names), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    write_columns(path, dict.fromkeys([*columns, *(name for row in rows for name in row)]), rows)
+
+
+def write_columns(path: Path, names: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a header and one line a row, which has no other columns; memory holds one row."""
     with atomic_write(path) as file:
         # File names need not be UTF-8: what could not be decoded goes out as the bytes it was.
-        file.write(text.getvalue().encode(errors="surrogateescape"))
+        text = io.TextIOWrapper(file, "utf-8", "surrogateescape", newline="", write_through=False)
+        writer = csv.DictWriter(text, fieldnames=list(names), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        text.flush()
+        text.detach()
 
 
 def read_csv(path: Path) -> list[dict[str, str | None]]:

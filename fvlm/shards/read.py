@@ -81,10 +81,9 @@ class ShardReader:
         counts = [len(index.keys) for index in indexes]
         self._shard = np.repeat(np.arange(len(paths), dtype=np.int32), counts)
         self._offsets = {
-            name: np.concatenate([np.asarray(index.offsets[name], np.int64) for index in indexes])
-            for name in self.fields
+            name: np.concatenate([index.offsets[name] for index in indexes]) for name in self.fields
         }
-        self._metadata = np.concatenate([np.asarray(index.metadata, np.int64) for index in indexes])
+        self._metadata = np.concatenate([index.metadata for index in indexes])
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -103,6 +102,20 @@ class ShardReader:
         finally:
             os.close(descriptor)
         return dict(json.loads(buffer))
+
+    def all_metadata(self) -> Iterator[dict[str, Any]]:
+        """The JSON of every sample in order; each shard is opened once."""
+        starts = np.flatnonzero(np.diff(self._shard, prepend=-1)).tolist()
+        for first, last in pairwise([*starts, len(self)]):
+            descriptor = self._open(first)
+            try:
+                for sample in range(first, last):
+                    offset, size = (int(value) for value in self._metadata[sample])
+                    buffer = bytearray(size)
+                    self._read_into(descriptor, sample, memoryview(buffer), offset)
+                    yield json.loads(buffer)
+            finally:
+                os.close(descriptor)
 
     def read(
         self,

@@ -140,7 +140,7 @@ class Workers:
             self._is_closed = True
             for worker in self._workers:
                 worker.kill()
-        for _ in range(self.count):
+        for _thread in self._threads:
             self._tasks.put(None)
         for thread in self._threads:
             thread.join()
