@@ -26,12 +26,15 @@ from itertools import chain, islice
 from pathlib import Path
 
 from fvlm.core.errors import FvlmError, ShardError
-from fvlm.core.io import NO_ROOM, fsync_folder, hash_json
-from fvlm.core.kept import Claims, remade
+from fvlm.core.io import NO_ROOM, delete_leftovers, fsync_folder, hash_json, temporary_name
+from fvlm.core.kept import Claims, remade, tell_dvc
 from fvlm.shards.manifest import M, Note, ShardEntry, ShardNote, write_manifest
 from fvlm.shards.plan import Member, plan_shards
 from fvlm.shards.reuse import ShardRecord, ShardStore
+from fvlm.shards.verify import note_written
 from fvlm.shards.write import Sample, write_shard
+
+WORTH_TELLING = 1 << 30  # bytes of shards; less is read again before DVC has started
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,9 @@ def build_shards(
             "finished and kept: make room and run again"
         ) from error
     remade(stage)
+    if sum(entry.bytes for entry in made.shards) >= WORTH_TELLING:
+        facts = ((entry.name, done[entry.fingerprint].facts) for entry in made.shards)
+        tell_dvc({out / name: shard.md5 for name, shard in facts if shard})
     if known:
         print(
             f"{stage}: {known} of {len(plans)} shards handed back: made before with the same "
@@ -188,6 +194,7 @@ def write_record(path: Path, samples: Iterable[Sample], notes: list[Note]) -> Sh
     first, facts = next(remaining, None), None
     if first is not None:
         facts = write_shard(path, chain([first], remaining))
+        note_written(path, facts.sha256)
     return ShardRecord(facts=facts, notes=notes)
 
 
@@ -199,10 +206,31 @@ def _assemble(
     manifest: M,
 ) -> M:
     """Link all shards into a sibling of `out`, which then takes its place."""
-    building, old = (out.with_name(f".{out.name}.{word}.tmp") for word in ("new", "old"))
-    for leftover in (building, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    building.mkdir(parents=True)
+    building, old = (out.with_name(temporary_name(out.name)) for _ in range(2))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    delete_leftovers(out.parent)
+    building.mkdir()
+    try:
+        made = _fill(building, store, plans, done, manifest)
+        fsync_folder(building)
+        if out.exists():  # DVC deletes it before a run; without DVC the old output is still here
+            out.rename(old)
+        building.rename(out)
+        fsync_folder(out.parent)
+    finally:
+        for leftover in (building, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+    return made
+
+
+def _fill(
+    folder: Path,
+    store: ShardStore,
+    plans: Sequence[ShardPlan],
+    done: Mapping[str, ShardRecord],
+    manifest: M,
+) -> M:
+    """Link all shards into the folder, and write its manifest."""
     shards, notes = list[ShardEntry](), list[ShardNote]()
     numbers: Counter[str] = Counter()
     for plan in plans:
@@ -212,19 +240,13 @@ def _assemble(
             continue
         name = f"{plan.split}-{numbers[plan.split]:06d}.tar"
         numbers[plan.split] += 1
-        store.place(plan.fingerprint, record, building / name)
+        store.place(plan.fingerprint, record, folder / name)
         facts = record.facts.model_dump(exclude={"md5"})
         entry = {"name": name, "split": plan.split, "fingerprint": plan.fingerprint, **facts}
         shards.append(ShardEntry(**entry))
     notes.sort(key=lambda note: (note.video_id, note.reason, note.message))
     made = manifest.model_copy(update={"shards": shards, "quarantined": notes})
-    write_manifest(building, made)
-    fsync_folder(building)
-    if out.exists():  # DVC deletes it before a run; without DVC the old output is still here
-        out.rename(old)
-    building.rename(out)
-    fsync_folder(out.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    write_manifest(folder, made)
     return made
 
 

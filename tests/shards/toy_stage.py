@@ -13,13 +13,16 @@ from pathlib import Path
 import numpy as np
 
 from fvlm.core.io import project_root, sample_key
+from fvlm.shards import build
 from fvlm.shards.build import ShardPlan, build_shards, write_record
 from fvlm.shards.manifest import Manifest, Note
 from fvlm.shards.plan import Member, plan_shards
 from fvlm.shards.reuse import ShardRecord
 from fvlm.shards.write import Sample
 
-FRAMES = (6, 3, 8, 8)
+FRAMES = (6, 3, 8, int(os.environ.get("TOY_WIDTH", "8")))
+if os.environ.get("TOY_TELLS"):
+    build.WORTH_TELLING = 0
 
 
 def samples_of(members: Sequence[Member], scale: int, notes: list[Note]) -> Iterator[Sample]:
