@@ -125,7 +125,7 @@ def replace_passes() -> None:
         shape = batch.latents.shape[:2]
         return {arm: noise(batch) for arm in arms}, torch.zeros(*shape, 16)
 
-    losses.arm_losses = arm_losses
+    losses.arm_losses = arm_losses  # type: ignore[assignment]
     losses.losses_with_queries = lambda _, batch, __: noise(batch)  # type: ignore[assignment]
 
 
@@ -165,7 +165,7 @@ class _PeakMemory:
         self._thread.start()
 
     def _watch(self) -> None:
-        import psutil
+        import psutil  # type: ignore[import-untyped]
 
         this = psutil.Process()
         while not self._ended.wait(SAMPLE_SECONDS):
@@ -316,9 +316,15 @@ class Project:
         from diffusers import AutoencoderKL
         from transformers import Dinov2Config, Dinov2Model
 
-        sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
-        frame = {"image_size": PIXELS, "patch_size": 4, "mlp_ratio": 2}
-        Dinov2Model(Dinov2Config(**(sizes | frame))).save_pretrained(self.folder / "weights/dino")
+        config = Dinov2Config(
+            hidden_size=16,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            mlp_ratio=2,
+            image_size=PIXELS,
+            patch_size=4,
+        )
+        Dinov2Model(config).save_pretrained(self.folder / "weights/dino")
         AutoencoderKL(
             block_out_channels=(8,) * 4,
             down_block_types=("DownEncoderBlock2D",) * 4,

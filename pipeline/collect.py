@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict
 
 from fvlm.core.errors import FvlmError, ParamsError
 from fvlm.core.io import read_json, write_json
@@ -32,7 +31,7 @@ def main() -> None:
     """Write one line a video, and what tells the pretrained parts apart."""
     params = load_params(Sections).collect
     videos, left_out = list_videos(params)
-    write_rows(VIDEOS, map(asdict, videos))
+    write_rows(VIDEOS, (video.row() for video in videos))
     captioned = sum(bool(video.caption) for video in videos)
     counted = f"{len(videos)} videos ({sum(video.size for video in videos) / 1e6:.1f} MB)"
     print(f"collect: {counted}, {captioned} with a caption, in {params.source}")
