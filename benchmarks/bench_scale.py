@@ -1,6 +1,7 @@
 """How processor time and memory grow from 10,000 to a million videos, with the stages' own code.
 
     python -m benchmarks.bench_scale [--sizes 10000 100000 1000000] [--folder scratch]
+        [--until evaluate]
 
 For each size a project of its own: a list of so many videos (hard links of small files), DVC, and
 the stages from collect to evaluate as `dvc repro` starts them; facts of nine videos in ten are
@@ -203,8 +204,8 @@ class Case:
 class Project:
     """A DVC project with a list of so many videos."""
 
-    def __init__(self, folder: Path, videos: int) -> None:
-        self.folder, self._videos = folder, 0
+    def __init__(self, folder: Path, videos: int, until: str) -> None:
+        self.folder, self._videos, self._until = folder, 0, until
         folder.mkdir()
         for name in ("fvlm", "pipeline"):
             ignored = shutil.ignore_patterns("__pycache__")
@@ -258,12 +259,11 @@ class Project:
                 file.write(json.dumps(entry | {"facts": probe(entry)}) + "\n")
 
     def repro(self, *options: str) -> Case:
-        """`dvc repro` up to the evaluation."""
+        """`dvc repro` up to the last stage that is measured."""
         record, case = self.folder / ".bench.jsonl", Case()
         record.write_text("")
         before, begun, cached = _children_seconds(), time.monotonic(), self._cached()
-        target = [] if "-s" in options else ["evaluate"]
-        self._run("dvc", "repro", "-q", *options, *target, **{RECORD: str(record)})
+        self._run("dvc", "repro", "-q", *options, self._until, **{RECORD: str(record)})
         for line in record.read_text().splitlines():
             figures = json.loads(line)
             case.stages[figures.pop("stage")] = figures
@@ -339,11 +339,11 @@ def _children_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def measure(size: int, scratch: Path) -> dict[str, Case]:
+def measure(size: int, scratch: Path, until: str) -> dict[str, Case]:
     """All cases with so many videos."""
     with tempfile.TemporaryDirectory(dir=scratch, prefix=f"scale-{size}-") as temporary:
         begun = time.monotonic()
-        project = Project(Path(temporary) / "project", size)
+        project = Project(Path(temporary) / "project", size, until)
         print(f"\n{size:,} videos (made in {time.monotonic() - begun:.0f} s)", flush=True)
         cases = {}
         for name, options in (("first", ()), ("known", ("-f",)), ("no-op", ()), ("added", ())):
@@ -379,7 +379,7 @@ def exponent(found: dict[int, dict[str, Case]], stage: str) -> float | None:
         for case in CASES
         if stage in found[large][case].stages
     ]
-    return round(max(ratios), 3)
+    return round(max(ratios), 3) if ratios else None
 
 
 def main() -> None:
@@ -389,19 +389,20 @@ def main() -> None:
     )
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
+    parser.add_argument("--until", choices=STAGES, default=STAGES[-1], help="the last stage")
     parser.add_argument("--stage", choices=STAGES, help="used by the benchmark itself")
     options = parser.parse_args()
     if options.stage:
         run_stage(options.stage)
         return
-    found = {size: measure(size, options.folder) for size in sorted(options.sizes)}
+    found = {size: measure(size, options.folder, options.until) for size in sorted(options.sizes)}
     names = {stage: f"exponent_{stage}" for stage in STAGES} | {"train": "exponent_train_start"}
     largest = found[max(found)]
     peak = max(f["gib"] for case in largest.values() for f in case.stages.values())
     print(
         json.dumps(
             {
-                **{names[stage]: exponent(found, stage) for stage in STAGES},
+                **{name: exponent(found, stage) for stage, name in names.items()},
                 "peak_gib_1m": round(peak, 2) if SIZES[-1] in found else None,
                 "peak_gib": {s: round(f["gib"], 2) for s, f in largest["first"].stages.items()},
                 "noop_dvc_seconds": round(largest["no-op"].dvc, 1),

@@ -77,7 +77,7 @@ def check_params() -> None:
     """
     if is_checked():
         return
-    command = [sys.executable, "-m", "fvlm", "check"]
+    command = [sys.executable, "-m", "fvlm", "check", "--only-check"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise ParamsError(done.stderr.strip().removeprefix("error: "))

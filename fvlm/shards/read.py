@@ -54,6 +54,17 @@ def open_shards(folder: Path, *, split: str, threads: int | None = None) -> "Sha
     return ShardReader(paths=paths, indexes=indexes, pool=pool)
 
 
+def verify_shards(folder: Path, *, part: int, parts: int) -> None:
+    """Verify and index every `parts`-th shard of a folder, from number `part` on.
+
+    Processes of one machine divide a folder so; what they find is remembered, and whoever opens it
+    then reads no shard again. Raises ShardError as `open_shards`.
+    """
+    entries = read_manifest(folder, Manifest).shards[part::parts]
+    with ThreadPoolExecutor(min(max(core_count() // parts, 1), 16)) as pool:
+        _index_all(pool, [folder / entry.name for entry in entries], entries)
+
+
 def open_shard(path: Path, entry: ShardEntry) -> "ShardReader":
     """Open one shard, verified against its entry in the manifest; raises ShardError."""
     index = index_shard(path, entry)

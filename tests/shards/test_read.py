@@ -19,7 +19,7 @@ from fvlm.core.io import sha256_file
 from fvlm.shards.build import ShardPlan, build_shards, write_record
 from fvlm.shards.manifest import Manifest
 from fvlm.shards.plan import Member
-from fvlm.shards.read import ShardReader, open_shards
+from fvlm.shards.read import ShardReader, open_shards, verify_shards
 
 OUT = Path("data/toy")
 
@@ -119,6 +119,26 @@ def test_describes_itself(reader: ShardReader) -> None:
     assert len(reader) == 11
     assert "11 samples" in repr(reader)
     assert "latents <f2[6, 3, 2, 2]" in repr(reader)
+
+
+def test_processes_that_divide_a_folder_read_each_shard_once(
+    project: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.run()
+    monkeypatch.setenv("FVLM_CACHE", str(project.folder / "cache"))  # nothing is known there
+    hashed: list[str] = []
+
+    def count(path: Path) -> str:
+        hashed.append(path.name)
+        return sha256_file(path)
+
+    monkeypatch.setattr("fvlm.shards.verify.sha256_file", count)
+    monkeypatch.setattr("fvlm.shards.verify.RACY_NS", 0)
+    for part in range(3):
+        verify_shards(Path("data/toy"), part=part, parts=3)
+    for split in ("train", "val"):
+        open_shards(Path("data/toy"), split=split).close()
+    assert sorted(hashed) == [path.name for path in sorted(Path("data/toy").glob("*.tar"))]
 
 
 def small_shard() -> Path:
