@@ -8,6 +8,7 @@ import time
 
 from fvlm.core.document import write_figures
 from fvlm.core.io import write_timings
+from fvlm.core.machine import peak_memory_gib
 from fvlm.core.params import Params, load_params
 from fvlm.core.progress import Progress
 from fvlm.core.stage import run
@@ -20,7 +21,6 @@ from fvlm.video.shards import (
     describe_frames,
     plan_frames,
 )
-from fvlm.video.worker import peak_memory_gib
 from pipeline.paths import DECODE_METRICS, FRAMES, MANIFEST
 
 

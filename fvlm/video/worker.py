@@ -19,9 +19,7 @@ that started them. What a worker prints is quoted when it dies.
 """
 
 import json
-import math
 import os
-import resource
 import signal
 import socket
 import subprocess
@@ -39,10 +37,10 @@ import numpy as np
 
 from fvlm.core.errors import FvlmError, VideoError
 from fvlm.core.identity import edited
-from fvlm.core.machine import core_count, resident_gib
+from fvlm.core.machine import core_count
 from fvlm.video.files import open_regular
 from fvlm.video.reasons import Reason
-from fvlm.video.sandbox import PREFIX, encode_header
+from fvlm.video.sandbox import PREFIX, decode_arrays, encode_header
 
 PROCESSOR_SECONDS = 60.0  # per item
 WALL_CLOCK_TIMES = 10  # as much wall clock: a machine that does other work, a slow disk
@@ -81,30 +79,18 @@ def map_isolated(
     processor_seconds: float = PROCESSOR_SECONDS,
     memory_bytes: int = MEMORY_BYTES,
 ) -> Generator[tuple[Item, Outcome | VideoError], None, None]:
-    """Yield (item, outcome) for every item, by workers that live as long as this does.
-
-    As `Workers.map` of `Workers(function, workers, ...)`.
-    """
+    """As `Workers.map`, by workers that live as long as this does."""
     with Workers(
         function, workers, processor_seconds=processor_seconds, memory_bytes=memory_bytes
     ) as pool:
         yield from pool.map(items, in_order=in_order)
 
 
-def peak_memory_gib() -> float:
-    """An upper bound of resident memory so far: this process, and a worker for each core.
-
-    All workers count as the largest child process that has ended.
-    """
-    own, largest = map(resident_gib, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return own + largest * core_count()
-
-
 class Workers:
     """Worker processes with a thread each, which serve any number of threads.
 
-    A worker is replaced when it has died or served enough. `count` defaults to the processor cores
-    at hand. Leaving the block ends them; who still waits for a result then gets a RuntimeError.
+    `count` defaults to the processor cores at hand. Leaving the block ends them; who still waits
+    for a result then gets a RuntimeError.
     """
 
     def __init__(
@@ -151,10 +137,8 @@ class Workers:
         """Yield (item, outcome) for every item, as they finish or `in_order` of the items.
 
         The function may read the file that an item names as "path", and no other. `most` items are
-        begun and not delivered, by default two per worker, in order AHEAD, so memory does not grow
-        with the number of items. A worker that dies or is late costs its item (VideoError crashed,
-        timeout or out_of_memory). Time that the caller spends between two results counts against
-        no item.
+        begun and not delivered, by default two per worker, in order AHEAD. A worker that dies or is
+        late costs its item (VideoError crashed, timeout or out_of_memory).
         """
         most = most or self.count * (AHEAD if in_order else 2)
         results: SimpleQueue[Any] = SimpleQueue()  # (number, item, outcome or exception)
@@ -354,13 +338,7 @@ def _outcome(header: dict[str, Any], payload: bytearray) -> Outcome | VideoError
     """Decode a complete reply; arrays share its memory."""
     if "reason" in header:
         return VideoError(header["reason"], header["message"])
-    arrays, offset = {}, 0
-    for facts in header["arrays"]:
-        dtype, shape = np.dtype(facts["dtype"]), tuple(facts["shape"])
-        array = np.frombuffer(payload, dtype, math.prod(shape), offset).reshape(shape)
-        arrays[facts["name"]] = array
-        offset += array.nbytes
-    return Outcome(header["values"], arrays)
+    return Outcome(header["values"], decode_arrays(header["arrays"], payload))
 
 
 _announced: set[str] = set()

@@ -323,7 +323,7 @@ def test_what_is_not_at_hand_is_named_in_one_line(
 ) -> None:
     """And is looked for again: such a check is not remembered."""
     edit(project, {"encode.dino": "facebook/dinov2-small", "encode.layer": 80})
-    check.main([])
+    check.main(["--only-check"])
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2
     assert lines[0].startswith("encode.dino: facebook/dinov2-small is not at hand: ")
