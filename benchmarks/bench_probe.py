@@ -68,7 +68,9 @@ def large_files(folder: Path) -> list[str]:
 def probe(paths: Sequence[str], record: Path) -> float:
     """Seconds of one run over all files, including the reading of the record."""
     begin = time.perf_counter()
-    failed = [p for p, o in probe_all(paths, FactRecord(record)) if isinstance(o, VideoError)]
+    videos = [{"path": path} for path in paths]
+    found = probe_all(videos, FactRecord(record))
+    failed = [video for video, outcome in found if isinstance(outcome, VideoError)]
     seconds = time.perf_counter() - begin
     assert not failed, failed[:3]
     return seconds

@@ -7,15 +7,15 @@ Writes  data/collect/videos.jsonl, data/weights/ (what those hold: later stages 
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict
 
 from fvlm.core.errors import FvlmError, ParamsError
-from fvlm.core.io import read_json, read_jsonl, write_json, write_jsonl
+from fvlm.core.io import read_json, write_json
 from fvlm.core.params import PARAMS, Params, is_checked, load_params, read_yaml
+from fvlm.core.rows import Rows, write_rows
 from fvlm.core.stage import run
-from fvlm.corpus.listing import CollectParams, in_words, list_videos
+from fvlm.corpus.listing import CollectParams, ListedVideo, in_words, list_videos
 from fvlm.video.reasons import PASSING
 from fvlm.weights.listing import list_weights
 from pipeline.paths import FRAMES, MANIFEST, VIDEOS, WEIGHTS
@@ -31,25 +31,27 @@ def main() -> None:
     """Write one line a video, and what tells the pretrained parts apart."""
     params = load_params(Sections).collect
     videos, left_out = list_videos(params)
-    write_jsonl(VIDEOS, map(asdict, videos))
+    write_rows(VIDEOS, (video.row() for video in videos))
     captioned = sum(bool(video.caption) for video in videos)
     counted = f"{len(videos)} videos ({sum(video.size for video in videos) / 1e6:.1f} MB)"
     print(f"collect: {counted}, {captioned} with a caption, in {params.source}")
     if left_out:
         print(f"collect: left out {in_words(left_out)}")
-    say_what_to_try_again({video.video_id for video in videos})
+    say_what_to_try_again(videos)
     for kind, described in list_weights(read_yaml(PARAMS)).items():
         write_json(WEIGHTS / f"{kind}.json", described)
 
 
-def say_what_to_try_again(listed: set[str]) -> None:
+def say_what_to_try_again(videos: Sequence[ListedVideo]) -> None:
     """Name what the present results lack for a reason of the moment, such as a time-out.
 
     DVC takes these results for finished, since nothing that they were made from has changed.
     """
     for stage in ("filter", "decode"):
-        failed = [(name, why) for name, why in _left_out_by(stage) if name in listed]
-        for name, why in failed[:1]:
+        failed = dict(_left_out_by(stage))
+        listed = (video.video_id for video in videos if failed and video.video_id in failed)
+        failed = {name: failed[name] for name in listed}
+        for name, why in sorted(failed.items())[:1]:
             print(
                 f"collect: {len(failed)} of these could not be read by {stage} the last time, such "
                 f"as {name} ({why}): `dvc repro -f -s {stage} && dvc repro` tries again"
@@ -60,7 +62,8 @@ def _left_out_by(stage: str) -> Iterator[tuple[str, str]]:
     """Videos without a result of the stage that might have one another time, and the reasons."""
     with suppress(FvlmError, LookupError):  # not there yet, or of another version
         manifest = FRAMES / "manifest.json"
-        rows = read_jsonl(MANIFEST) if stage == "filter" else read_json(manifest)["quarantined"]
+        filtered = Rows(MANIFEST, holding='"quarantined"')
+        rows = filtered if stage == "filter" else read_json(manifest)["quarantined"]
         for row in rows:
             if row["reason"] in PASSING:
                 yield row["video_id"], row["reason"]
@@ -74,7 +77,7 @@ def check_params() -> None:
     """
     if is_checked():
         return
-    command = [sys.executable, "-m", "fvlm", "check"]
+    command = [sys.executable, "-m", "fvlm", "check", "--only-check"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise ParamsError(done.stderr.strip().removeprefix("error: "))

@@ -7,14 +7,20 @@ Writes  data/decode/, metrics/decode.json
 import time
 
 from fvlm.core.document import write_figures
-from fvlm.core.io import read_jsonl, write_timings
+from fvlm.core.io import write_timings
+from fvlm.core.machine import peak_memory_gib
 from fvlm.core.params import Params, load_params
 from fvlm.core.progress import Progress
 from fvlm.core.stage import run
 from fvlm.shards.build import build_shards
 from fvlm.video.decode import DecodeParams
-from fvlm.video.shards import Decoding, count_reasons, describe_frames, plan_frames
-from fvlm.video.worker import peak_memory_gib
+from fvlm.video.shards import (
+    AcceptedVideos,
+    Decoding,
+    count_reasons,
+    describe_frames,
+    plan_frames,
+)
 from pipeline.paths import DECODE_METRICS, FRAMES, MANIFEST
 
 
@@ -28,22 +34,24 @@ def main() -> None:
     """Decode every accepted video; shards whose clips did not change are reused."""
     params = load_params(Sections).decode
     started = time.monotonic()
-    rows = {row["key"]: row for row in read_jsonl(MANIFEST) if row["status"] == "accepted"}
-    header = describe_frames(params)
-    with Progress("decode", total=len(rows), unit="video") as progress:
-        decoding = Decoding(rows, params, progress)
+    videos, header = AcceptedVideos(MANIFEST), describe_frames(params)
+    with (
+        Progress("decode", total=len(videos), unit="video") as progress,
+        Decoding(videos, params, progress) as decoding,
+    ):
         manifest = build_shards(
-            plans=plan_frames(rows, header, params),
-            produce=decoding.produce,
+            plans=plan_frames(videos, header, params),
+            make=decoding.make,
             out=FRAMES,
             manifest=header,
             on_shard=decoding.count_known,
+            side_by_side=decoding.side_by_side,
         )
     decoded = sum(shard.samples for shard in manifest.shards)
     quarantined = len(manifest.quarantined)
-    assert decoded + quarantined == len(rows), "every accepted video is decoded or quarantined"
-    seconds, fresh = time.monotonic() - started, len(rows) - decoding.reused
-    counts = {"inputs": len(rows), "decoded": decoded, "quarantined": quarantined}
+    assert decoded + quarantined == len(videos), "every accepted video is decoded or quarantined"
+    seconds, fresh = time.monotonic() - started, len(videos) - decoding.reused
+    counts = {"inputs": len(videos), "decoded": decoded, "quarantined": quarantined}
     counts |= {f"reason_{name}": n for name, n in count_reasons(manifest.quarantined).items()}
     write_figures(DECODE_METRICS, counts | {"shards": len(manifest.shards)})
     write_timings(

@@ -4,6 +4,7 @@ Reads   data/decode/, data/weights/, params.yaml:encode
 Writes  data/encode/, metrics/encode.json
 """
 
+import threading
 import time
 
 from fvlm.core.device import default_device, peak_memory_gib
@@ -14,7 +15,7 @@ from fvlm.core.params import Params, check_recorded, load_params
 from fvlm.core.progress import Progress
 from fvlm.core.stage import run
 from fvlm.encoders.frames import EncodeParams, load_encoder
-from fvlm.encoders.shards import describe_encoding, encode_clips, open_encoding
+from fvlm.encoders.shards import SIDE_BY_SIDE, Encoding, describe_encoding, encode_clips
 from fvlm.shards.build import ShardPlan, build_shards
 from fvlm.shards.manifest import FrameManifest, read_manifest
 from fvlm.shards.reuse import ShardRecord
@@ -39,24 +40,32 @@ def main() -> None:
     encoder, sources = load_encoder(params, default_device())
     manifest = describe_encoding(frames, params, encoder, sources)
     clips, reused = sum(shard.samples for shard in frames.shards), 0
+    counting = threading.Lock()
     with (
         Progress("encode", total=clips, unit="clip") as progress,
-        open_encoding(FRAMES, manifest, encoder, progress.advance) as encoding,
+        encoder.ahead() as ahead,
     ):
         started = time.monotonic()
+
+        def on_clip() -> None:
+            with counting:
+                progress.advance()
 
         def on_shard(plan: ShardPlan, _record: ShardRecord, known: bool) -> None:
             nonlocal reused
             if known:
-                reused += len(plan.members)
-                progress.skip(len(plan.members), reused=reused)
+                reused += encoding.clips(plan)
+                with counting:
+                    progress.skip(encoding.clips(plan), reused=reused)
 
+        encoding = Encoding(FRAMES, frames, manifest, encoder, ahead, on_clip)
         built = build_shards(
             plans=encoding.plans,
-            produce=encoding.produce,
+            make=encoding.make,
             out=ENCODED,
             manifest=manifest,
             on_shard=on_shard,
+            side_by_side=SIDE_BY_SIDE,
         )
     seconds, fresh = time.monotonic() - started, clips - reused
     encoded = sum(shard.samples for shard in built.shards)

@@ -39,7 +39,7 @@ from fvlm.model.saved import load_model, load_tokenizer_of, read_config
 from fvlm.shards.read import open_shards
 from fvlm.statistics.arms import ClipName, Losses
 from fvlm.statistics.evaluation import Evaluation
-from fvlm.statistics.summary import About, Summary, on_training_clips, summarize
+from fvlm.statistics.summary import About, Summary, clip_rows, on_training_clips, summarize
 from fvlm.statistics.tables import charted, ratio_rows
 from fvlm.statistics.verdict import decide, headline
 from pipeline.paths import (
@@ -102,7 +102,7 @@ def main() -> None:
     )
     write_document(EVALUATION, evaluation)
     write_figures(EVALUATE_METRICS, evaluation)
-    write_table(BY_CLIP, summary.clips)
+    write_table(BY_CLIP, clip_rows(losses, held_out))
     write_table(BY_FRAME, summary.frames)
     write_table(BY_MOTION, summary.motion)
     write_charts(evaluation, summary)

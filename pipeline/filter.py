@@ -5,20 +5,23 @@ Writes  data/filter/manifest.jsonl, metrics/filter.json
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fvlm.core.document import write_figures
 from fvlm.core.errors import FvlmError, VideoError
-from fvlm.core.io import read_jsonl, sample_key, write_jsonl
+from fvlm.core.io import sample_key
 from fvlm.core.kept import remade
 from fvlm.core.params import Params, load_params
 from fvlm.core.progress import Progress
+from fvlm.core.rows import Rows, write_rows
 from fvlm.core.stage import run
-from fvlm.video.accept import FilterParams, Split, Verdict, assign_splits, classify_all, count_rows
+from fvlm.video.accept import Accepted, Counts, FilterParams, Verdict, hold_out
 from fvlm.video.facts import FACTS, FactRecord, Facts, probe_all, probe_folder, probe_version
+from fvlm.video.reasons import PASSING
 from pipeline.paths import FILTER_METRICS, MANIFEST, VIDEOS
+
+Video = Mapping[str, Any]  # a row of the listing
 
 
 class Sections(Params):
@@ -30,62 +33,84 @@ class Sections(Params):
 def main() -> None:
     """Write a row for every video; stop when there is nothing to train or evaluate on."""
     params = load_params(Sections).filter
-    videos = read_jsonl(VIDEOS)
-    outcomes = _probe(videos)
-    verdicts = classify_all(outcomes, params)
-    groups = {video["video_id"]: video["group"] for video in videos}
-    accepted = {name: groups[name] for name, verdict in verdicts.items() if not verdict.reason}
-    splits = assign_splits(accepted, params.val_fraction, params.max_held_out)
-    rows = [_row(video, outcomes, verdicts, splits) for video in videos]
-    counts = count_rows(rows)
-    write_jsonl(MANIFEST, rows)
-    write_figures(FILTER_METRICS, counts)
+    outcomes, accepted = Outcomes(), Accepted(params)
+    for video, outcome in outcomes.probe():
+        accepted.add(video["video_id"], video["group"], outcome)
+    held_out = hold_out(accepted.sizes(), params.val_fraction, params.max_held_out)
+    counts = Counts()
+    write_rows(MANIFEST, _rows(outcomes, accepted, held_out, counts))
+    figures = counts.figures()
+    write_figures(FILTER_METRICS, figures)
     remade("filter")
-    summary = ", ".join(f"{count} {name}" for name, count in counts.items())
+    summary = ", ".join(f"{count} {name}" for name, count in figures.items())
     print(f"filter: {summary}")
-    if not splits:
+    if not held_out:
         raise FvlmError(
-            f"{len(accepted)} of {len(rows)} videos accepted, but training and evaluation need one "
-            f"each, of different groups ({summary}); {MANIFEST} has the reason of every video. Set "
-            "collect.source to more videos, or widen filter.min_seconds and filter.max_seconds in "
-            "params.yaml"
+            f"{figures['accepted']} of {figures['inputs']} videos accepted, but training and "
+            f"evaluation need one each, of different groups ({summary}); {MANIFEST} has the reason "
+            "of every video. Set collect.source to more videos, or widen filter.min_seconds and "
+            "filter.max_seconds in params.yaml"
         )
 
 
-def _probe(videos: Sequence[Mapping[str, Any]]) -> dict[str, Facts | VideoError]:
-    """Outcomes by video_id; untouched files are not opened again."""
-    video_ids = {video["path"]: video["video_id"] for video in videos}
-    record = FactRecord(probe_folder() / f"{probe_version()}.jsonl")
-    outcomes: dict[str, Facts | VideoError] = {}
-    failed: Counter[str] = Counter()
-    with Progress("filter", total=len(videos), unit="video") as progress:
-        for path, outcome in probe_all(video_ids, record):
-            outcomes[video_ids[path]] = outcome
-            if isinstance(outcome, VideoError):
-                failed[str(outcome.reason)] += 1
-            progress.advance(**failed)
-    return outcomes
+class Outcomes:
+    """What probing gives of every video; untouched files are not opened again.
+
+    Memory holds no facts, only failures that the record of facts does not keep.
+    """
+
+    def __init__(self) -> None:
+        self._record = FactRecord(probe_folder() / f"{probe_version()}.jsonl")
+        self._passing: dict[str, VideoError] = {}
+
+    def probe(self) -> Iterator[tuple[Video, Facts | VideoError]]:
+        """Every listed video with its outcome, in any order."""
+        videos, failed = Rows(VIDEOS), Counter[str]()
+        with Progress("filter", total=videos.count(), unit="video") as progress:
+            for video, outcome in probe_all(videos, self._record):
+                if isinstance(outcome, VideoError):
+                    failed[str(outcome.reason)] += 1
+                    if outcome.reason in PASSING:
+                        self._passing[video["path"]] = outcome
+                progress.advance(**failed)
+                yield video, outcome
+
+    def of(self, video: Video) -> Facts | VideoError:
+        """The outcome of a video that was probed."""
+        outcome = self._passing.get(video["path"]) or self._record.get(video["path"])
+        assert outcome is not None, "what is not in the record is passing"
+        return outcome
+
+
+def _rows(
+    outcomes: Outcomes, accepted: Accepted, held_out: frozenset[str], counts: Counts
+) -> Iterator[dict[str, Any]]:
+    """The lines of the manifest, counted."""
+    for video in Rows(VIDEOS):
+        outcome = outcomes.of(video)
+        verdict = accepted.verdict(video["video_id"], outcome)
+        row = _row(video, outcome, verdict, held_out)
+        counts.add(row)
+        yield row
 
 
 def _row(
-    video: Mapping[str, Any],
-    outcomes: Mapping[str, Facts | VideoError],
-    verdicts: Mapping[str, Verdict],
-    splits: Mapping[str, Split],
+    video: Video, outcome: Facts | VideoError, verdict: Verdict, held_out: frozenset[str]
 ) -> dict[str, Any]:
     """One line of the manifest; without times, so that touching a file changes nothing."""
-    video_id = video["video_id"]
-    outcome, verdict = outcomes[video_id], verdicts[video_id]
     facts = {name: getattr(outcome, name, None) for name in FACTS}
+    split = None
     if verdict.status != "accepted":
         facts["sha256"] = None
+    elif held_out:
+        split = "val" if video["group"] in held_out else "train"
     return {
-        "video_id": video_id,
-        "key": sample_key(video_id),
+        "video_id": video["video_id"],
+        "key": sample_key(video["video_id"]),
         **{name: video[name] for name in ("path", "size", "caption", "group")},
-        **asdict(verdict),
+        **vars(verdict),
         **facts,
-        "split": splits.get(video_id),
+        "split": split,
     }
 
 

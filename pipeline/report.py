@@ -15,10 +15,11 @@ from fvlm.clips.reader import ClipReader, Indices, open_clips
 from fvlm.core.device import default_device
 from fvlm.core.document import flatten, read_document, read_table
 from fvlm.core.errors import ShardError
-from fvlm.core.io import atomic_write, hash_json, read_csv, read_json, read_jsonl, write_csv
+from fvlm.core.io import atomic_write, hash_json, read_csv, read_json, write_csv
 from fvlm.core.params import Params, load_params
 from fvlm.core.progress import Progress
 from fvlm.core.provenance import commit_date, git_commit, package_versions
+from fvlm.core.rows import Rows
 from fvlm.core.stage import run
 from fvlm.encoders.vae import load_vae
 from fvlm.model.foveated import FoveatedModel
@@ -174,7 +175,7 @@ def picture_clips(
 
 def unused_videos() -> list[dict[str, Any]]:
     """Videos that were filtered out or quarantined by any stage, with the reason."""
-    unused = [row for row in read_jsonl(MANIFEST) if row["status"] != "accepted"]
+    unused = [row for row in Rows(MANIFEST) if row["status"] != "accepted"]
     for folder in (FRAMES, ENCODED):
         for note in read_manifest(folder, Manifest).quarantined:
             told = note.model_dump(include={"video_id", "reason", "message"})

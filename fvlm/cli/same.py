@@ -18,8 +18,9 @@ from fvlm.core.identity import JOINS, current
 from fvlm.core.io import hash_json, read_jsonl, write_jsonl
 from fvlm.core.params import Params, load_params
 from fvlm.core.progress import Progress
+from fvlm.core.rows import Rows
 from fvlm.core.stage import new_parser
-from fvlm.shards.build import Produce, ShardPlan
+from fvlm.shards.build import Make, ShardPlan
 from fvlm.shards.manifest import EncodedManifest, FrameManifest, Manifest, read_manifest
 from fvlm.shards.write import write_shard
 from pipeline.paths import ENCODED, FRAMES, MANIFEST, MODEL, VIDEOS
@@ -78,12 +79,14 @@ def _filter(trust: bool) -> Shown:
     old = records[-1].stem
     if trust:
         return old, new, "trusted"
-    before, videos = FactRecord(records[-1]), [row["path"] for row in read_jsonl(VIDEOS)]
-    stats = {path: stat_key(path) for path in _spread(sorted(videos))}
+    before, paths = FactRecord(records[-1]), sorted(row["path"] for row in Rows(VIDEOS))
+    stats = {path: stat_key(path) for path in _spread(paths)}
     found = {path: before.get(path, stat) for path, stat in stats.items() if isinstance(stat, list)}
     known = {path: facts for path, facts in found.items() if facts}
+    videos = [{"path": path} for path in known]
     with tempfile.TemporaryDirectory() as folder:
-        again = dict(probe_all(known, FactRecord(Path(folder, "facts.jsonl"))))
+        record = FactRecord(Path(folder, "facts.jsonl"))
+        again = {video["path"]: facts for video, facts in probe_all(videos, record)}
     different = [path for path, facts in again.items() if repr(facts) != repr(known[path])]
     return old, new, _evidence(len(again), "videos probed again", different)
 
@@ -91,7 +94,7 @@ def _filter(trust: bool) -> Shown:
 def _decode(trust: bool) -> Shown:
     """Shards of frames, spread over codecs and containers."""
     from fvlm.video.decode import DecodeParams, decode_request
-    from fvlm.video.shards import Decoding, describe_frames, plan_frames
+    from fvlm.video.shards import AcceptedVideos, Decoding, describe_frames, plan_frames
 
     class Sections(Params):
         decode: DecodeParams
@@ -100,24 +103,26 @@ def _decode(trust: bool) -> Shown:
     new = current(decode_request, write_shard)
     if trust or made.made_by == new:
         return made.made_by, new, "trusted"
-    rows = {row["key"]: row for row in read_jsonl(MANIFEST) if row["status"] == "accepted"}
+    videos = AcceptedVideos(MANIFEST)
     header = describe_frames(params).model_copy(update={"made_by": made.made_by})
 
     def kind(plan: ShardPlan) -> str:
-        found = [rows[member.key] for member in plan.members]
+        found = [videos[member.key] for member in plan.members]
         return hash_json(sorted({f"{row['codec']} {row['container']}" for row in found}))
 
-    plans = sorted(plan_frames(rows, header, params), key=kind)
-    with Progress("decode", total=0, unit="video", silent=True) as progress:
-        decoding = Decoding(rows, params, progress)
-        return made.made_by, new, _remake(made, plans, decoding.produce)
+    plans = sorted(plan_frames(videos, header, params), key=kind)
+    with (
+        Progress("decode", total=0, unit="video", silent=True) as progress,
+        Decoding(videos, params, progress) as decoding,
+    ):
+        return made.made_by, new, _remake(made, plans, decoding.make)
 
 
 def _encode(trust: bool) -> Shown:
     """Shards of tokens and latents."""
     from fvlm.core.device import default_device
     from fvlm.encoders.frames import EncodeParams, load_encoder
-    from fvlm.encoders.shards import describe_encoding, encode_clips, open_encoding
+    from fvlm.encoders.shards import Encoding, describe_encoding, encode_clips
 
     class Sections(Params):
         encode: EncodeParams
@@ -127,13 +132,15 @@ def _encode(trust: bool) -> Shown:
     if trust or made.made_by == new:
         return made.made_by, new, "trusted"
     encoder, sources = load_encoder(params, default_device())
-    header = describe_encoding(read_manifest(FRAMES, FrameManifest), params, encoder, sources)
+    frames = read_manifest(FRAMES, FrameManifest)
+    header = describe_encoding(frames, params, encoder, sources)
     header = header.model_copy(update={"made_by": made.made_by})
-    with open_encoding(FRAMES, header, encoder, lambda: None) as encoding:
-        return made.made_by, new, _remake(made, encoding.plans, encoding.produce)
+    with encoder.ahead() as ahead:
+        encoding = Encoding(FRAMES, frames, header, encoder, ahead)
+        return made.made_by, new, _remake(made, encoding.plans, encoding.make)
 
 
-def _remake(made: Manifest, plans: Iterable[ShardPlan], produce: Produce) -> str:
+def _remake(made: Manifest, plans: Iterable[ShardPlan], make: Make) -> str:
     """Make shards of `made` again, in a temporary folder, and compare their bytes."""
     entries = {entry.fingerprint: entry for entry in made.shards}
     known = [plan for plan in plans if plan.fingerprint in entries]
@@ -144,10 +151,10 @@ def _remake(made: Manifest, plans: Iterable[ShardPlan], produce: Produce) -> str
         )
     different = []
     with tempfile.TemporaryDirectory() as folder:
-        for plan, content in produce(_spread(known)):
-            facts = write_shard(Path(folder, "shard.tar"), content.samples)
+        for plan in _spread(known):
+            facts = make(plan, Path(folder, "shard.tar")).facts
             entry = entries[plan.fingerprint]
-            if facts.sha256 != entry.sha256:
+            if facts is None or facts.sha256 != entry.sha256:
                 different.append(entry.name)
     return _evidence(min(SAMPLE, len(known)), f"of {len(entries)} shards made again", different)
 

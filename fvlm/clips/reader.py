@@ -1,6 +1,6 @@
 """The clips of one split, read as the model takes them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,10 @@ class ClipReader:
     def metadata(self, row: int) -> dict[str, Any]:
         """What is known of a clip besides its pixels: caption, video_id, footage and so on."""
         return self._encoded.metadata(row)
+
+    def all_metadata(self) -> Iterator[dict[str, Any]]:
+        """That of all clips, in order."""
+        return self._encoded.all_metadata()
 
     def read(self, rows: Sequence[int] | Indices, frames: Indices) -> Batch:
         """Clips `rows` [B] with their `frames`, int64 [B,T] or the same [T] for each."""
@@ -144,11 +148,9 @@ def open_clips(
 
 def rows_of_new_footage(held_out: ClipReader, trained: ClipReader) -> list[int]:
     """Rows of the held-out clips whose footage is in no training clip."""
-    footage = (
-        [reader.metadata(row)["footage"] for row in range(len(reader))]
-        for reader in (held_out, trained)
-    )
-    return [row for row, is_seen in enumerate(show_same(*footage)) if not is_seen]
+    footage = [clip["footage"] for clip in held_out.all_metadata()]
+    seen = show_same(footage, (clip["footage"] for clip in trained.all_metadata()))
+    return [row for row, is_seen in enumerate(seen) if not is_seen]
 
 
 def _match(encoded: ShardReader, decoded: ShardReader) -> Indices:

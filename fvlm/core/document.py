@@ -16,7 +16,8 @@ None are left out.
 
 import re
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
 from fvlm.core.errors import FvlmError
-from fvlm.core.io import read_csv, read_json, write_csv, write_json
+from fvlm.core.io import read_csv, read_json, write_columns, write_json
 
 DIGITS = 4  # of a figure that git tracks
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -80,9 +81,14 @@ def write_figures(path: Path, figures: Document | Mapping[str, Any]) -> None:
     write_json(path, {name: _rounded(value) for name, value in flat.items()})
 
 
-def write_table(path: Path, rows: Sequence[Document]) -> None:
-    """Write documents as the rows of a CSV file; None stays empty. At least one row."""
-    write_csv(path, [flatten(row) for row in rows])
+def write_table(path: Path, rows: Iterable[Document]) -> None:
+    """Write documents as the rows of a CSV file; None stays empty. At least one row.
+
+    The first row decides the columns. Memory holds one row.
+    """
+    figures = map(flatten, rows)
+    first = next(figures)
+    write_columns(path, first, chain([first], figures))
 
 
 def read_table(kind: type[D], path: Path) -> list[D]:

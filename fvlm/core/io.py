@@ -152,22 +152,38 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Read one JSON object a line; a bad line raises FvlmError with file and line number."""
+    return [row for _, row in iterate_jsonl(path)]
+
+
+def iterate_jsonl(path: Path, holding: bytes = b"") -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a file of JSON lines one by one, with the bytes that stand before each.
+
+    holding: lines without these bytes are passed over. Raises FvlmError as `read_jsonl`.
+    """
     try:
-        lines = path.read_bytes().split(b"\n")
+        file = path.open("rb")
     except FileNotFoundError:
         raise FvlmError(f"{path} not found; run `dvc repro` to make it") from None
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise FvlmError(f"{path}:{number}: not valid JSON: {error}") from None
-        if not isinstance(row, dict):
-            raise FvlmError(f"{path}:{number}: expected a JSON object, got {row!r}")
-        rows.append(row)
-    return rows
+    place = 0
+    with file:
+        for number, line in enumerate(file, start=1):
+            if holding in line and line.strip():
+                try:
+                    row = json.loads(line)
+                except ValueError as error:
+                    raise FvlmError(f"{path}:{number}: not valid JSON: {error}") from None
+                if not isinstance(row, dict):
+                    raise FvlmError(f"{path}:{number}: expected a JSON object, got {row!r}")
+                yield place, row
+            place += len(line)
+
+
+def read_line(path: Path, place: int) -> dict[str, Any]:
+    """The object of the line that begins behind so many bytes."""
+    with path.open("rb") as file:
+        file.seek(place)
+        row: dict[str, Any] = json.loads(file.readline())
+    return row
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Iterable[str] = ()) -> None:
@@ -175,14 +191,19 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Iterable[s
 
     columns: those that stand first, whether rows have them or not; then in the order of the rows.
     """
-    text = io.StringIO()
-    names = dict.fromkeys([*columns, *(name for row in rows for name in row)])
-    writer = csv.DictWriter(text, fieldnames=list(names), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    write_columns(path, dict.fromkeys([*columns, *(name for row in rows for name in row)]), rows)
+
+
+def write_columns(path: Path, names: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a header and one line a row, which has no other columns; memory holds one row."""
     with atomic_write(path) as file:
         # File names need not be UTF-8: what could not be decoded goes out as the bytes it was.
-        file.write(text.getvalue().encode(errors="surrogateescape"))
+        text = io.TextIOWrapper(file, "utf-8", "surrogateescape", newline="", write_through=False)
+        writer = csv.DictWriter(text, fieldnames=list(names), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        text.flush()
+        text.detach()
 
 
 def read_csv(path: Path) -> list[dict[str, str | None]]:

@@ -14,6 +14,15 @@ def core_count() -> int:
     return os.cpu_count() or 1
 
 
+def peak_memory_gib() -> float:
+    """An upper bound of resident memory so far: this process, and a child for each core.
+
+    All children count as the largest one that has ended.
+    """
+    own, largest = map(resident_gib, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return own + largest * core_count()
+
+
 def resident_gib(who: int = resource.RUSAGE_SELF) -> float:
     """Largest resident memory so far of this process, or of its largest child (RUSAGE_CHILDREN)."""
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB

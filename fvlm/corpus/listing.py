@@ -17,10 +17,11 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field, field_validator
 
@@ -31,7 +32,7 @@ from fvlm.corpus.captions import RegularFiles, sidecar_caption
 from fvlm.corpus.controls import RENDERED
 from fvlm.corpus.demo import demo_captions, demo_folder
 from fvlm.corpus.rendered import rendered_folder
-from fvlm.corpus.tables import LIST_SUFFIXES, Row, read_table
+from fvlm.corpus.tables import LIST_SUFFIXES, Numbered, Row, read_table
 from fvlm.corpus.walk import matches, split_pattern, walk
 
 # fmt: off
@@ -100,7 +101,7 @@ class CollectParams(Params):
         return (found[1] if found.re.groups else found[0]) or video_id
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ListedVideo:
     """One row of data/collect/videos.jsonl.
 
@@ -116,6 +117,10 @@ class ListedVideo:
     stamp: list[int]
     caption: str
     group: str = ""
+
+    def row(self) -> dict[str, Any]:
+        """Its line of the listing."""
+        return {name: getattr(self, name) for name in self.__slots__}
 
 
 def list_videos(params: CollectParams) -> tuple[list[ListedVideo], Counter[str]]:
@@ -252,13 +257,13 @@ def _own_copy(path: Path) -> Path:
 
 
 def _list_rows(
-    path: Path, rows: dict[int, Row], folder: Path, root: Path | None = None
+    path: Path, rows: Iterable[Numbered], folder: Path, root: Path | None = None
 ) -> list[ListedVideo]:
     """The videos of the rows of the list `path`; `folder`, `root`: see `_parse_row`."""
     videos, faults = list[ListedVideo](), dict[int, str]()
     line_of: dict[str, int] = {}
     line_of_id: dict[str, int] = {}
-    for line, row in rows.items():
+    for line, row in rows:
         try:
             video = _parse_row(folder, row, root)
             first = line_of.setdefault(video.path, line)

@@ -9,12 +9,12 @@ All are UTF-8, with or without a byte order mark.
 """
 
 import csv
-import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from fvlm.core.errors import SourceError
 
@@ -26,25 +26,33 @@ CAPTION_COLUMNS = ("caption", "text", "description")
 Row = dict[str, Any]
 
 
+Numbered = tuple[int, Row]  # a row and the number of its line
+
+
 @dataclass(frozen=True)
 class Table:
-    """Rows of a list by the numbers of their lines; `columns`: all names, in their order."""
+    """A list; `columns`: all names, in their order. `rows()` reads it from the disk, row by row."""
 
     path: Path
     columns: list[str]
-    rows: dict[int, Row]
+    rows: Callable[[], Iterator[Numbered]]
 
     def find(self, wanted: str, usual: Sequence[str]) -> str | None:
         """The column `wanted`, or where that is empty the first usual one.
 
         Raises SourceError when `wanted` is not there.
         """
-        if wanted and wanted not in self.columns and self.rows:
+        if wanted and wanted not in self.columns and not self.is_empty:
             raise SourceError(f"{self.path} has no column {wanted!r}, only {self._in_words()}")
         named = {column.strip().lower(): column for column in reversed(self.columns)}
         return wanted or next((named[name] for name in usual if name in named), None)
 
-    def select(self, path_column: str, caption_column: str) -> dict[int, Row]:
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no row."""
+        return next(self.rows(), None) is None
+
+    def select(self, path_column: str, caption_column: str) -> Iterator[Numbered]:
         """The rows with the chosen columns, or usual ones where empty, as `path` and `caption`.
 
         Raises SourceError without a column of paths. Says which columns it takes.
@@ -52,8 +60,8 @@ class Table:
         paths = self.find(path_column, PATH_COLUMNS)
         captions = self.find(caption_column, CAPTION_COLUMNS)
         if paths is None:
-            if not self.rows:
-                return {}
+            if self.is_empty:
+                return iter(())
             raise SourceError(
                 f"{self.path} has no column of paths, called {', '.join(PATH_COLUMNS[:-1])} or "
                 f"{PATH_COLUMNS[-1]}, or as collect.path_column says; only {self._in_words()}"
@@ -61,49 +69,74 @@ class Table:
         if paths != "path" or captions not in ("caption", None):
             told = f", captions from `{captions}`" if captions else ""
             print(f"collect: {self.path.name}: paths from `{paths}`{told}")
-        return {
-            line: row | {"path": row.get(paths), "caption": row.get(captions) if captions else None}
-            for line, row in self.rows.items()
-        }
+
+        def select(row: Row) -> Row:
+            caption = row.get(captions) if captions else None
+            return row | {"path": row.get(paths), "caption": caption}
+
+        return ((line, select(row)) for line, row in self.rows())
 
     def _in_words(self) -> str:
         return ", ".join(map(repr, self.columns)) or "empty rows"
 
 
 def read_table(path: Path) -> Table:
-    """The rows of a list; its suffix, one of LIST_SUFFIXES, says how it is written.
+    """The list at `path`; its suffix, one of LIST_SUFFIXES, says how it is written.
 
-    Raises SourceError, naming the line, when it is written in another way.
+    Raises SourceError, naming the line, when it is written in another way; so do its rows.
     """
     kind = path.suffix.lower()
+    if kind in (".csv", ".tsv"):
+        with _opened(path) as file:
+            header = file.readline()
+            separator = "\t" if kind == ".tsv" else _separator(header)
+        with _opened(path) as file:
+            columns = list(csv.DictReader(file, delimiter=separator).fieldnames or ())
+        return Table(path, columns, lambda: _csv_rows(path, separator))
+    if kind == ".txt":
+        return Table(path, ["path"], lambda: _lines(path))
+    columns = list(dict.fromkeys(name for _, row in _objects(path) for name in row))
+    return Table(path, columns, lambda: _objects(path))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[TextIO]:
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            yield file
     except UnicodeDecodeError as error:
         raise SourceError(f"{path} is not in UTF-8: {error}") from None
-    lines = {number: line.rstrip("\r") for number, line in enumerate(text.split("\n"), start=1)}
-    if kind == ".txt":
-        rows: dict[int, Row] = {line: {"path": name} for line, name in lines.items() if name}
-    elif kind == ".jsonl":
-        rows = {
-            line: _parse_object(path, line, said) for line, said in lines.items() if said.strip()
-        }
-    else:
-        return _parse_csv(path, text, "\t" if kind == ".tsv" else _separator(text))
-    return Table(path, list(dict.fromkeys(name for row in rows.values() for name in row)), rows)
 
 
-def _separator(text: str) -> str:
-    header = text.partition("\n")[0]
+def _separator(header: str) -> str:
     return ";" if ";" in header and "," not in header else ","
 
 
-def _parse_csv(path: Path, text: str, separator: str) -> Table:
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator)
-    try:
-        rows = dict((reader.line_num, row) for row in reader)  # noqa: C402 - B035 is mistaken
-    except csv.Error as error:
-        raise SourceError(f"{path}:{reader.line_num}: {error}") from None
-    return Table(path, list(reader.fieldnames or ()), rows)
+def _csv_rows(path: Path, separator: str) -> Iterator[Numbered]:
+    with _opened(path) as file:
+        reader = csv.DictReader(file, delimiter=separator)
+        try:
+            for row in reader:
+                yield reader.line_num, row
+        except csv.Error as error:
+            raise SourceError(f"{path}:{reader.line_num}: {error}") from None
+
+
+def _lines(path: Path) -> Iterator[Numbered]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise SourceError(f"{path} is not in UTF-8: {error}") from None
+            if text := text.removesuffix("\n").rstrip("\r"):
+                yield number, {"path": text}
+
+
+def _objects(path: Path) -> Iterator[Numbered]:
+    for number, row in _lines(path):
+        if row["path"].strip():
+            yield number, _parse_object(path, number, row["path"])
 
 
 def _parse_object(path: Path, line: int, text: str) -> Row:

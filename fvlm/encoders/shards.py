@@ -1,122 +1,68 @@
 """Decoded clips as shards of patch tokens and VAE latents: shard for shard, clip for clip."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from fvlm.core.identity import made_by
 from fvlm.core.prefetch import Ahead
 from fvlm.encoders.frames import EncodeParams, FrameEncoder
-from fvlm.shards.build import ShardContent, ShardPlan
+from fvlm.shards.build import ShardPlan, write_record
 from fvlm.shards.manifest import (
     Array,
     DinoPart,
     EncodedManifest,
     FrameManifest,
-    Manifest,
+    ShardEntry,
     VaePart,
-    read_manifest,
 )
 from fvlm.shards.plan import Member
-from fvlm.shards.read import ShardReader, open_shards
+from fvlm.shards.read import ShardReader, open_shard
+from fvlm.shards.reuse import ShardRecord
 from fvlm.shards.write import Sample, write_shard
 
-
-@dataclass(frozen=True)
-class DerivedShard:
-    """A planned shard, and the samples of `reader` that it is made from."""
-
-    plan: ShardPlan
-    reader: ShardReader
-    rows: range
-
-    def groups(self, size: int) -> list[range]:
-        """The rows in groups of `size` samples; the last group may be smaller."""
-        return [self.rows[start : start + size] for start in range(0, len(self.rows), size)]
+SIDE_BY_SIDE = 2  # shards: while one is written, the other is computed
 
 
 @dataclass(frozen=True)
-class Encoding:
-    """The shards to make, and how: `plans` and `produce` as `build_shards` takes them."""
+class EncodeRequest:
+    """The shard of frames that a shard is made from: where it lies, and what it must hold."""
 
-    shards: Sequence[DerivedShard]
-    encoder: FrameEncoder
-    ahead: Ahead
-    advance: Callable[[], None]
+    source: Path
+    entry: ShardEntry
 
-    @property
-    def plans(self) -> list[ShardPlan]:
-        """One for each shard of frames."""
-        return [shard.plan for shard in self.shards]
 
-    def produce(self, missing: Sequence[ShardPlan]) -> Iterator[tuple[ShardPlan, ShardContent]]:
-        """Encode ahead across shards, deliver each shard's clips in order."""
-        wanted = {plan.fingerprint for plan in missing}
-        todo = [shard for shard in self.shards if shard.plan.fingerprint in wanted]
-        samples = self._samples(todo)
-        for shard in todo:
-            yield shard.plan, ShardContent(islice(samples, len(shard.rows)), [])
+def make_shard(
+    request: EncodeRequest,
+    path: Path,
+    *,
+    encoder: FrameEncoder,
+    ahead: Ahead,
+    on_clip: Callable[[], None] = lambda: None,
+) -> ShardRecord:
+    """Encode a shard of frames, clip for clip, and write what comes out to a shard.
 
-    def _samples(self, shards: Sequence[DerivedShard]) -> Iterator[Sample]:
-        """The samples of these shards in order; reading and encoding run ahead of the writer.
+    ahead: threads of `encoder.ahead()`, which read and encode while this one writes. Frames of
+    several clips share a forward, but never of two shards: what a shard holds must not depend on
+    which others are made with it. on_clip: called after each clip. This is all that a device does
+    for a shard. Raises ShardError where the source is missing or damaged.
+    """
 
-        Frames of several clips share a forward, but never of two shards: what a shard holds must
-        not depend on which others are made with it.
-        """
-        groups = (
-            (shard, rows)
-            for shard in shards
-            for rows in shard.groups(
-                self.encoder.batch_clips(shard.reader.fields["frames"].shape[0])
-            )
-        )
-        for samples in self.ahead.map(lambda group: encode_clips(self.encoder, *group), groups):
-            for sample in samples:
-                self.advance()
+    def samples(reader: ShardReader) -> Iterator[Sample]:
+        rows, size = range(len(reader)), encoder.batch_clips(reader.fields["frames"].shape[0])
+        groups = [rows[start : start + size] for start in range(0, len(rows), size)]
+        for group in ahead.map(lambda group: encode_clips(encoder, reader, group), groups):
+            for sample in group:
                 yield sample
+                on_clip()
+
+    with open_shard(request.source, request.entry) as reader:
+        return write_record(path, samples(reader), [])
 
 
-@contextmanager
-def open_encoding(
-    frames: Path, manifest: EncodedManifest, encoder: FrameEncoder, advance: Callable[[], None]
-) -> Iterator[Encoding]:
-    """Plan the shards that are made from those of the folder `frames`, and keep them open.
-
-    advance: called after each clip.
-    """
-    recipe = {"made_by": manifest.made_by, "recipe": manifest.recipe}
-    with derive_shards(frames, recipe) as shards, encoder.ahead() as ahead:
-        yield Encoding(shards, encoder, ahead, advance)
-
-
-@contextmanager
-def derive_shards(folder: Path, recipe: object) -> Iterator[list[DerivedShard]]:
-    """One planned shard for each of `folder`, in manifest order, split by split.
-
-    recipe: as for `ShardPlan.of`. A change of it or of the source's bytes makes a shard anew.
-    The readers are open inside the block. Raises ShardError for shards missing or damaged.
-    """
-    entries = read_manifest(folder, Manifest).shards
-    derived = []
-    with ExitStack() as stack:
-        for split in dict.fromkeys(entry.split for entry in entries):
-            reader, first = stack.enter_context(open_shards(folder, split=split)), 0
-            for entry in entries:
-                if entry.split == split:
-                    rows = range(first, first + entry.samples)
-                    members = [Member(reader.keys[row], entry.sha256) for row in rows]
-                    plan = ShardPlan.of(split, members, recipe)
-                    derived.append(DerivedShard(plan, reader, rows))
-                    first = rows.stop
-        yield derived
-
-
-def encode_clips(encoder: FrameEncoder, shard: DerivedShard, rows: range) -> list[Sample]:
+def encode_clips(encoder: FrameEncoder, reader: ShardReader, rows: range) -> list[Sample]:
     """The samples of these clips: tokens, latents, and the metadata that decode gave them."""
-    reader = shard.reader
     tokens, latents = encoder.encode(reader.read(rows, ["frames"])["frames"])
     return [
         (
@@ -129,6 +75,47 @@ def encode_clips(encoder: FrameEncoder, shard: DerivedShard, rows: range) -> lis
         )
         for number, row in enumerate(rows)
     ]
+
+
+class Encoding:
+    """Makes a shard for each one of the folder `frames`, with one encoder.
+
+    plans: one for each shard of `source`, the manifest of that folder, in its order. A change of
+    the recipe or of the source's bytes makes a shard anew.
+    """
+
+    def __init__(
+        self,
+        frames: Path,
+        source: FrameManifest,
+        manifest: EncodedManifest,
+        encoder: FrameEncoder,
+        ahead: Ahead,
+        on_clip: Callable[[], None] = lambda: None,
+    ) -> None:
+        recipe = {"made_by": manifest.made_by, "recipe": manifest.recipe}
+        self.plans = [
+            ShardPlan.of(entry.split, [Member(entry.fingerprint, entry.sha256)], recipe)
+            for entry in source.shards
+        ]
+        planned = zip(self.plans, source.shards, strict=True)
+        self._entries = {plan.fingerprint: entry for plan, entry in planned}
+        self._frames, self._encoder, self._ahead, self._on_clip = frames, encoder, ahead, on_clip
+
+    def clips(self, plan: ShardPlan) -> int:
+        """How many clips the plan's shard will hold."""
+        return self._entries[plan.fingerprint].samples
+
+    def make(self, plan: ShardPlan, path: Path) -> ShardRecord:
+        """As `build_shards` wants it."""
+        entry = self._entries[plan.fingerprint]
+        return make_shard(
+            EncodeRequest(self._frames / entry.name, entry),
+            path,
+            encoder=self._encoder,
+            ahead=self._ahead,
+            on_clip=self._on_clip,
+        )
 
 
 def describe_encoding(

@@ -1,38 +1,40 @@
 """A stage that makes shards: incremental, safe against crashes, cached by DVC.
 
-    def produce(missing):                      # called with plans that are not known yet
-        for plan in missing:                   # any order; look-ahead and parallelism are its own
-            notes = []                         # may be filled while the samples are consumed
-            yield plan, ShardContent(samples=decode_all(plan.members, notes), notes=notes)
+    def make(plan, path):                      # called in threads, several at once
+        notes = []                             # may be filled while the samples are consumed
+        return write_record(path, decode_all(plan.members, notes), notes)
 
     plans = plan_splits({"train": members, "val": members}, recipe, clips_per_shard=8)
     manifest = build_shards(
-        plans=plans, produce=produce, out=Path("data/decode"),
+        plans=plans, make=make, out=Path("data/decode"),
         manifest=FrameManifest(stage="decode", made_by=..., recipe=..., frames=...),
     )
 
 The unit of work is the shard. Each finished one is kept under `.state/shards/` (see `reuse.py`)
 until the output folder is put together, in one rename, from all of them. A run killed at any moment
-loses the shard that it was writing and what `produce` held ahead of it in memory, and nothing else;
-what is known by its fingerprint is linked, not computed. Several runs of a stage, of experiments
-side by side, share the work: a shard that another one makes is waited for.
+loses the shards that it was writing, and nothing else; what is known by its fingerprint is linked,
+not computed. Several runs of a stage, of experiments side by side, share the work: a shard that
+another one makes is waited for.
 """
 
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 
 from fvlm.core.errors import FvlmError, ShardError
-from fvlm.core.io import NO_ROOM, fsync_folder, hash_json
-from fvlm.core.kept import Claims, remade
+from fvlm.core.io import NO_ROOM, delete_leftovers, fsync_folder, hash_json, temporary_name
+from fvlm.core.kept import Claims, remade, tell_dvc
 from fvlm.shards.manifest import M, Note, ShardEntry, ShardNote, write_manifest
 from fvlm.shards.plan import Member, plan_shards
 from fvlm.shards.reuse import ShardRecord, ShardStore
+from fvlm.shards.verify import note_written
 from fvlm.shards.write import Sample, write_shard
+
+WORTH_TELLING = 1 << 30  # bytes of shards; less is read again before DVC has started
 
 
 @dataclass(frozen=True)
@@ -50,37 +52,25 @@ class ShardPlan:
         return cls(split, hash_json([recipe, ordered]), members)
 
 
-@dataclass(frozen=True)
-class ShardContent:
-    """What a plan turns into.
-
-    samples: (key, fields) as `write_shard` takes them, consumed once.
-    notes: about members without a sample; read after the samples. They are remembered with the
-        shard and stand in the manifest whenever the shard is reused. One with `retry` is about the
-        machine, not the member: its shard is not remembered, so the next run makes it anew.
-    """
-
-    samples: Iterable[Sample]
-    notes: list[Note]
-
-
-Produce = Callable[[Sequence[ShardPlan]], Iterable[tuple[ShardPlan, ShardContent]]]
+Make = Callable[[ShardPlan, Path], ShardRecord]
 OnShard = Callable[[ShardPlan, ShardRecord, bool], None]
 
 
 def build_shards(
     *,
     plans: Sequence[ShardPlan],
-    produce: Produce,
+    make: Make,
     out: Path,
     manifest: M,
     on_shard: OnShard = lambda *_: None,
+    side_by_side: int = 1,
 ) -> M:
     """Make the folder `out`: `{split}-{number:06d}.tar` in the order of `plans`, `manifest.json`.
 
-    produce: see the top of this file; its exceptions end the run, finished shards stay.
+    make: writes the shard of a plan that is not known yet to the given path, `side_by_side` of them
+    in threads; its exceptions end the run, finished shards stay.
     manifest: all but its `shards` and `quarantined`.
-    on_shard: told of each finished shard: plan, record, whether it was made before.
+    on_shard: told of each finished shard, in this thread: plan, record, whether it was made before.
     Returns the manifest. A plan without a single sample gives no file, only its notes. Raises
     FvlmError when another run makes the same folder, ShardError when the disk is full.
     """
@@ -103,7 +93,7 @@ def build_shards(
             missing = _recall(store, plans, finished)
             known = len(done)
             while missing:
-                _compute(store, claims, missing, produce, finished)
+                _compute(store, claims, missing, make, finished, side_by_side)
                 missing = [plan for plan in missing if plan.fingerprint not in done]
             made = _assemble(store, plans, done, out, manifest)
             with claims.alone() as alone:
@@ -119,6 +109,9 @@ def build_shards(
             "finished and kept: make room and run again"
         ) from error
     remade(stage)
+    if sum(entry.bytes for entry in made.shards) >= WORTH_TELLING:
+        facts = ((entry.name, done[entry.fingerprint].facts) for entry in made.shards)
+        tell_dvc({out / name: shard.md5 for name, shard in facts if shard})
     if known:
         print(
             f"{stage}: {known} of {len(plans)} shards handed back: made before with the same "
@@ -144,8 +137,9 @@ def _compute(
     store: ShardStore,
     claims: Claims,
     missing: Sequence[ShardPlan],
-    produce: Produce,
+    make: Make,
     finished: OnShard,
+    side_by_side: int,
 ) -> None:
     """Make those of the missing shards that no other run makes; else wait for one of theirs."""
     mine = [plan for plan in missing if claims.take(plan.fingerprint)]
@@ -154,27 +148,54 @@ def _compute(
         claims.wait(mine[0].fingerprint, f"{len(missing)} shards that are wanted here, too")
     try:
         todo = _recall(store, mine, finished)  # another run may have made it before the claim
-        waiting = {plan.fingerprint for plan in todo}
-        for plan, content in produce(todo) if todo else ():
-            waiting.remove(plan.fingerprint)
-            finished(plan, _write(store, plan, content), False)
+        for plan, record in _make_all(store, todo, make, side_by_side):
+            finished(plan, record, False)
             claims.release(plan.fingerprint)
     finally:
         for plan in mine:
             claims.release(plan.fingerprint)
-    if waiting:
-        raise ShardError(f"{len(waiting)} planned shards were not produced: {sorted(waiting)[:3]}")
 
 
-def _write(store: ShardStore, plan: ShardPlan, content: ShardContent) -> ShardRecord:
-    samples = iter(content.samples)
-    first, facts = next(samples, None), None
+def _make_all(
+    store: ShardStore, plans: Sequence[ShardPlan], make: Make, side_by_side: int
+) -> Iterator[tuple[ShardPlan, ShardRecord]]:
+    """Make the shards, `side_by_side` at a time; in the order in which they are finished."""
+
+    def make_one(plan: ShardPlan) -> ShardRecord:
+        record = make(plan, store.path(plan.fingerprint))
+        if not any(note.retry for note in record.notes):
+            store.remember(plan.fingerprint, record)
+        return record
+
+    pool = ThreadPoolExecutor(side_by_side, thread_name_prefix="shard")
+    waiting, running = iter(plans), dict[Future[ShardRecord], ShardPlan]()
+    try:
+        while True:
+            for plan in islice(waiting, side_by_side - len(running)):
+                running[pool.submit(make_one, plan)] = plan
+            if not running:
+                return
+            for done in wait(running, return_when=FIRST_COMPLETED).done:
+                yield running.pop(done), done.result()
+    finally:
+        # After an error nobody waits for the others: they end with what they read from.
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def write_record(path: Path, samples: Iterable[Sample], notes: list[Note]) -> ShardRecord:
+    """Write the samples to a shard at `path`; without a single one there is no file.
+
+    samples: (key, fields) as `write_shard` takes them, consumed once. notes: about members without
+    a sample; read after the samples. They are remembered with the shard and stand in the manifest
+    whenever the shard is reused. One with `retry` is about the machine, not the member: its shard
+    is not remembered, so the next run makes it anew.
+    """
+    remaining = iter(samples)
+    first, facts = next(remaining, None), None
     if first is not None:
-        facts = write_shard(store.path(plan.fingerprint), chain([first], samples))
-    record = ShardRecord(facts=facts, notes=content.notes)
-    if not any(note.retry for note in content.notes):
-        store.remember(plan.fingerprint, record)
-    return record
+        facts = write_shard(path, chain([first], remaining))
+        note_written(path, facts.sha256)
+    return ShardRecord(facts=facts, notes=notes)
 
 
 def _assemble(
@@ -185,10 +206,31 @@ def _assemble(
     manifest: M,
 ) -> M:
     """Link all shards into a sibling of `out`, which then takes its place."""
-    building, old = (out.with_name(f".{out.name}.{word}.tmp") for word in ("new", "old"))
-    for leftover in (building, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    building.mkdir(parents=True)
+    building, old = (out.with_name(temporary_name(out.name)) for _ in range(2))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    delete_leftovers(out.parent)
+    building.mkdir()
+    try:
+        made = _fill(building, store, plans, done, manifest)
+        fsync_folder(building)
+        if out.exists():  # DVC deletes it before a run; without DVC the old output is still here
+            out.rename(old)
+        building.rename(out)
+        fsync_folder(out.parent)
+    finally:
+        for leftover in (building, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+    return made
+
+
+def _fill(
+    folder: Path,
+    store: ShardStore,
+    plans: Sequence[ShardPlan],
+    done: Mapping[str, ShardRecord],
+    manifest: M,
+) -> M:
+    """Link all shards into the folder, and write its manifest."""
     shards, notes = list[ShardEntry](), list[ShardNote]()
     numbers: Counter[str] = Counter()
     for plan in plans:
@@ -198,19 +240,13 @@ def _assemble(
             continue
         name = f"{plan.split}-{numbers[plan.split]:06d}.tar"
         numbers[plan.split] += 1
-        store.place(plan.fingerprint, record, building / name)
+        store.place(plan.fingerprint, record, folder / name)
         facts = record.facts.model_dump(exclude={"md5"})
         entry = {"name": name, "split": plan.split, "fingerprint": plan.fingerprint, **facts}
         shards.append(ShardEntry(**entry))
     notes.sort(key=lambda note: (note.video_id, note.reason, note.message))
     made = manifest.model_copy(update={"shards": shards, "quarantined": notes})
-    write_manifest(building, made)
-    fsync_folder(building)
-    if out.exists():  # DVC deletes it before a run; without DVC the old output is still here
-        out.rename(old)
-    building.rename(out)
-    fsync_folder(out.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    write_manifest(folder, made)
     return made
 
 

@@ -7,8 +7,8 @@ tenth of the bits, the mean difference is at most 2.5 of 255; of two different c
 film at least 26.
 """
 
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,8 @@ FRAMES = 8  # of a clip, that its hash is made of
 CELLS = 4  # a side
 NEAR = 4.0  # mean difference of two clips of the same footage, of 255, at most
 ALIKE = 0.98  # their correlation, at least
+BANDS = 2 * FRAMES
+PART = 4096  # clips or pairs that are looked at together
 COMMON = 64  # clips of a band that one is compared with: not every pair where all have a title
 
 
@@ -38,37 +40,78 @@ def hash_footage(frames: np.ndarray) -> str:
 
 
 def show_same(clips: Sequence[str], others: Iterable[str]) -> list[bool]:
-    """Whether one of the others shows the footage of each clip; all are given by their hashes."""
-    known = [_pictures(text) for text in others]
-    by_band: dict[tuple[int, bytes], list[int]] = defaultdict(list)
-    for number, pictures in enumerate(known):
-        for band in enumerate(_bands(pictures)):
-            by_band[band].append(number)
-    found = []
-    for pictures in map(_pictures, clips):
-        sharing = (by_band.get(band, []) for band in enumerate(_bands(pictures)))
-        near = {number for numbers in sharing for number in numbers[:COMMON]}
-        found.append(any(_is_same(pictures, known[number]) for number in near))
-    return found
+    """Whether one of the others shows the footage of each clip; all are given by their hashes.
+
+    Memory holds the clips, and a part of the others at a time.
+    """
+    pictures, found = _pictures(clips), np.zeros(len(clips), bool)
+    bands = _bands(pictures)
+    orders = [np.argsort(band, kind="stable") for band in bands.T]
+    met = np.zeros((BANDS, 2**16), np.int64)  # others with these bits, so far
+    waiting = iter(others)
+    while part := list(islice(waiting, PART)):
+        known = _pictures(part)
+        for number, values in enumerate(_bands(known).T):
+            first = _rank(values) + met[number, values] < COMMON
+            met[number] += np.bincount(values, minlength=2**16)
+            rows = np.flatnonzero(first)
+            pairs = _pairs(bands[orders[number], number], values[rows])
+            for clip, row in _near(pictures, orders[number][pairs[0]], known, rows[pairs[1]]):
+                found[clip] = found[clip] or _is_same(pictures[clip], known[row])
+    return found.tolist()
 
 
-def _pictures(text: str) -> NDArray[np.uint8]:
-    """[FRAMES,3,CELLS,CELLS]."""
-    return np.frombuffer(bytes.fromhex(text), np.uint8).reshape(FRAMES, 3, CELLS, CELLS)
+def _pictures(texts: Sequence[str]) -> NDArray[np.uint8]:
+    """[clips,FRAMES,3,CELLS,CELLS]."""
+    content = bytes.fromhex("".join(texts))
+    return np.frombuffer(content, np.uint8).reshape(len(texts), FRAMES, 3, CELLS, CELLS)
 
 
-def _bands(pictures: NDArray[np.uint8]) -> list[bytes]:
-    grey = pictures.mean(axis=1).reshape(FRAMES, -1)
+def _bands(pictures: NDArray[np.uint8]) -> NDArray[np.uint16]:
+    """[clips,BANDS]."""
+    grey = pictures.mean(axis=2).reshape(-1, FRAMES, CELLS**2)
     bits = np.concatenate(
-        [grey > grey.mean(axis=1, keepdims=True), grey > np.roll(grey, -1, axis=0)]
+        [grey > grey.mean(axis=2, keepdims=True), grey > np.roll(grey, -1, axis=1)], axis=1
     )
-    return [row.tobytes() for row in np.packbits(bits, axis=1)]
+    return np.packbits(bits, axis=2).view(np.uint16)[..., 0]
+
+
+def _rank(values: NDArray[np.uint16]) -> NDArray[np.int64]:
+    """How many equal values stand before each one."""
+    order = np.argsort(values, kind="stable")
+    ordered = values[order]
+    ranks = np.empty(len(values), np.int64)
+    ranks[order] = np.arange(len(values)) - np.searchsorted(ordered, ordered)
+    return ranks
+
+
+def _pairs(
+    ordered: NDArray[np.uint16], values: NDArray[np.uint16]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """All places in `ordered` and in `values` that hold equal values."""
+    starts = np.searchsorted(ordered, values)
+    counts = np.searchsorted(ordered, values, side="right") - starts
+    within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    return np.repeat(starts, counts) + within, np.repeat(np.arange(len(values)), counts)
+
+
+def _near(
+    pictures: NDArray[np.uint8],
+    clips: NDArray[np.int64],
+    known: NDArray[np.uint8],
+    rows: NDArray[np.int64],
+) -> Iterator[tuple[int, int]]:
+    """The pairs that differ by NEAR at most."""
+    for start in range(0, len(clips), PART):
+        chosen = slice(start, start + PART)
+        one, other = pictures[clips[chosen]].astype(np.int16), known[rows[chosen]]
+        sums = np.abs(one - other).sum(axis=(1, 2, 3, 4))
+        for place in np.flatnonzero(sums <= NEAR * one[0].size).tolist():
+            yield int(clips[start + place]), int(rows[start + place])
 
 
 def _is_same(one: NDArray[Any], other: NDArray[Any]) -> bool:
     one, other = one.astype(np.float32), other.astype(np.float32)
-    if np.abs(one - other).mean() > NEAR:
-        return False
     spread = one.std() * other.std()
     return bool(
         spread == 0 or ((one - one.mean()) * (other - other.mean())).mean() >= ALIKE * spread

@@ -9,7 +9,7 @@ import math
 import os
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import groupby
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fvlm.core.errors import FvlmError, ShardError
 from fvlm.shards.manifest import ShardEntry
@@ -41,8 +42,8 @@ class ShardIndex:
 
     keys: list[str]
     fields: dict[str, Field]  # the same for all samples
-    offsets: dict[str, list[int]]  # by field: where the C-contiguous data of each sample starts
-    metadata: list[tuple[int, int]]  # offset and size of each sample's JSON
+    offsets: dict[str, NDArray[np.int64]]  # by field [n]: where each sample's C-contiguous data is
+    metadata: NDArray[np.int64]  # [n,2] offset and size of each sample's JSON
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,10 @@ def index_shard(path: Path, entry: ShardEntry) -> ShardIndex:
     index = _index(path)
     if len(index.keys) != entry.samples:
         raise ShardError(f"{path}: expected {entry.samples} samples, got {len(index.keys)}")
-    remember("offsets", entry.sha256, asdict(index))
+    lists = {name: offsets.tolist() for name, offsets in index.offsets.items()}
+    fields = {name: asdict(field) for name, field in index.fields.items()}
+    stored = {"keys": index.keys, "fields": fields, "offsets": lists}
+    remember("offsets", entry.sha256, stored | {"metadata": index.metadata.tolist()})
     return index
 
 
@@ -100,7 +104,8 @@ def locate_damage(path: Path, sample_crc32: str) -> str:
 
 
 def _index(path: Path) -> ShardIndex:
-    index = ShardIndex([], {}, {}, [])
+    keys, metadata = list[str](), list[tuple[int, int]]()
+    common, offsets = dict[str, Field](), dict[str, list[int]]()
     with path.open("rb", buffering=0) as file:
         try:
             walked = list(_members(file.fileno()))
@@ -110,18 +115,16 @@ def _index(path: Path) -> ShardIndex:
             fields = {}
             for member in members:
                 if member.name == "json":
-                    index.metadata.append((member.data, member.size))
+                    metadata.append((member.data, member.size))
                     continue
                 name = member.name.removesuffix(".npy")
                 fields[name], offset = _array_header(path, file.fileno(), member)
-                index.offsets.setdefault(name, []).append(offset)
-            index.keys.append(key)
-            if len(index.keys) == 1:
-                index.fields.update(fields)
-            if fields != index.fields or len(index.metadata) != len(index.keys):
-                raise ShardError(f"{path}: sample {key}: expected {index.fields} and json, "
-                                 f"got {fields}")  # fmt: skip
-    return index
+                offsets.setdefault(name, []).append(offset)
+            keys.append(key)
+            common = common or fields
+            if fields != common or len(metadata) != len(keys):
+                raise ShardError(f"{path}: sample {key}: expected {common} and json, got {fields}")
+    return _compact(keys, common, offsets, metadata)
 
 
 def _members(descriptor: int) -> Iterator[_Member]:
@@ -158,8 +161,17 @@ def _array_header(path: Path, descriptor: int, member: _Member) -> tuple[Field, 
 
 def _parse(stored: dict[str, Any]) -> ShardIndex:
     fields = {name: Field(f["dtype"], tuple(f["shape"])) for name, f in stored["fields"].items()}
-    metadata = [(offset, size) for offset, size in stored["metadata"]]
-    return ShardIndex(stored["keys"], fields, stored["offsets"], metadata)
+    return _compact(stored["keys"], fields, stored["offsets"], stored["metadata"])
+
+
+def _compact(
+    keys: list[str],
+    fields: dict[str, Field],
+    offsets: Mapping[str, Sequence[int]],
+    metadata: Sequence[Sequence[int]],
+) -> ShardIndex:
+    arrays = {name: np.asarray(places, np.int64) for name, places in offsets.items()}
+    return ShardIndex(keys, fields, arrays, np.asarray(metadata, np.int64).reshape(-1, 2))
 
 
 def _crc32(descriptor: int, start: int, end: int) -> int:

@@ -20,7 +20,7 @@ from itertools import pairwise
 from fvlm.core.errors import ShardError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Member:
     """A clip of a shard. `content` is a hash of all that decides the sample's bytes."""
 

@@ -51,24 +51,40 @@ def open_shards(folder: Path, *, split: str, threads: int | None = None) -> "Sha
     except BaseException:
         pool.shutdown(cancel_futures=True)
         raise
-    return ShardReader(manifest=manifest, paths=paths, indexes=indexes, pool=pool)
+    return ShardReader(paths=paths, indexes=indexes, pool=pool)
+
+
+def verify_shards(folder: Path, *, part: int, parts: int) -> None:
+    """Verify and index every `parts`-th shard of a folder, from number `part` on.
+
+    Processes of one machine divide a folder so; what they find is remembered, and whoever opens it
+    then reads no shard again. Raises ShardError as `open_shards`.
+    """
+    entries = read_manifest(folder, Manifest).shards[part::parts]
+    with ThreadPoolExecutor(min(max(core_count() // parts, 1), 16)) as pool:
+        _index_all(pool, [folder / entry.name for entry in entries], entries)
+
+
+def open_shard(path: Path, entry: ShardEntry) -> "ShardReader":
+    """Open one shard, verified against its entry in the manifest; raises ShardError."""
+    index = index_shard(path, entry)
+    pool = ThreadPoolExecutor(2, thread_name_prefix="shards")
+    return ShardReader(paths=[path], indexes=[index], pool=pool)
 
 
 class ShardReader:
     """The samples of one split, numbered from 0 in manifest order.
 
-    Attributes: `manifest`; `keys`, one a sample; `fields`, name -> dtype and shape of one sample.
+    Attributes: `keys`, one a sample; `fields`, name -> dtype and shape of one sample.
     """
 
     def __init__(
         self,
         *,
-        manifest: Manifest,
         paths: list[Path],
         indexes: list[ShardIndex],
         pool: ThreadPoolExecutor,
     ) -> None:
-        self.manifest = manifest
         self.keys = [key for index in indexes for key in index.keys]
         self.fields = indexes[0].fields
         self._paths, self._pool = paths, pool
@@ -76,10 +92,9 @@ class ShardReader:
         counts = [len(index.keys) for index in indexes]
         self._shard = np.repeat(np.arange(len(paths), dtype=np.int32), counts)
         self._offsets = {
-            name: np.concatenate([np.asarray(index.offsets[name], np.int64) for index in indexes])
-            for name in self.fields
+            name: np.concatenate([index.offsets[name] for index in indexes]) for name in self.fields
         }
-        self._metadata = np.concatenate([np.asarray(index.metadata, np.int64) for index in indexes])
+        self._metadata = np.concatenate([index.metadata for index in indexes])
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -98,6 +113,20 @@ class ShardReader:
         finally:
             os.close(descriptor)
         return dict(json.loads(buffer))
+
+    def all_metadata(self) -> Iterator[dict[str, Any]]:
+        """The JSON of every sample in order; each shard is opened once."""
+        starts = np.flatnonzero(np.diff(self._shard, prepend=-1)).tolist()
+        for first, last in pairwise([*starts, len(self)]):
+            descriptor = self._open(first)
+            try:
+                for sample in range(first, last):
+                    offset, size = (int(value) for value in self._metadata[sample])
+                    buffer = bytearray(size)
+                    self._read_into(descriptor, sample, memoryview(buffer), offset)
+                    yield json.loads(buffer)
+            finally:
+                os.close(descriptor)
 
     def read(
         self,

@@ -30,7 +30,7 @@ from pydantic import ValidationError
 
 from fvlm.core.document import Document
 from fvlm.core.errors import FvlmError, ShardError
-from fvlm.core.io import read_json, state_folder, write_json
+from fvlm.core.io import delete_leftovers, read_json, state_folder, write_json
 from fvlm.core.kept import DvcCache, counts, link_or_copy, md5_of_cached
 from fvlm.shards.manifest import NAME, Manifest, Note, parse_manifest
 from fvlm.shards.verify import DamagedShardError, verify_file
@@ -92,8 +92,7 @@ class ShardStore:
 
     def delete_leftovers(self) -> None:
         """Files of killed runs, and shards that DVC's cache holds by now; as `forget_files`."""
-        for temporary in self.folder.glob(".*.tmp"):
-            temporary.unlink()
+        delete_leftovers(self.folder)
         for kept in self.folder.glob("*.tar"):
             record = self._read(kept.stem)
             facts = record.facts if record else None

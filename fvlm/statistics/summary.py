@@ -1,7 +1,7 @@
 """From losses [clips,T] by arm to what an evaluation found on these clips."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,7 @@ from fvlm.statistics.ratio import (
     ALL,
     DYNAMIC,
     EARLY,
+    Array,
     Bootstrap,
     Estimate,
     mean_loss,
@@ -29,10 +30,9 @@ from fvlm.statistics.ratio import (
 
 @dataclass(frozen=True)
 class Summary:
-    """What was found on all held-out clips, by clip, by frame index and by quartile of motion."""
+    """What was found on all held-out clips, by frame index and by quartile of motion."""
 
     held_out: HeldOut
-    clips: list[ClipRow]
     frames: list[FrameRow]
     motion: list[MotionRow]
 
@@ -63,7 +63,6 @@ def summarize(
     videos = len({clip.video_id for clip in clips})
     return Summary(
         held_out=_held_out(trained, losses, bootstrap, about, videos=videos),
-        clips=_clip_rows(losses, clips),
         frames=_frame_rows(losses, bootstrap),
         motion=_motion_rows(losses, bootstrap, clips),
     )
@@ -160,22 +159,45 @@ def _captions(losses: Losses, bootstrap: Bootstrap, vocabulary: int) -> CaptionR
     )
 
 
-def _clip_rows(losses: Losses, clips: Sequence[ClipName]) -> list[ClipRow]:
-    rows = []
-    for number, clip in enumerate(clips):
-        own = {name: values[number :: len(clips)] for name, values in losses.items()}
-        alone = Bootstrap(["one video"] * len(own["fine"]), samples=0, seed=0)
-        ratios = [alone.ratio(own["coarse"], own["fine"], frames) for frames in (ALL, DYNAMIC)]
-        rows.append(
-            ClipRow(
-                video_id=clip.video_id,
-                key=clip.key,
-                losses={name: mean_loss(values) for name, values in own.items()},
-                coarse_fine_ratio=ratios[0].value,
-                coarse_fine_ratio_dynamic=ratios[1].value,
-            )
+def clip_rows(trained: Mapping[int, Losses], clips: Sequence[ClipName]) -> Iterator[ClipRow]:
+    """What was found on each clip; `trained` as of `summarize`."""
+    losses = {
+        arm: np.stack([found[arm] for found in trained.values()], axis=1)
+        for arm in next(iter(trained.values()))
+    }  # [clips,seeds,T]
+    means = {arm: _mean(values) for arm, values in losses.items()}
+    coarse, fine = losses["coarse"], losses["fine"]
+    ratios = [_ratio(coarse[..., frames], fine[..., frames]) for frames in (ALL, DYNAMIC)]
+    for row, clip in enumerate(clips):
+        found = {arm: _defined(values[row]) for arm, values in means.items()}
+        overall, dynamic = (_defined(values[row]) for values in ratios)
+        yield ClipRow(
+            video_id=clip.video_id,
+            key=clip.key,
+            losses=found,
+            coarse_fine_ratio=overall,
+            coarse_fine_ratio_dynamic=dynamic,
         )
-    return rows
+
+
+def _mean(values: Array) -> Array:
+    """Mean of the defined entries of each clip [clips,seeds,T]; NaN where there are none."""
+    defined = np.isfinite(values)
+    sums, counts = np.where(defined, values, 0).sum(axis=(1, 2)), defined.sum(axis=(1, 2))
+    means: Array = np.divide(sums, counts, out=np.full(len(values), np.nan), where=counts > 0)
+    return means
+
+
+def _ratio(above: Array, below: Array) -> Array:
+    """Ratio of the means of each clip over entries that both define; NaN where undefined."""
+    defined = np.isfinite(above) & np.isfinite(below)
+    top, bottom = (np.where(defined, values, 0).sum(axis=(1, 2)) for values in (above, below))
+    ratios: Array = np.divide(top, bottom, out=np.full(len(above), np.nan), where=bottom != 0)
+    return ratios
+
+
+def _defined(value: np.float64) -> float | None:
+    return None if np.isnan(value) else float(value)
 
 
 def _frame_rows(losses: Losses, bootstrap: Bootstrap) -> list[FrameRow]:

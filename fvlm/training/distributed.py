@@ -66,6 +66,11 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def place_here() -> tuple[int, int]:
+    """Which process of this machine this one is, from 0, and how many of them share a training."""
+    return int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def share_of(positions: range) -> range:
     """This process's equal part of a batch; together the parts are the batch, in its order.
 

@@ -26,9 +26,17 @@ from fvlm.model.build import Architecture, build_model, build_tokenizer, weights
 from fvlm.model.foveated import FoveatedModel, ModelParams
 from fvlm.model.saved import Preprocessing, save_model
 from fvlm.shards.manifest import EncodedManifest, FrameManifest, Manifest, read_manifest
+from fvlm.shards.read import verify_shards
 from fvlm.tracking.tracker import Tracker, tell_gpu_is_unseen
 from fvlm.training.checkpoint import Checkpoints
-from fvlm.training.distributed import check_same, from_main, is_main, whole
+from fvlm.training.distributed import (
+    check_same,
+    from_main,
+    is_main,
+    place_here,
+    wait_for_all,
+    whole,
+)
 from fvlm.training.finished import CURVE, FinishedTrainings
 from fvlm.training.longer import whatever_length, where_it_begins
 from fvlm.training.loop import OutOfTimeError, Row, train
@@ -98,6 +106,7 @@ def run_training(
     Of several processes the main one has `claims`, reads checkpoints and writes. deadline: on the
     monotonic clock. Raises OutOfTimeError with the state saved.
     """
+    _verify_together(training, shards)
     validation = _plan_validation(training, shards)
     identity = identify(training, shards, device)
     name = hash_json(identity)[:20]
@@ -156,6 +165,16 @@ def identify(training: Training, shards: Shards, device: torch.device) -> dict[s
         "data": hash_json(data),
         "weights": weights_behind(training.model, manifest),
     }
+
+
+def _verify_together(training: Training, shards: Shards) -> None:
+    """The processes of a machine divide the shards: each byte is read once before it is used."""
+    part, parts = place_here()
+    if parts > 1:
+        folders = [shards.encoded, *([shards.frames] * (training.params.input == "frames"))]
+        for folder in folders:
+            verify_shards(folder, part=part, parts=parts)
+        wait_for_all()
 
 
 def _plan_validation(training: Training, shards: Shards) -> Validation | None:

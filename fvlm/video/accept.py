@@ -1,7 +1,9 @@
 """Which videos are used, and for what: pure rules on probe facts, no files are opened."""
 
+import hashlib
+import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Literal
@@ -70,59 +72,94 @@ def _apart(seconds: float, bound: float) -> str:
     return f"{seconds:.{digits}f}"
 
 
-def classify_all(
-    outcomes: Mapping[str, Facts | VideoError], params: FilterParams
-) -> dict[str, Verdict]:
-    """Verdicts by video_id; of accepted videos with equal content the first id is kept."""
-    first: dict[str, str] = {}
-    verdicts = {}
-    for video_id in sorted(outcomes):
-        outcome = outcomes[video_id]
-        verdict = classify(outcome, params)
-        if verdict == ACCEPTED and isinstance(outcome, Facts):
-            original = first.setdefault(outcome.sha256, video_id)
-            if original != video_id:
-                verdict = Verdict("filtered", "duplicate_content", f"same content as {original}")
-        verdicts[video_id] = verdict
-    return verdicts
+class Accepted:
+    """Which videos are accepted: of equal content only the one with the first id.
 
-
-def assign_splits(
-    groups: Mapping[str, str], val_fraction: float, max_held_out: int = 0
-) -> dict[str, Split]:
-    """Split by hash of the group of each video id, so that other videos do not move this one.
-
-    Where more than `max_held_out` videos would be held out, those of the highest hashes are not:
-    another video then moves one group at most. When all groups fall on one side, the one whose hash
-    is nearest to the border changes sides, as it would with a slightly different `val_fraction`.
-    Fewer than two groups have no split.
+    Memory holds the ids of accepted videos and 16 bytes of their contents' hashes.
     """
-    hashes = {group: unit_hash(group, "split") for group in groups.values()}
-    if len(hashes) < 2:
-        return {}
-    in_order = sorted(hashes, key=lambda group: (hashes[group], group))
-    num_val = sum(value < val_fraction for value in hashes.values())
+
+    def __init__(self, params: FilterParams) -> None:
+        self._params = params
+        self._first: dict[bytes, str] = {}  # id by content
+        self._groups: dict[str, str] = {}  # of videos that are no group of their own
+
+    def add(self, video_id: str, group: str, outcome: Facts | VideoError) -> None:
+        """Take note of a listed video; in any order."""
+        if classify(outcome, self._params) != ACCEPTED or not isinstance(outcome, Facts):
+            return
+        content = _content(outcome)
+        self._first[content] = min(video_id, self._first.get(content, video_id))
+        if group != video_id:
+            self._groups[video_id] = sys.intern(group)
+
+    def sizes(self) -> Counter[str]:
+        """How many accepted videos each group has; all videos have been added."""
+        return Counter(self._groups.get(name, name) for name in self._first.values())
+
+    def verdict(self, video_id: str, outcome: Facts | VideoError) -> Verdict:
+        """What becomes of a video; all have been added."""
+        verdict = classify(outcome, self._params)
+        if verdict == ACCEPTED and isinstance(outcome, Facts):
+            original = self._first[_content(outcome)]
+            if original != video_id:
+                return Verdict("filtered", "duplicate_content", f"same content as {original}")
+        return verdict
+
+
+def _content(facts: Facts) -> bytes:
+    return hashlib.sha256(facts.sha256.encode()).digest()[:16]
+
+
+def hold_out(
+    sizes: Mapping[str, int], val_fraction: float, max_held_out: int = 0
+) -> frozenset[str]:
+    """Which groups are held out, by their hashes, so that other videos do not move a group.
+
+    sizes: videos of each group. Where more than `max_held_out` videos would be held out, those of
+    the highest hashes are not: another video then moves one group at most. When all groups fall on
+    one side, the one whose hash is nearest to the border changes sides, as it would with a slightly
+    different `val_fraction`. Of fewer than two groups none is.
+    """
+    if len(sizes) < 2:
+        return frozenset()
+
+    def place(group: str) -> tuple[float, str]:
+        return unit_hash(group, "split"), group
+
+    below = sorted(place(group) for group in sizes if place(group)[0] < val_fraction)
+    chosen = [group for _, group in below]
     if max_held_out:
-        sizes = Counter(groups.values())
-        videos = accumulate(sizes[group] for group in in_order[:num_val])
-        num_val = sum(count <= max_held_out for count in videos)
-    num_val = min(max(num_val, 1), len(hashes) - 1)
-    held_out = set(in_order[:num_val])
-    return {video_id: "val" if group in held_out else "train" for video_id, group in groups.items()}
+        videos = accumulate(sizes[group] for group in chosen)
+        chosen = chosen[: sum(count <= max_held_out for count in videos)]
+    if not chosen:
+        chosen = [min(sizes, key=place)]
+    return frozenset(chosen[: len(sizes) - 1])
 
 
-def count_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+class Counts:
     """The stage's metrics; inputs = accepted + filtered + quarantined."""
-    statuses = Counter(row["status"] for row in rows)
-    splits = Counter(row["split"] for row in rows)
-    reasons = Counter(row["reason"] for row in rows if row["reason"])
-    counts = {
-        "inputs": len(rows),
-        "accepted": statuses["accepted"],
-        "accepted_train": splits["train"],
-        "accepted_val": splits["val"],
-        "filtered": statuses["filtered"],
-        "quarantined": statuses["quarantined"],
-    }
-    assert counts["inputs"] == sum(counts[name] for name in ("accepted", "filtered", "quarantined"))
-    return counts | {f"reason_{reason}": reasons[reason] for reason in sorted(reasons)}
+
+    def __init__(self) -> None:
+        self._statuses, self._splits, self._reasons = Counter[str](), Counter[str](), Counter[str]()
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Count a row of the manifest."""
+        self._statuses[row["status"]] += 1
+        if row["split"]:
+            self._splits[row["split"]] += 1
+        if row["reason"]:
+            self._reasons[row["reason"]] += 1
+
+    def figures(self) -> dict[str, int]:
+        """By name, reasons in alphabetical order."""
+        counts = {
+            "inputs": self._statuses.total(),
+            "accepted": self._statuses["accepted"],
+            "accepted_train": self._splits["train"],
+            "accepted_val": self._splits["val"],
+            "filtered": self._statuses["filtered"],
+            "quarantined": self._statuses["quarantined"],
+        }
+        reasons = {f"reason_{name}": self._reasons[name] for name in sorted(self._reasons)}
+        assert counts["inputs"] == sum(counts[n] for n in ("accepted", "filtered", "quarantined"))
+        return counts | reasons

@@ -4,13 +4,17 @@ The record is a file of JSON lines that every probe appends to, so that an inter
 what it has done. Lines that cannot be read are ignored, which costs a probe.
 """
 
+import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterable, Iterator
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, TypeVar
 
 from fvlm.core.errors import VideoError
 from fvlm.core.identity import made_by
@@ -65,28 +69,36 @@ def probe_version() -> str:
 
 
 class FactRecord:
-    """Outcomes of earlier probes by path, valid while the file's stamp is the same."""
+    """Outcomes of earlier probes by path, valid while the file's stamp is the same.
+
+    Memory holds where the last entry of each path stands in the file.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._entries: dict[str, dict[str, Any]] = {}
+        self._places: dict[int, int] = {}  # by hash of the path
+        self._separator, place = b"", 0
         path.parent.mkdir(parents=True, exist_ok=True)
-        content = path.read_bytes() if counts("filter", path) else b""
-        for line in content.split(b"\n"):
-            try:
-                entry = json.loads(line)
-                self._entries[entry["path"]] = entry
-            except (ValueError, TypeError, KeyError):
-                continue
-        # A line that an interrupted run left open must not swallow the next one.
-        self._separator = b"" if content.endswith(b"\n") or not content else b"\n"
+        if not counts("filter", path):
+            return
+        with path.open("rb") as file:
+            for line in file:
+                with suppress(ValueError, TypeError, KeyError, AttributeError):
+                    self._places[_hash(json.loads(line)["path"])] = place
+                place += len(line)
+                # A line that an interrupted run left open must not swallow the next one.
+                self._separator = b"" if line.endswith(b"\n") else b"\n"
 
-    def get(self, path: str, key: list[int]) -> Facts | VideoError | None:
-        """What an earlier probe of the untouched file gave, or None."""
-        entry = self._entries.get(path)
-        if entry is None or entry.get("key") != key:
+    def get(self, path: str, key: list[int] | None = None) -> Facts | VideoError | None:
+        """What the last probe of the file gave, or None; with `key` only if it is untouched."""
+        place = self._places.get(_hash(path))
+        if place is None:
             return None
+        self._reader.seek(place)
         try:
+            entry = json.loads(self._reader.readline())
+            if entry["path"] != path or key not in (None, entry["key"]):
+                return None
             if entry["reason"]:
                 return VideoError(Reason(entry["reason"]), entry["message"])
             return Facts(**entry["facts"])
@@ -103,30 +115,55 @@ class FactRecord:
         else:
             entry["facts"] = asdict(outcome)
         with naming_full_disk(self._path), self._path.open("ab") as file:
+            place = file.seek(0, os.SEEK_END) + len(self._separator)
             file.write(self._separator + json.dumps(entry).encode() + b"\n")
-        self._separator = b""
+        self._places[_hash(path)], self._separator = place, b""
+
+    @cached_property
+    def _reader(self) -> IO[bytes]:
+        reader = self._path.open("rb")
+        weakref.finalize(self, reader.close)
+        return reader
 
 
-def probe_all(paths: Iterable[str], record: FactRecord) -> Iterator[tuple[str, Facts | VideoError]]:
-    """Yield (path, outcome) for every path once, remembered ones first."""
+def _hash(path: str) -> int:
+    """64 bits; an entry is compared with the whole path."""
+    digest = hashlib.blake2b(path.encode(errors="surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big")
+
+
+V = TypeVar("V", bound=Mapping[str, Any])
+
+
+def probe_all(
+    videos: Iterable[V], record: FactRecord
+) -> Iterator[tuple[V | dict[str, Any], Facts | VideoError]]:
+    """Yield (video, outcome) for every video once, remembered ones first.
+
+    videos: with a `path` each; gone through twice. Afterwards the record has every outcome but
+    those that another run may see otherwise.
+    """
     # The worker's module brings numpy, which a run without a new video does without.
     from fvlm.video.worker import map_isolated
 
-    keys: dict[str, list[int]] = {}
-    for path in paths:
+    is_new = bytearray()
+    for video in videos:
+        path = video["path"]
         key = stat_key(path)
         outcome = record.get(path, key) if isinstance(key, list) else key
+        is_new.append(outcome is None)
         if outcome is not None:
-            yield path, outcome
-        elif isinstance(key, list):
-            keys[path] = key
-    for item, result in map_isolated(PROBE, [{"path": path} for path in keys]):
-        path = item["path"]
+            yield video, outcome
+    new = (video for video, is_unknown in zip(videos, is_new, strict=True) if is_unknown)
+    items = (dict(video) | {"probed": stat_key(video["path"])} for video in new)
+    for item, result in map_isolated(PROBE, items if any(is_new) else []):
+        path, key = item["path"], item["probed"]
         outcome = result if isinstance(result, VideoError) else Facts(**result.values)
-        if stat_key(path) != keys[path]:
+        if stat_key(path) != key:
             outcome = VideoError(Reason.NOT_A_FILE, "the file changed while it was read")
-        record.put(path, keys[path], outcome)
-        yield path, outcome
+        if isinstance(key, list):
+            record.put(path, key, outcome)
+        yield item, outcome
 
 
 def stat_key(path: str) -> list[int] | VideoError:

@@ -40,6 +40,17 @@ def encode_header(header: dict[str, Any], payload_bytes: int = 0) -> bytes:
     return PREFIX.pack(len(text), payload_bytes) + text
 
 
+def decode_arrays(described: list[dict[str, Any]], payload: bytearray) -> dict[str, np.ndarray]:
+    """The arrays of a message by name, in the memory of its raw bytes."""
+    arrays, offset = {}, 0
+    for facts in described:
+        dtype, shape = np.dtype(facts["dtype"]), tuple(facts["shape"])
+        array = np.frombuffer(payload, dtype, math.prod(shape), offset).reshape(shape)
+        arrays[facts["name"]] = array
+        offset += array.nbytes
+    return arrays
+
+
 def serve(
     descriptor: int, parent: int, function: str, processor_seconds: float, memory_bytes: int
 ) -> None:

@@ -19,9 +19,7 @@ that started them. What a worker prints is quoted when it dies.
 """
 
 import json
-import math
 import os
-import resource
 import signal
 import socket
 import subprocess
@@ -39,10 +37,10 @@ import numpy as np
 
 from fvlm.core.errors import FvlmError, VideoError
 from fvlm.core.identity import edited
-from fvlm.core.machine import core_count, resident_gib
+from fvlm.core.machine import core_count
 from fvlm.video.files import open_regular
 from fvlm.video.reasons import Reason
-from fvlm.video.sandbox import PREFIX, encode_header
+from fvlm.video.sandbox import PREFIX, decode_arrays, encode_header
 
 PROCESSOR_SECONDS = 60.0  # per item
 WALL_CLOCK_TIMES = 10  # as much wall clock: a machine that does other work, a slow disk
@@ -81,78 +79,98 @@ def map_isolated(
     processor_seconds: float = PROCESSOR_SECONDS,
     memory_bytes: int = MEMORY_BYTES,
 ) -> Generator[tuple[Item, Outcome | VideoError], None, None]:
-    """Yield (item, outcome) for every item, as they finish or `in_order` of the items.
+    """As `Workers.map`, by workers that live as long as this does."""
+    with Workers(
+        function, workers, processor_seconds=processor_seconds, memory_bytes=memory_bytes
+    ) as pool:
+        yield from pool.map(items, in_order=in_order)
 
-    The function may read the file that an item names as "path", and no other. `workers` defaults to
-    the processor cores at hand. At most two items per worker are begun and not delivered, in order
-    at most AHEAD, so memory does not grow with the number of items. A worker that dies or is late
-    costs its item (VideoError crashed, timeout or out_of_memory) and is replaced. Time that the
-    caller spends between two results counts against no item.
+
+class Workers:
+    """Worker processes with a thread each, which serve any number of threads.
+
+    `count` defaults to the processor cores at hand. Leaving the block ends them; who still waits
+    for a result then gets a RuntimeError.
     """
-    name = function if isinstance(function, str) else f"{function.__module__}:{function.__name__}"
-    count = workers or core_count()
-    pool = _Pool(count, (name, processor_seconds, memory_bytes))
-    most = count * (AHEAD if in_order else 2)  # items begun and not delivered
-    waiting, begun, delivered = iter(items), 0, 0
-    early: dict[int, tuple[Item, Outcome | VideoError]] = {}
-    try:
+
+    def __init__(
+        self,
+        function: str | Callable[[dict[str, Any]], Any],
+        count: int | None = None,
+        *,
+        processor_seconds: float = PROCESSOR_SECONDS,
+        memory_bytes: int = MEMORY_BYTES,
+    ) -> None:
+        if not isinstance(function, str):
+            function = f"{function.__module__}:{function.__name__}"
+        self.count = count or core_count()
+        self._arguments = (function, processor_seconds, memory_bytes)
+        self._tasks: SimpleQueue[Any] = SimpleQueue()  # (results, number, item); None ends a thread
+        self._workers: set[_Worker] = set()
+        self._lock, self._reserving = threading.Lock(), threading.Lock()
+        self._slots = threading.Semaphore(self.count)
+        self._is_closed = False
+        # Daemons: an exception that ends the program does not wait for videos.
+        self._threads = [
+            threading.Thread(target=self._serve, daemon=True) for _ in range(self.count)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End all workers; a thread that waits for one sees its socket close."""
+        with self._lock:
+            self._is_closed = True
+            for worker in self._workers:
+                worker.kill()
+        for _thread in self._threads:
+            self._tasks.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    def map(
+        self, items: Iterable[Item], *, in_order: bool = False, most: int | None = None
+    ) -> Generator[tuple[Item, Outcome | VideoError], None, None]:
+        """Yield (item, outcome) for every item, as they finish or `in_order` of the items.
+
+        The function may read the file that an item names as "path", and no other. `most` items are
+        begun and not delivered, by default two per worker, in order AHEAD. A worker that dies or is
+        late costs its item (VideoError crashed, timeout or out_of_memory).
+        """
+        most = most or self.count * (AHEAD if in_order else 2)
+        results: SimpleQueue[Any] = SimpleQueue()  # (number, item, outcome or exception)
+        waiting, begun, delivered = iter(items), 0, 0
+        early: dict[int, tuple[Item, Outcome | VideoError]] = {}
         while True:
             while begun - delivered < most and (item := next(waiting, None)) is not None:
-                pool.tasks.put((begun, item))
+                self._submit(results, begun, item)
                 begun += 1
             if begun == delivered:
                 return
-            number, item, outcome = pool.results.get()
+            number, item, outcome = results.get()
             if not isinstance(outcome, (Outcome, VideoError)):
                 raise outcome
             early[number if in_order else delivered] = (item, outcome)
             while delivered in early:
                 delivered += 1
                 yield early.pop(delivered - 1)
-    finally:
-        pool.close()
 
-
-def peak_memory_gib() -> float:
-    """An upper bound of resident memory so far: this process, and a worker for each core.
-
-    All workers count as the largest child process that has ended.
-    """
-    own, largest = map(resident_gib, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return own + largest * core_count()
-
-
-class _Pool:
-    """Threads with a worker each, which is replaced when it has died or served enough."""
-
-    def __init__(self, count: int, arguments: tuple[str, float, int]) -> None:
-        self._arguments, self._count = arguments, count
-        self.tasks: SimpleQueue[Any] = SimpleQueue()  # (number, item); None ends a thread
-        self.results: SimpleQueue[Any] = SimpleQueue()  # (number, item, outcome or exception)
-        self._workers: set[_Worker] = set()
-        self._lock, self._reserving = threading.Lock(), threading.Lock()
-        self._slots = threading.Semaphore(count)
-        self._is_closed = False
-        # Daemons: an exception that ends the program does not wait for videos.
-        self._threads = [threading.Thread(target=self._serve, daemon=True) for _ in range(count)]
-        for thread in self._threads:
-            thread.start()
-
-    def close(self) -> None:
-        """End all workers; a thread that waits for one sees its socket close."""
+    def _submit(self, results: "SimpleQueue[Any]", number: int, item: Any) -> None:
         with self._lock:
-            self._is_closed = True
-            for worker in self._workers:
-                worker.kill()
-        for _ in self._threads:
-            self.tasks.put(None)
-        for thread in self._threads:
-            thread.join()
+            self._check_open()
+            self._tasks.put((results, number, item))
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise RuntimeError("nobody waits for this result any more")
 
     def _serve(self) -> None:
         worker: _Worker | None = None
-        while (task := self.tasks.get()) is not None and not self._is_closed:
-            number, item = task
+        while (task := self._tasks.get()) is not None:
+            results, number, item = task
             outcome: Any
             try:
                 with self._slots:
@@ -164,20 +182,20 @@ class _Pool:
                         outcome = worker.answer(item)
             except BaseException as error:  # raised where the result is taken
                 outcome = error
-            self.results.put((number, item, outcome))
+            results.put((number, item, outcome))
         if worker is not None:
             worker.close()
 
     def _usable(self, worker: "_Worker | None") -> "_Worker":
         """The same worker; a new one where it has died, even if it was idle."""
+        self._check_open()
         if worker is not None and worker.is_usable:
             return worker
         with self._lock:
             if worker is not None:
                 self._workers.discard(worker)
                 worker.close()
-            if self._is_closed:
-                raise RuntimeError("nobody waits for this result any more")
+            self._check_open()
             if modules := edited(self._arguments[0]):
                 raise FvlmError(
                     f"{modules[0]} was edited while this ran, and what a new process makes would "
@@ -191,12 +209,12 @@ class _Pool:
     def _all_slots(self) -> Iterator[None]:
         """While this holds, no other item runs."""
         with self._reserving:
-            for _ in range(self._count):
+            for _ in range(self.count):
                 self._slots.acquire()
         try:
             yield
         finally:
-            self._slots.release(self._count)
+            self._slots.release(self.count)
 
 
 class _Worker:
@@ -320,13 +338,7 @@ def _outcome(header: dict[str, Any], payload: bytearray) -> Outcome | VideoError
     """Decode a complete reply; arrays share its memory."""
     if "reason" in header:
         return VideoError(header["reason"], header["message"])
-    arrays, offset = {}, 0
-    for facts in header["arrays"]:
-        dtype, shape = np.dtype(facts["dtype"]), tuple(facts["shape"])
-        array = np.frombuffer(payload, dtype, math.prod(shape), offset).reshape(shape)
-        arrays[facts["name"]] = array
-        offset += array.nbytes
-    return Outcome(header["values"], arrays)
+    return Outcome(header["values"], decode_arrays(header["arrays"], payload))
 
 
 _announced: set[str] = set()

@@ -45,6 +45,16 @@ def resolve(source: str, *, kind: Kind) -> Resolved:
     return Resolved(folder, Provenance(source, revision, _hash_weights(folder, source, kind)))
 
 
+def is_at_hand(source: str) -> bool:
+    """Whether weights of a hub id lie in the local cache."""
+    match = _HUB_ID.fullmatch(source)
+    names = (name for name in WEIGHTS if "*" not in name)
+    return match is not None and any(
+        isinstance(try_to_load_from_cache(match["repo"], name, revision=match["revision"]), str)
+        for name in names
+    )
+
+
 def read_config(source: str, *, kind: Kind) -> dict[str, Any]:
     """The `config.json` of `source` without its weights; of a package the part known beforehand.
 

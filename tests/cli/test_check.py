@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from fvlm.cli import check
+from fvlm.cli.forecast import bytes_of_clip, forecast, missing
 from fvlm.cli.parts import Parts
 from fvlm.cli.rules import HEAD, Sections, rules_of
 from fvlm.core.errors import ParamsError
@@ -343,7 +344,7 @@ def test_what_is_not_at_hand_is_named_in_one_line(
 ) -> None:
     """And is looked for again: such a check is not remembered."""
     edit(project, {"encode.dino": "facebook/dinov2-small", "encode.layer": 80})
-    check.main([])
+    check.main(["--only-check"])
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2
     assert lines[0].startswith("encode.dino: facebook/dinov2-small is not at hand: ")
@@ -388,3 +389,29 @@ def test_the_rules_know_what_the_components_know() -> None:
     assert parts._VAES == vae._CLASSES
     assert HEAD == language._HEAD
     assert language._UNTRAINED.pattern.startswith(parts.UNTRAINED)
+
+
+def test_forecasts_space_hours_and_downloads(
+    parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        (tmp_path / f"{number}.mp4").write_bytes(b"not opened")
+    (tmp_path / ".state/timings").mkdir(parents=True)
+    (tmp_path / ".state/timings/decode.json").write_text('{"clips_per_second": 0.001}')
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    document = changed({"collect.source": str(tmp_path), "train.seeds": [0, 1]})
+    params = validate_params(Sections, document, PARAMS)
+    said = list(forecast(params, parts))
+    clip = params.decode.num_frames * 3 * params.decode.frame_size**2
+    assert said[0].startswith("3 videos")
+    assert bytes_of_clip(params, parts)["decode"] == clip
+    assert f"{3 * clip / 1e6:.4g} MB in all; 0.8 hours at the 0.0 clips/s" in said[1]
+    # 24 frames: 81 patches and CLS of width 384; latents of 4 x 16 x 16; float16
+    assert bytes_of_clip(params, parts)["encode"] == 24 * 2 * (82 * 384 + 4 * 16 * 16)
+    assert said[2].endswith("no rate is known: run it on a few hundred videos first")
+    assert said[3].startswith(f"train: {2 * params.train.max_samples:,} clips seen; no rate")
+    assert len(said) == 4
+    document = changed({"encode.vae": "nobody/knows-this", "collect.source": str(tmp_path)})
+    params = validate_params(Sections, document, PARAMS)
+    assert missing(params) == {"encode.vae": "nobody/knows-this"}

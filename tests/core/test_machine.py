@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from fvlm.core import machine
 from fvlm.core.device import peak_memory_gib, reset_peak_memory
 from fvlm.core.machine import core_count
-from fvlm.video import worker
 
 
 @pytest.mark.parametrize(("platform", "unit"), [("linux", 1024), ("darwin", 1)])
@@ -16,11 +16,11 @@ def test_resident_memory_is_counted_in_the_unit_of_the_platform(
     platform: str, unit: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.platform", platform)
-    monkeypatch.setattr(worker, "core_count", lambda: 4)
+    monkeypatch.setattr(machine, "core_count", lambda: 4)
     usage = SimpleNamespace(ru_maxrss=3 * 2**30 // unit)
     monkeypatch.setattr(resource, "getrusage", lambda _: usage)
     assert peak_memory_gib(torch.device("cpu")) == 3
-    assert worker.peak_memory_gib() == 3 + 4 * 3
+    assert machine.peak_memory_gib() == 3 + 4 * 3
 
 
 def test_cores_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,15 +2,17 @@
 
 import json
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fvlm.core.errors import ShardError
-from fvlm.shards.build import ShardContent, ShardPlan, build_shards
+from fvlm.shards.build import ShardPlan, build_shards, write_record
 from fvlm.shards.manifest import Manifest, Note
 from fvlm.shards.plan import Member
+from fvlm.shards.reuse import ShardRecord
 
 MANIFEST = Manifest(stage="s", made_by="", recipe={})
 NOTE = Note(video_id="b", reason="r", message="m")
@@ -119,26 +121,27 @@ def test_a_damaged_kept_shard_is_computed_again(
 
 
 @pytest.mark.usefixtures("project")
-def test_an_error_of_the_producer_keeps_what_is_finished() -> None:
-    def produce(missing: Any) -> Any:
-        yield missing[0], ShardContent([("a", {"json": 1})], [])
-        raise RuntimeError("decoder on fire")
+def test_an_error_of_a_maker_keeps_what_is_finished() -> None:
+    def make(plan: ShardPlan, path: Path) -> ShardRecord:
+        if plan.members[0].key == "b":
+            raise RuntimeError("decoder on fire")
+        return write_record(path, [("a", {"json": 1})], [])
 
     plans = [ShardPlan.of("train", [Member(key, key)], {}) for key in ("a", "b")]
     arguments: Any = {"plans": plans, "out": Path("data/s"), "manifest": MANIFEST}
     with pytest.raises(RuntimeError, match="on fire"):
-        build_shards(**arguments, produce=produce)
+        build_shards(**arguments, make=make)
     assert not Path("data/s").exists()
     seen: list[str] = []
 
-    def produce_rest(missing: Any) -> Any:
-        seen.extend(plan.members[0].key for plan in missing)
-        yield missing[0], ShardContent([], [NOTE])
+    def make_rest(plan: ShardPlan, path: Path) -> ShardRecord:
+        seen.append(plan.members[0].key)
+        return write_record(path, [], [NOTE])
 
     events: list[tuple[str, bool]] = []
     made = build_shards(
         **arguments,
-        produce=produce_rest,
+        make=make_rest,
         on_shard=lambda plan, _, reused: events.append((plan.members[0].key, reused)),
     )
     assert seen == ["b"]
@@ -149,10 +152,24 @@ def test_an_error_of_the_producer_keeps_what_is_finished() -> None:
     ]
 
 
-def test_plans_without_content_and_repeated_plans_are_errors(project: Any) -> None:
+@pytest.mark.usefixtures("project")
+def test_shards_are_made_side_by_side_and_stand_in_the_order_of_their_plans() -> None:
+    plans = [ShardPlan.of("train", [Member(key, key)], {}) for key in "abc"]
+    others = threading.Barrier(3, timeout=60)
+
+    def make(plan: ShardPlan, path: Path) -> ShardRecord:
+        others.wait()  # nobody ends before all have begun
+        return write_record(path, [(plan.members[0].key, {"json": 1})], [])
+
+    out = Path("data/s")
+    made = build_shards(plans=plans, make=make, out=out, manifest=MANIFEST, side_by_side=3)
+    assert [entry.fingerprint for entry in made.shards] == [plan.fingerprint for plan in plans]
+
+
+def test_repeated_plans_are_errors(project: Any) -> None:
     plan = ShardPlan.of("train", [Member("a", "a")], {})
     arguments: Any = {"out": project.folder / "s", "manifest": MANIFEST}
-    with pytest.raises(ShardError, match="1 planned shards were not produced"):
-        build_shards(**arguments, plans=[plan], produce=lambda _: [])
     with pytest.raises(ShardError, match="two planned shards"):
-        build_shards(**arguments, plans=[plan, plan], produce=lambda _: [])
+        build_shards(
+            **arguments, plans=[plan, plan], make=lambda _, path: write_record(path, [], [])
+        )

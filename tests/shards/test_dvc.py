@@ -1,5 +1,6 @@
 """With real DVC: shards are cached, linked, restored, pushed and pulled."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -210,3 +211,42 @@ def test_a_damaged_object_in_the_cache_is_replaced(repository: Repository) -> No
     assert len(project.log) - before == 1
     assert project.out == first
     assert cached.read_bytes() == data
+
+
+COUNTED = """
+import subprocess, sys
+code = subprocess.run(sys.argv[1:]).returncode
+print(next(line for line in open("/proc/self/io") if line.startswith("rchar")).split()[1])
+sys.exit(code)
+"""
+
+
+def bytes_read(said: str) -> int:
+    """By a command and the processes that it waited for."""
+    return int(said.splitlines()[-1])
+
+
+def test_what_a_stage_has_hashed_is_read_by_neither_dvc_nor_the_next_stage(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(repository._environment, "TOY_WIDTH", "30000")
+    command = [sys.executable, "-c", COUNTED, sys.executable, "-m", "dvc", "repro", "-q"]
+    usual = bytes_read(repository.call(*command))
+    size = sum(path.stat().st_size for path in Path("data/toy").iterdir())
+    assert size > 40e6
+    repository.project.fill(scale=2)
+    monkeypatch.setitem(repository._environment, "TOY_TELLS", "yes")
+    assert (
+        usual - bytes_read(repository.call(*command)) > 0.75 * size
+    )  # the second also starts DVC to tell it
+    assert "up to date" in repository.dvc("status")
+    for path in Path("data/toy").iterdir():
+        md5 = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+        assert Path(".dvc/cache/files/md5", md5[:2], md5[2:]).samefile(path)
+    before = io_of_this_process()
+    open_shards(Path("data/toy"), split="train").close()
+    assert io_of_this_process() - before < 0.1 * size
+
+
+def io_of_this_process() -> int:
+    return int(Path("/proc/self/io").read_text().split()[1])

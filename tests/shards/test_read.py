@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from fvlm.core.errors import FvlmError, ShardError
 from fvlm.core.io import sha256_file
-from fvlm.shards.build import ShardContent, ShardPlan, build_shards
+from fvlm.shards.build import ShardPlan, build_shards, write_record
 from fvlm.shards.manifest import Manifest
 from fvlm.shards.plan import Member
-from fvlm.shards.read import ShardReader, open_shards
+from fvlm.shards.read import ShardReader, open_shards, verify_shards
 
 OUT = Path("data/toy")
 
@@ -121,6 +121,26 @@ def test_describes_itself(reader: ShardReader) -> None:
     assert "latents <f2[6, 3, 2, 2]" in repr(reader)
 
 
+def test_processes_that_divide_a_folder_read_each_shard_once(
+    project: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.run()
+    monkeypatch.setenv("FVLM_CACHE", str(project.folder / "cache"))  # nothing is known there
+    hashed: list[str] = []
+
+    def count(path: Path) -> str:
+        hashed.append(path.name)
+        return sha256_file(path)
+
+    monkeypatch.setattr("fvlm.shards.verify.sha256_file", count)
+    monkeypatch.setattr("fvlm.shards.verify.RACY_NS", 0)
+    for part in range(3):
+        verify_shards(Path("data/toy"), part=part, parts=3)
+    for split in ("train", "val"):
+        open_shards(Path("data/toy"), split=split).close()
+    assert sorted(hashed) == [path.name for path in sorted(Path("data/toy").glob("*.tar"))]
+
+
 def small_shard() -> Path:
     """One shard with two tiny samples, remembered as verified by nobody."""
     samples = [
@@ -130,7 +150,7 @@ def small_shard() -> Path:
     plan = ShardPlan.of("train", [Member("x", "x")], {})
     build_shards(
         plans=[plan],
-        produce=lambda missing: [(missing[0], ShardContent(samples, []))],
+        make=lambda _, path: write_record(path, samples, []),
         out=Path("data/small"),
         manifest=Manifest(stage="small", made_by="", recipe={}),
     )
@@ -206,6 +226,8 @@ def test_content_is_hashed_once(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("project")
 def test_a_file_changed_just_now_is_not_remembered(cache: Path) -> None:
     path = small_shard()
+    (note,) = cache.glob("shards/verified/*/*")  # of its writer, who knew what it wrote
+    note.unlink()
     read_all()
     assert not list(cache.glob("shards/verified/*/*"))
     os.utime(path, ns=(0, 1_000_000_000))

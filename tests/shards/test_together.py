@@ -4,7 +4,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,19 @@ class Runs:
         self._environment = environment | {"DVC_ROOT": str(project.folder)}
         self._started: list[subprocess.Popen[str]] = []
 
-    def start(self, name: str, *, scale: int = 1, paused: bool = False) -> "subprocess.Popen[str]":
-        """Begin a run; a paused one waits behind its first shard, until `go_on`."""
+    def start(
+        self, name: str, *, scale: int = 1, paused: bool = False, within: Sequence[str] = ()
+    ) -> "subprocess.Popen[str]":
+        """Begin a run; a paused one waits behind its first shard, until `go_on`.
+
+        within: a command that runs another one.
+        """
         folder = self.project.folder / name
         folder.mkdir()
         (folder / "params.yaml").write_text(f"scale: {scale}\n")
         (folder / "videos.txt").write_bytes((self.project.folder / "videos.txt").read_bytes())
         process = subprocess.Popen(
-            [sys.executable, str(STAGE)],
+            [*within, sys.executable, str(STAGE)],
             cwd=folder,
             env=self._environment | {"TOY_PAUSE": "yes" if paused else ""},
             stderr=subprocess.PIPE,
@@ -119,3 +124,26 @@ def test_one_folder_is_made_by_one_run(runs: Runs, monkeypatch: pytest.MonkeyPat
     first.wait()
     runs.project.toy.main()
     assert runs.out("first")
+
+
+APART = ("unshare", "--pid", "--fork", "--kill-child")
+
+
+@pytest.mark.parametrize("others", [0, 3], ids=["equal numbers", "different numbers"])
+def test_containers_on_one_folder_share_the_work(runs: Runs, others: int) -> None:
+    """In process namespaces of their own, where numbers of processes mean nothing to each other."""
+    if subprocess.run([*APART, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("process namespaces cannot be made here")
+    before = (*APART, "sh", "-c", "(true); " * others + '"$0" "$@"; exit $?')
+    first = runs.start("first", paused=True, within=before)
+    second = runs.start("second", within=(*APART, "sh", "-c", '"$0" "$@"; exit $?'))
+    assert second.stderr is not None
+    assert "waiting for" in second.stderr.readline()
+    runs.go_on("first")
+    assert (first.wait(), second.wait()) == (0, 0)
+    log = runs.project.log
+    assert len(log) == len(set(log)) > 3
+    assert runs.out("first") == runs.out("second")
+    assert not runs.project.leftovers
+    assert runs.project.run() == 0
+    assert runs.project.out == runs.out("first")

@@ -13,12 +13,16 @@ from pathlib import Path
 import numpy as np
 
 from fvlm.core.io import project_root, sample_key
-from fvlm.shards.build import ShardContent, ShardPlan, build_shards
+from fvlm.shards import build
+from fvlm.shards.build import ShardPlan, build_shards, write_record
 from fvlm.shards.manifest import Manifest, Note
 from fvlm.shards.plan import Member, plan_shards
+from fvlm.shards.reuse import ShardRecord
 from fvlm.shards.write import Sample
 
-FRAMES = (6, 3, 8, 8)
+FRAMES = (6, 3, 8, int(os.environ.get("TOY_WIDTH", "8")))
+if os.environ.get("TOY_TELLS"):
+    build.WORTH_TELLING = 0
 
 
 def samples_of(members: Sequence[Member], scale: int, notes: list[Note]) -> Iterator[Sample]:
@@ -33,17 +37,19 @@ def samples_of(members: Sequence[Member], scale: int, notes: list[Note]) -> Iter
         yield member.key, {"frames.npy": frames, "latents.npy": latents, "json": metadata}
 
 
-def produce(missing: Sequence[ShardPlan], scale: int) -> Iterator[tuple[ShardPlan, ShardContent]]:
-    for plan in missing:
-        with (project_root() / "computed.log").open("a") as log:
-            log.write(f"{plan.fingerprint}\n")
-        notes: list[Note] = []
-        yield plan, ShardContent(samples_of(plan.members, scale, notes), notes)
-        pause = Path("paused")
-        if os.environ.get("TOY_PAUSE") and plan is missing[0]:
-            pause.touch()
-            while pause.exists():
-                time.sleep(0.01)
+def make(plan: ShardPlan, path: Path, scale: int) -> ShardRecord:
+    with (project_root() / "computed.log").open("a") as log:
+        log.write(f"{plan.fingerprint}\n")
+    notes: list[Note] = []
+    return write_record(path, samples_of(plan.members, scale, notes), notes)
+
+
+def pause(_plan: ShardPlan, _record: ShardRecord, known: bool) -> None:
+    if os.environ.pop("TOY_PAUSE", "") and not known:
+        paused = Path("paused")
+        paused.touch()
+        while paused.exists():
+            time.sleep(0.01)
 
 
 def main() -> None:
@@ -57,7 +63,8 @@ def main() -> None:
         plans += [ShardPlan.of(split, shard, recipe) for shard in plan_shards(members, 3)]
     build_shards(
         plans=plans,
-        produce=lambda missing: produce(missing, scale),
+        make=lambda plan, path: make(plan, path, scale),
+        on_shard=pause,
         out=Path("data/toy"),
         manifest=Manifest(stage="toy", made_by="toy", recipe={"scale": scale}),
     )

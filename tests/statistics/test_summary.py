@@ -8,7 +8,8 @@ import pytest
 from fvlm.core.document import flatten
 from fvlm.statistics.arms import ARMS, BASELINES, CONTROLS, ClipName, Losses
 from fvlm.statistics.evaluation import HeldOut, short_meaning
-from fvlm.statistics.summary import About, on_training_clips, summarize
+from fvlm.statistics.ratio import ALL, DYNAMIC, Bootstrap, mean_loss
+from fvlm.statistics.summary import About, clip_rows, on_training_clips, summarize
 from fvlm.statistics.verdict import decide, describe
 
 CLIPS, T = 40, 6
@@ -189,3 +190,31 @@ def test_a_control_that_does_as_well_at_later_frames_is_enough() -> None:
         made = losses(gain=1.3)
         made[arm] = made["fine"].copy()
         assert figures(made)["verdict"] == "inconclusive"
+
+
+def same(found: float | None, expected: float | None) -> bool:
+    if found is None or expected is None:
+        return found is expected
+    return found == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_row_of_a_clip_says_what_its_losses_of_all_trainings_say() -> None:
+    trained = {seed: losses(gain=1.1 + seed) for seed in range(3)}
+    trained[1]["persistence"][:, 0] = np.nan
+    trained[2]["shuffled"][:] = trained[1]["shuffled"][:] = trained[0]["shuffled"][:] = np.nan
+    trained[0]["fine"][7] = trained[1]["fine"][7] = trained[2]["fine"][7] = 0.0
+    rows = list(clip_rows(trained, CLIP_NAMES))
+    assert [row.key for row in rows] == [clip.key for clip in CLIP_NAMES]
+    for number, row in enumerate(rows):
+        own = {arm: np.stack([made[arm][number] for made in trained.values()]) for arm in LATER}
+        alone = Bootstrap(["one video"] * 3, samples=0, seed=0)
+        for arm, values in own.items():
+            assert same(row.losses[arm], mean_loss(values)), (number, arm)
+        for frames, found in (
+            (ALL, row.coarse_fine_ratio),
+            (DYNAMIC, row.coarse_fine_ratio_dynamic),
+        ):
+            expected = alone.ratio(own["coarse"], own["fine"], frames).value
+            assert same(found, expected)
+    assert rows[7].coarse_fine_ratio is None
+    assert rows[0].losses["shuffled"] is None

@@ -1,6 +1,7 @@
 """Acceptance and splits are pure rules: bounds included, duplicates by content, stable splits."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,12 @@ from hypothesis import strategies as st
 from fvlm.core.errors import ParamsError, VideoError
 from fvlm.core.params import Params, validate_params
 from fvlm.video.accept import (
+    Accepted,
+    Counts,
     FilterParams,
-    Split,
     Verdict,
-    assign_splits,
     classify,
-    classify_all,
-    count_rows,
+    hold_out,
 )
 from fvlm.video.facts import Facts
 
@@ -58,19 +58,32 @@ def test_the_first_of_equal_contents_is_kept() -> None:
         "a": facts(70, "y"),  # not accepted, so it is nobody's original
         "d": facts(30, "y"),
     }
-    verdicts = classify_all(outcomes, PARAMS)
+    accepted = Accepted(PARAMS)
+    for name, outcome in outcomes.items():
+        accepted.add(name, "one film" if name == "d" else name, outcome)
+    assert accepted.sizes() == {"b": 1, "one film": 1}
+    verdicts = {name: accepted.verdict(name, outcome) for name, outcome in outcomes.items()}
     assert {name: verdict.reason for name, verdict in verdicts.items()} == {
-        "a": "too_long",
-        "b": "",
         "c": "duplicate_content",
+        "b": "",
+        "a": "too_long",
         "d": "",
     }
     assert verdicts["c"].message == "same content as b"
 
 
-def assign(names: Sequence[str], val_fraction: float) -> dict[str, Split]:
+def assign(names: Sequence[str], val_fraction: float) -> dict[str, str]:
     """Splits of videos that are groups of their own."""
     return assign_splits({name: name for name in names}, val_fraction)
+
+
+def assign_splits(
+    groups: Mapping[str, str], val_fraction: float, max_held_out: int = 0
+) -> dict[str, str]:
+    """Splits of videos whose groups are given."""
+    held_out = hold_out(Counter(groups.values()), val_fraction, max_held_out)
+    splits = {name: "val" if group in held_out else "train" for name, group in groups.items()}
+    return splits if held_out else {}
 
 
 @few
@@ -134,7 +147,10 @@ def test_counts_add_up() -> None:
         {"status": "filtered", "reason": "too_short", "split": None},
         {"status": "quarantined", "reason": "no_frames", "split": None},
     ]
-    assert count_rows(rows) == {
+    counts = Counts()
+    for row in rows:
+        counts.add(row)
+    assert counts.figures() == {
         "inputs": 4,
         "accepted": 2,
         "accepted_train": 1,

@@ -14,7 +14,7 @@ from fvlm.core.errors import FvlmError, VideoError
 from fvlm.core.io import read_json, read_jsonl, write_jsonl
 from fvlm.video import shards
 from fvlm.video.reasons import Reason
-from fvlm.video.worker import map_isolated
+from fvlm.video.worker import Workers
 from pipeline import decode, paths
 
 TIMINGS = Path(".state/timings/decode.json")
@@ -57,14 +57,15 @@ def test_failures_of_the_machine_are_tried_again(
     expected = run()
     shutil.rmtree(".state")
 
-    def unlucky(*args: Any, **kwargs: Any) -> Iterator[Any]:
-        for number, (request, outcome) in enumerate(map_isolated(*args, **kwargs)):
-            path = request["path"]
-            bad = number == 2 and path != str(Path(path).with_name("4.mp4"))
-            yield request, VideoError(reason, f"{path}: not now") if bad else outcome
+    class Unlucky(Workers):
+        def map(self, *args: Any, **kwargs: Any) -> Iterator[Any]:  # type: ignore[override]
+            for request, outcome in super().map(*args, **kwargs):
+                path = request["path"]
+                bad = Path(path).name == "7.mp4"
+                yield request, VideoError(reason, f"{path}: not now") if bad else outcome
 
     with monkeypatch.context() as patch:
-        patch.setattr(shards, "map_isolated", unlucky)
+        patch.setattr(shards, "Workers", Unlucky)
         manifest = run()
     (note,) = [note for note in manifest["quarantined"] if note["retry"]]
     assert note["reason"] == reason
@@ -138,11 +139,7 @@ def test_bytes_depend_on_neither_workers_nor_order_nor_place_nor_timezone_nor_um
     for workers in (1, 3):
         shutil.rmtree(".state")
         with monkeypatch.context() as patch:
-            patch.setattr(
-                shards,
-                "map_isolated",
-                lambda *args, n=workers, **more: map_isolated(*args, workers=n, **more),
-            )
+            patch.setattr(shards, "Workers", lambda name, n=workers: Workers(name, n))
             time.tzset()
             assert (run(), contents()) == expected
 
