@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -21,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fvlm.core.device import Dtype, default_device
 from fvlm.core.errors import ParamsError, TrainingError
 from fvlm.model.foveated import FoveatedModel
+from fvlm.shards.read import verify_shards
 
 Parallel = Literal["ddp", "fsdp"]
 PATIENCE = timedelta(minutes=30)  # for a process that is late, for example saving a checkpoint
@@ -66,9 +68,13 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def place_here() -> tuple[int, int]:
-    """Which process of this machine this one is, from 0, and how many of them share a training."""
-    return int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+def verify_together(folders: list[Path]) -> None:
+    """The processes of a machine divide the shards: each byte is read once before it is used."""
+    parts = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if parts > 1:
+        for folder in folders:
+            verify_shards(folder, part=int(os.environ["LOCAL_RANK"]), parts=parts)
+        wait_for_all()
 
 
 def share_of(positions: range) -> range:

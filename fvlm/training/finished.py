@@ -9,6 +9,7 @@ A finished training can become a longer one where its learning rate does not dep
 the last checkpoint stays until the stage ends with other trainings. It lies nowhere else.
 """
 
+import csv
 import hashlib
 import json
 from collections.abc import Collection
@@ -156,3 +157,12 @@ def _digests(path: Path) -> KeptFile:
             sha256.update(block)
             md5.update(block)
     return KeptFile(bytes=path.stat().st_size, sha256=sha256.hexdigest(), md5=md5.hexdigest())
+
+
+def read_curve(path: Path) -> list[dict[str, float]]:
+    """The rows that a training wrote; written again, they are the same bytes."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return [
+            {n: int(text) if text.isdigit() else float(text) for n, text in row.items() if text}
+            for row in csv.DictReader(file)
+        ]

@@ -1,6 +1,5 @@
 """One training from shards to a saved model, or handed back when it was done before."""
 
-import csv
 import tempfile
 import time
 from collections.abc import Callable
@@ -26,18 +25,10 @@ from fvlm.model.build import Architecture, build_model, build_tokenizer, weights
 from fvlm.model.foveated import FoveatedModel, ModelParams
 from fvlm.model.saved import Preprocessing, save_model
 from fvlm.shards.manifest import EncodedManifest, FrameManifest, Manifest, read_manifest
-from fvlm.shards.read import verify_shards
 from fvlm.tracking.tracker import Tracker, tell_gpu_is_unseen
 from fvlm.training.checkpoint import Checkpoints
-from fvlm.training.distributed import (
-    check_same,
-    from_main,
-    is_main,
-    place_here,
-    wait_for_all,
-    whole,
-)
-from fvlm.training.finished import CURVE, FinishedTrainings
+from fvlm.training.distributed import check_same, from_main, is_main, verify_together, whole
+from fvlm.training.finished import CURVE, FinishedTrainings, read_curve
 from fvlm.training.longer import whatever_length, where_it_begins
 from fvlm.training.loop import OutOfTimeError, Row, train
 from fvlm.training.optim import TrainParams
@@ -106,7 +97,7 @@ def run_training(
     Of several processes the main one has `claims`, reads checkpoints and writes. deadline: on the
     monotonic clock. Raises OutOfTimeError with the state saved.
     """
-    _verify_together(training, shards)
+    verify_together([shards.encoded, *([shards.frames] * (training.params.input == "frames"))])
     validation = _plan_validation(training, shards)
     identity = identify(training, shards, device)
     name = hash_json(identity)[:20]
@@ -165,16 +156,6 @@ def identify(training: Training, shards: Shards, device: torch.device) -> dict[s
         "data": hash_json(data),
         "weights": weights_behind(training.model, manifest),
     }
-
-
-def _verify_together(training: Training, shards: Shards) -> None:
-    """The processes of a machine divide the shards: each byte is read once before it is used."""
-    part, parts = place_here()
-    if parts > 1:
-        folders = [shards.encoded, *([shards.frames] * (training.params.input == "frames"))]
-        for folder in folders:
-            verify_shards(folder, part=part, parts=parts)
-        wait_for_all()
 
 
 def _plan_validation(training: Training, shards: Shards) -> Validation | None:
@@ -348,12 +329,3 @@ def load_batch(reader: ClipReader, positions: range, params: TrainParams) -> Bat
         choice=params.frames,
     )
     return reader.read(rows, frames)
-
-
-def read_curve(path: Path) -> list[Row]:
-    """The rows that a training wrote; written again, they are the same bytes."""
-    with path.open(newline="", encoding="utf-8") as file:
-        return [
-            {n: int(text) if text.isdigit() else float(text) for n, text in row.items() if text}
-            for row in csv.DictReader(file)
-        ]

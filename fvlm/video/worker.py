@@ -3,8 +3,7 @@
     for item, outcome in map_isolated("fvlm.video.probe:probe_request", [{"path": "a.mp4"}]):
         if isinstance(outcome, VideoError):
             ...  # outcome.reason is one of fvlm.video.reasons.Reason
-        else:
-            ...  # outcome.values: dict, outcome.arrays: dict of numpy arrays
+        ...  # else outcome.values: dict, outcome.arrays: dict of numpy arrays
 
 `function` is "module:name" or a top-level function. It takes one JSON object and returns a JSON
 object, or a pair (JSON object, {name: numpy array}); it may raise VideoError to refuse an item.
