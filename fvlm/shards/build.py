@@ -64,11 +64,13 @@ def build_shards(
     manifest: M,
     on_shard: OnShard = lambda *_: None,
     side_by_side: int = 1,
+    cancel: Callable[[], None] = lambda: None,
 ) -> M:
     """Make the folder `out`: `{split}-{number:06d}.tar` in the order of `plans`, `manifest.json`.
 
     make: writes the shard of a plan that is not known yet to the given path, `side_by_side` of them
-    in threads; its exceptions end the run, finished shards stay.
+    in threads; its exceptions end the run, finished shards stay. cancel: called after an error, so
+    that what `make` waits for in the other threads fails, too: they end before this does.
     manifest: all but its `shards` and `quarantined`.
     on_shard: told of each finished shard, in this thread: plan, record, whether it was made before.
     Returns the manifest. A plan without a single sample gives no file, only its notes. Raises
@@ -93,7 +95,7 @@ def build_shards(
             missing = _recall(store, plans, finished)
             known = len(done)
             while missing:
-                _compute(store, claims, missing, make, finished, side_by_side)
+                _compute(store, claims, missing, make, finished, side_by_side, cancel)
                 missing = [plan for plan in missing if plan.fingerprint not in done]
             made = _assemble(store, plans, done, out, manifest)
             with claims.alone() as alone:
@@ -140,6 +142,7 @@ def _compute(
     make: Make,
     finished: OnShard,
     side_by_side: int,
+    cancel: Callable[[], None],
 ) -> None:
     """Make those of the missing shards that no other run makes; else wait for one of theirs."""
     mine = [plan for plan in missing if claims.take(plan.fingerprint)]
@@ -148,7 +151,7 @@ def _compute(
         claims.wait(mine[0].fingerprint, f"{len(missing)} shards that are wanted here, too")
     try:
         todo = _recall(store, mine, finished)  # another run may have made it before the claim
-        for plan, record in _make_all(store, todo, make, side_by_side):
+        for plan, record in _make_all(store, todo, make, side_by_side, cancel):
             finished(plan, record, False)
             claims.release(plan.fingerprint)
     finally:
@@ -157,7 +160,11 @@ def _compute(
 
 
 def _make_all(
-    store: ShardStore, plans: Sequence[ShardPlan], make: Make, side_by_side: int
+    store: ShardStore,
+    plans: Sequence[ShardPlan],
+    make: Make,
+    side_by_side: int,
+    cancel: Callable[[], None],
 ) -> Iterator[tuple[ShardPlan, ShardRecord]]:
     """Make the shards, `side_by_side` at a time; in the order in which they are finished."""
 
@@ -177,9 +184,11 @@ def _make_all(
                 return
             for done in wait(running, return_when=FIRST_COMPLETED).done:
                 yield running.pop(done), done.result()
+    except BaseException:
+        cancel()
+        raise
     finally:
-        # After an error nobody waits for the others: they end with what they read from.
-        pool.shutdown(wait=False, cancel_futures=True)
+        pool.shutdown(cancel_futures=True)
 
 
 def write_record(path: Path, samples: Iterable[Sample], notes: list[Note]) -> ShardRecord:
