@@ -161,7 +161,8 @@ class _Bench:
                 "coarse_only": trial.coarse_only and seed == first_seed,
             },
         }
-        links = {ENCODED: _encoded(trial) / ENCODED}
+        frames = CALIBRATION_WORK / trial.corpus / FRAMES
+        links = {ENCODED: _encoded(trial) / ENCODED, FRAMES: frames}
         self._folders.make(_trained(trial, seed), changes, links, ["train"], then=self._keep_losses)
 
     def evaluate(self, case: str, seed: int) -> None:

@@ -141,7 +141,7 @@ def test_trained_model_loads_with_one_call(workspace: Path) -> None:
 
 def test_the_examples_of_the_docs_go_from_a_video_to_pictures(workspace: Path, run: Run) -> None:
     """The one in Python, then the cells of the notebook, as they are printed."""
-    (example,) = re.findall(
+    example, _hub = re.findall(
         r"```python\n(.*?)```", (ROOT / "docs/python.md").read_text(), re.DOTALL
     )
     notebook = json.loads((ROOT / "docs/from_video_to_verdict.ipynb").read_text())

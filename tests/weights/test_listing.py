@@ -10,10 +10,11 @@ from fvlm.weights.listing import KEYS, list_weights
 def test_a_start_is_told_by_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     params = {"encode": {"dino": "a", "vae": "a"}, "model": {"llm": "a"}}
-    params |= {"uncertainty": {"model": "a"}, "train": {"start": ""}}
+    params |= {"uncertainty": {"towers": {"b": {"model": "a"}}}, "train": {"start": ""}}
     (tmp_path / "a").mkdir()
     found = list_weights(params)
-    assert found.keys() == KEYS.keys()
+    assert found.keys() == KEYS.keys() | {"towers"}
+    assert found["towers"] == {"b": found["dino"]}
     assert found["start"] == {"source": ""}
     params["train"]["start"] = "a"
     seen = [list_weights(params)["start"]]
