@@ -34,7 +34,7 @@ def test_cores_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPatc
 
 RESET = """
 import torch
-from fvlm.core.device import peak_memory_gib
+from fvlm.core.device import peak_memory_gib, reset_peak_memory
 
 cpu = torch.device("cpu")
 torch.ones(2**29, dtype=torch.uint8)  # freed at once

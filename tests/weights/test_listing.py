@@ -1,6 +1,7 @@
 """What pretrained parts hold is told by content: later stages run again when that changes."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,7 +10,7 @@ from fvlm.weights.listing import KEYS, list_weights
 
 def test_a_start_is_told_by_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    params = {"encode": {"dino": "a", "vae": "a"}, "model": {"llm": "a"}}
+    params: dict[str, Any] = {"encode": {"dino": "a", "vae": "a"}, "model": {"llm": "a"}}
     params |= {"uncertainty": {"towers": {"b": {"model": "a"}}}, "train": {"start": ""}}
     (tmp_path / "a").mkdir()
     found = list_weights(params)
