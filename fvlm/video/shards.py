@@ -129,8 +129,12 @@ class Decoding:
     def __enter__(self) -> "Decoding":
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self._workers.__exit__(*error)
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """End the worker processes."""
+        self._workers.close()
 
     @property
     def side_by_side(self) -> int:
