@@ -46,7 +46,7 @@ def main() -> None:
             manifest=header,
             on_shard=decoding.count_known,
             side_by_side=decoding.side_by_side,
-            cancel=decoding.close,
+            stop=decoding.stop,
         )
     decoded = sum(shard.samples for shard in manifest.shards)
     quarantined = len(manifest.quarantined)

@@ -66,7 +66,7 @@ def main() -> None:
             manifest=manifest,
             on_shard=on_shard,
             side_by_side=SIDE_BY_SIDE,
-            cancel=ahead.close,
+            stop=ahead.close,
         )
     seconds, fresh = time.monotonic() - started, clips - reused
     encoded = sum(shard.samples for shard in built.shards)

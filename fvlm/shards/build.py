@@ -53,6 +53,17 @@ class ShardPlan:
 
 
 Make = Callable[[ShardPlan, Path], ShardRecord]
+
+
+@dataclass(frozen=True)
+class Makers:
+    """What makes shards, how many at a time, and what ends those at work."""
+
+    make: Make
+    side_by_side: int
+    stop: Callable[[], None]
+
+
 OnShard = Callable[[ShardPlan, ShardRecord, bool], None]
 
 
@@ -64,15 +75,15 @@ def build_shards(
     manifest: M,
     on_shard: OnShard = lambda *_: None,
     side_by_side: int = 1,
-    cancel: Callable[[], None] = lambda: None,
+    stop: Callable[[], None] = lambda: None,
 ) -> M:
     """Make the folder `out`: `{split}-{number:06d}.tar` in the order of `plans`, `manifest.json`.
 
     make: writes the shard of a plan that is not known yet to the given path, `side_by_side` of them
-    in threads; its exceptions end the run, finished shards stay. cancel: called after an error, so
-    that what `make` waits for in the other threads fails, too: they end before this does.
+    in threads; its exceptions end the run, finished shards stay.
     manifest: all but its `shards` and `quarantined`.
     on_shard: told of each finished shard, in this thread: plan, record, whether it was made before.
+    stop: called when an error ends the run, so that `make` ends soon; it is waited for.
     Returns the manifest. A plan without a single sample gives no file, only its notes. Raises
     FvlmError when another run makes the same folder, ShardError when the disk is full.
     """
@@ -95,7 +106,7 @@ def build_shards(
             missing = _recall(store, plans, finished)
             known = len(done)
             while missing:
-                _compute(store, claims, missing, make, finished, side_by_side, cancel)
+                _compute(store, claims, missing, Makers(make, side_by_side, stop), finished)
                 missing = [plan for plan in missing if plan.fingerprint not in done]
             made = _assemble(store, plans, done, out, manifest)
             with claims.alone() as alone:
@@ -139,10 +150,8 @@ def _compute(
     store: ShardStore,
     claims: Claims,
     missing: Sequence[ShardPlan],
-    make: Make,
+    makers: Makers,
     finished: OnShard,
-    side_by_side: int,
-    cancel: Callable[[], None],
 ) -> None:
     """Make those of the missing shards that no other run makes; else wait for one of theirs."""
     mine = [plan for plan in missing if claims.take(plan.fingerprint)]
@@ -151,7 +160,7 @@ def _compute(
         claims.wait(mine[0].fingerprint, f"{len(missing)} shards that are wanted here, too")
     try:
         todo = _recall(store, mine, finished)  # another run may have made it before the claim
-        for plan, record in _make_all(store, todo, make, side_by_side, cancel):
+        for plan, record in _make_all(store, todo, makers):
             finished(plan, record, False)
             claims.release(plan.fingerprint)
     finally:
@@ -160,35 +169,29 @@ def _compute(
 
 
 def _make_all(
-    store: ShardStore,
-    plans: Sequence[ShardPlan],
-    make: Make,
-    side_by_side: int,
-    cancel: Callable[[], None],
+    store: ShardStore, plans: Sequence[ShardPlan], makers: Makers
 ) -> Iterator[tuple[ShardPlan, ShardRecord]]:
-    """Make the shards, `side_by_side` at a time; in the order in which they are finished."""
+    """Make the shards; in the order in which they are finished."""
 
     def make_one(plan: ShardPlan) -> ShardRecord:
-        record = make(plan, store.path(plan.fingerprint))
+        record = makers.make(plan, store.path(plan.fingerprint))
         if not any(note.retry for note in record.notes):
             store.remember(plan.fingerprint, record)
         return record
 
-    pool = ThreadPoolExecutor(side_by_side, thread_name_prefix="shard")
     waiting, running = iter(plans), dict[Future[ShardRecord], ShardPlan]()
-    try:
-        while True:
-            for plan in islice(waiting, side_by_side - len(running)):
-                running[pool.submit(make_one, plan)] = plan
-            if not running:
-                return
-            for done in wait(running, return_when=FIRST_COMPLETED).done:
-                yield running.pop(done), done.result()
-    except BaseException:
-        cancel()
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
+    with ThreadPoolExecutor(makers.side_by_side, thread_name_prefix="shard") as pool:
+        try:
+            while True:
+                for plan in islice(waiting, makers.side_by_side - len(running)):
+                    running[pool.submit(make_one, plan)] = plan
+                if not running:
+                    return
+                for done in wait(running, return_when=FIRST_COMPLETED).done:
+                    yield running.pop(done), done.result()
+        except BaseException:
+            makers.stop()
+            raise
 
 
 def write_record(path: Path, samples: Iterable[Sample], notes: list[Note]) -> ShardRecord:

@@ -130,11 +130,11 @@ class Decoding:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        self.stop()
 
-    def close(self) -> None:
-        """End the workers; who waits for one gets a RuntimeError."""
-        self._workers.__exit__()
+    def stop(self) -> None:
+        """End the worker processes."""
+        self._workers.close()
 
     @property
     def side_by_side(self) -> int:

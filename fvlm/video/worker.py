@@ -1,9 +1,7 @@
 """Run a function on untrusted files in sandboxed processes.
 
     for item, outcome in map_isolated("fvlm.video.probe:probe_request", [{"path": "a.mp4"}]):
-        if isinstance(outcome, VideoError):
-            ...  # outcome.reason is one of fvlm.video.reasons.Reason
-        ...  # else outcome.values: dict, outcome.arrays: dict of numpy arrays
+        ...  # a VideoError, or an Outcome: values: dict, arrays: dict of numpy arrays
 
 `function` is "module:name" or a top-level function. It takes one JSON object and returns a JSON
 object, or a pair (JSON object, {name: numpy array}); it may raise VideoError to refuse an item.
@@ -88,8 +86,7 @@ def map_isolated(
 class Workers:
     """Worker processes with a thread each, which serve any number of threads.
 
-    `count` defaults to the processor cores at hand. Leaving the block ends them; who still waits
-    for a result then gets a RuntimeError.
+    `count`: by default the cores at hand. When they end, who waits for a result gets RuntimeError.
     """
 
     def __init__(
@@ -120,8 +117,13 @@ class Workers:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         """End all workers; a thread that waits for one sees its socket close."""
         with self._lock:
+            if self._is_closed:
+                return
             self._is_closed = True
             for worker in self._workers:
                 worker.kill()
@@ -145,7 +147,9 @@ class Workers:
         early: dict[int, tuple[Item, Outcome | VideoError]] = {}
         while True:
             while begun - delivered < most and (item := next(waiting, None)) is not None:
-                self._submit(results, begun, item)
+                with self._lock:
+                    self._check_open()
+                    self._tasks.put((results, begun, item))
                 begun += 1
             if begun == delivered:
                 return
@@ -156,11 +160,6 @@ class Workers:
             while delivered in early:
                 delivered += 1
                 yield early.pop(delivered - 1)
-
-    def _submit(self, results: "SimpleQueue[Any]", number: int, item: Any) -> None:
-        with self._lock:
-            self._check_open()
-            self._tasks.put((results, number, item))
 
     def _check_open(self) -> None:
         if self._is_closed:
@@ -179,6 +178,7 @@ class Workers:
                     with self._all_slots():
                         worker = self._usable(worker)
                         outcome = worker.answer(item)
+                self._check_open()  # a worker that was killed says nothing of its item
             except BaseException as error:  # raised where the result is taken
                 outcome = error
             results.put((number, item, outcome))
