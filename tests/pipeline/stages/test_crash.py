@@ -1,6 +1,6 @@
 """The real decode and encode stages: killed at any moment, a rerun gives the same bytes.
 
-What was finished is not made again: of the shards on disk, at most the last one.
+What was finished is not made again: of the shards on disk, at most those that were made last.
 """
 
 import json
@@ -15,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from fvlm.core.machine import core_count
+from fvlm.encoders.shards import SIDE_BY_SIDE
 
 STAGES = ("decode", "encode")
 KINDS = ("open", "write", "fsync", "rename", "link", "remove")
@@ -100,7 +103,8 @@ class Trials:
         assert self.metrics in ({}, self.expected[1])
         whole, records = self.shards, self.records
         kept = {name for name in records if name in whole or not records[name]["facts"]}
-        assert len(whole - kept) <= 1  # killed between the last shard and its record
+        # Killed between a shard and its record; so many are made at a time.
+        assert len(whole - kept) <= max(core_count(), SIDE_BY_SIDE)
         self.kept_clips.append(sum(self.clips[name] for name in kept))
         assert self.run() == 0, self.said
         assert self.reused == self.kept_clips[-1]
