@@ -1,4 +1,4 @@
-"""Decode accepted videos into shards of uint8 frames.
+"""Decode the clips of accepted videos into shards of uint8 frames.
 
 Reads   data/filter/manifest.jsonl, the videos, params.yaml:decode
 Writes  data/decode/, metrics/decode.json
@@ -13,7 +13,7 @@ from fvlm.core.params import Params, load_params
 from fvlm.core.progress import Progress
 from fvlm.core.stage import run
 from fvlm.shards.build import build_shards
-from fvlm.video.decode import DecodeParams
+from fvlm.video.clips import DecodeParams
 from fvlm.video.shards import (
     AcceptedVideos,
     Decoding,
@@ -31,12 +31,12 @@ class Sections(Params):
 
 
 def main() -> None:
-    """Decode every accepted video; shards whose clips did not change are reused."""
+    """Decode every clip; shards whose clips did not change are reused."""
     params = load_params(Sections).decode
     started = time.monotonic()
-    videos, header = AcceptedVideos(MANIFEST), describe_frames(params)
+    videos, header = AcceptedVideos(MANIFEST, params), describe_frames(params)
     with (
-        Progress("decode", total=len(videos), unit="video") as progress,
+        Progress("decode", total=videos.clips, unit="clip") as progress,
         Decoding(videos, params, progress) as decoding,
     ):
         manifest = build_shards(
@@ -49,11 +49,13 @@ def main() -> None:
             stop=decoding.stop,
         )
     decoded = sum(shard.samples for shard in manifest.shards)
-    quarantined = len(manifest.quarantined)
-    assert decoded + quarantined == len(videos), "every accepted video is decoded or quarantined"
-    seconds, fresh = time.monotonic() - started, len(videos) - decoding.reused
-    counts = {"inputs": len(videos), "decoded": decoded, "quarantined": quarantined}
-    counts |= {f"reason_{name}": n for name, n in count_reasons(manifest.quarantined).items()}
+    reasons = count_reasons(manifest.quarantined)
+    quarantined = sum(reasons.values())
+    assert decoded + quarantined == videos.clips, "every clip is decoded or quarantined"
+    seconds, fresh = time.monotonic() - started, videos.clips - decoding.reused
+    counts = {"videos": videos.videos, "inputs": videos.clips}
+    counts |= {"decoded": decoded, "quarantined": quarantined, "with_cuts": videos.with_cuts}
+    counts |= {f"reason_{name}": count for name, count in sorted(reasons.items())}
     write_figures(DECODE_METRICS, counts | {"shards": len(manifest.shards)})
     write_timings(
         "decode",

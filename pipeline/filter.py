@@ -1,6 +1,6 @@
 """Probe every listed video, keep those of a fitting duration, and split them.
 
-Reads   data/collect/videos.jsonl, the videos, params.yaml:filter
+Reads   data/collect/videos.jsonl, the videos, params.yaml:filter, params.yaml:decode (clips)
 Writes  data/filter/manifest.jsonl, metrics/filter.json
 """
 
@@ -17,6 +17,7 @@ from fvlm.core.progress import Progress
 from fvlm.core.rows import Rows, write_rows
 from fvlm.core.stage import run
 from fvlm.video.accept import Accepted, Counts, FilterParams, Verdict, hold_out
+from fvlm.video.clips import DecodeParams
 from fvlm.video.facts import FACTS, FactRecord, Facts, probe_all, probe_folder, probe_version
 from fvlm.video.reasons import PASSING
 from pipeline.paths import FILTER_METRICS, MANIFEST, VIDEOS
@@ -27,15 +28,17 @@ Video = Mapping[str, Any]  # a row of the listing
 class Sections(Params):
     """What this stage reads of params.yaml."""
 
+    decode: DecodeParams
     filter: FilterParams
 
 
 def main() -> None:
     """Write a row for every video; stop when there is nothing to train or evaluate on."""
-    params = load_params(Sections).filter
-    outcomes, accepted = Outcomes(), Accepted(params)
+    sections = load_params(Sections)
+    params = sections.filter
+    outcomes, accepted = Outcomes(), Accepted(params, sections.decode.clip_seconds)
     for video, outcome in outcomes.probe():
-        accepted.add(video["video_id"], video["group"], outcome)
+        accepted.add(video, outcome)
     held_out = hold_out(accepted.sizes(), params.val_fraction, params.max_held_out)
     counts = Counts()
     write_rows(MANIFEST, _rows(outcomes, accepted, held_out, counts))
@@ -88,7 +91,7 @@ def _rows(
     """The lines of the manifest, counted."""
     for video in Rows(VIDEOS):
         outcome = outcomes.of(video)
-        verdict = accepted.verdict(video["video_id"], outcome)
+        verdict = accepted.verdict(video, outcome)
         row = _row(video, outcome, verdict, held_out)
         counts.add(row)
         yield row
@@ -107,9 +110,10 @@ def _row(
     return {
         "video_id": video["video_id"],
         "key": sample_key(video["video_id"]),
-        **{name: video[name] for name in ("path", "size", "caption", "group")},
+        **{name: video[name] for name in ("path", "size", "caption", "group", "start", "end")},
         **vars(verdict),
         **facts,
+        "cuts": None,
         "split": split,
     }
 

@@ -54,6 +54,9 @@ def command_line() -> ArgumentParser:
     for name, what in (("dino", "patch encoder"), ("vae", "autoencoder")):
         said = f"where the model's {what} lies, if elsewhere by now"
         parser.add_argument(f"--{name}", metavar="SOURCE", help=said)
+    for name, default in (("start", "its beginning"), ("end", "its end")):
+        said = f"second of the video at which to {name}; default: {default}"
+        parser.add_argument(f"--{name}", metavar="SECONDS", type=_seconds, help=said)
     parser.add_argument(
         "--caption", default="", help="what the video shows, for a model that was trained with text"
     )
@@ -68,7 +71,8 @@ def main(arguments: Sequence[str]) -> None:
     encoder = load_encoders(chosen.model, device, dino=chosen.dino, vae=chosen.vae)
     taken = model.config.preprocessing
     count = chosen.frames or max(FEWEST, taken.num_frames)
-    frames, seconds = decode(chosen.video, num_frames=count, size=taken.frame_size)
+    span = (chosen.start or 0.0, chosen.end)
+    frames, seconds = decode(chosen.video, span, num_frames=count, size=taken.frame_size)
     batch = encode(model, encoder, frames, tokenizer=model.tokenizer, caption=chosen.caption)
     batch = batch.to(device)
     view = view_clip(model, encoder.vae, frames=frames, batch=batch, seconds=seconds)
@@ -84,25 +88,43 @@ def _frames(text: str) -> int:
     return count
 
 
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 <= seconds < math.inf:
+        raise ArgumentTypeError("must be 0 or more")
+    return seconds
+
+
 def _model(text: str) -> str | Path:
     path = given_path(text)
     return path if path.is_dir() else text
 
 
-def decode(video: Path, *, num_frames: int, size: int) -> tuple[NDArray[np.uint8], list[float]]:
-    """Frames uint8 [T,3,S,S] spread over the video and their times in seconds.
+def decode(
+    video: Path, span: tuple[float, float | None], *, num_frames: int, size: int
+) -> tuple[NDArray[np.uint8], list[float]]:
+    """Frames uint8 [T,3,S,S] spread over a span of the video and their times in seconds.
 
     Raises FvlmError when the file cannot be used, with the reason.
     """
     if not video.is_file():
         raise FvlmError(f"{video} is not a file")
+    start, end = span
+    if end is not None and end <= start:
+        raise FvlmError(f"--end ({end:g}) must be behind --start ({start:g})")
     request: dict[str, Any] = {"path": str(video), "sha256": sha256_file(video)}
-    request |= {"num_frames": num_frames, "size": size}
+    request |= {"num_frames": num_frames, "size": size, "clips": [span]}
     ((_, outcome),) = map_isolated(decode_request, [request], workers=1)
-    if isinstance(outcome, VideoError):
-        advice = "; choose fewer with --frames" if outcome.reason == Reason.TOO_FEW_FRAMES else ""
-        raise FvlmError(f"{video} cannot be used: {outcome.reason}: {outcome}{advice}")
-    return outcome.arrays["frames"], outcome.values["pts_seconds"]
+    fault = outcome
+    if not isinstance(outcome, VideoError):
+        (clip,) = outcome.values["clips"]
+        if "reason" not in clip:
+            return outcome.arrays["frames"][0], clip["pts_seconds"]
+        fault = VideoError(clip["reason"], clip["message"])
+    assert isinstance(fault, VideoError)
+    few = fault.reason == Reason.TOO_FEW_FRAMES
+    advice = "; choose fewer with --frames, or more of the video" if few else ""
+    raise FvlmError(f"{video} cannot be used: {fault.reason}: {fault}{advice}")
 
 
 def encode(

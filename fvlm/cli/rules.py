@@ -27,7 +27,7 @@ from fvlm.uncertainty.sampling import TowerParams, UncertaintyParams
 from fvlm.uncertainty.sites import match_sites
 from fvlm.uncertainty.tower import Tower
 from fvlm.video.accept import FilterParams
-from fvlm.video.decode import DecodeParams
+from fvlm.video.clips import DecodeParams
 from pipeline.paths import MODEL
 
 HEAD = 32  # width of an attention head of an untrained language model

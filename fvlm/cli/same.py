@@ -93,7 +93,8 @@ def _filter(trust: bool) -> Shown:
 
 def _decode(trust: bool) -> Shown:
     """Shards of frames, spread over codecs and containers."""
-    from fvlm.video.decode import DecodeParams, decode_request
+    from fvlm.video.clips import DecodeParams
+    from fvlm.video.decode import decode_request
     from fvlm.video.shards import AcceptedVideos, Decoding, describe_frames, plan_frames
 
     class Sections(Params):
@@ -103,16 +104,16 @@ def _decode(trust: bool) -> Shown:
     new = current(decode_request, write_shard)
     if trust or made.made_by == new:
         return made.made_by, new, "trusted"
-    videos = AcceptedVideos(MANIFEST)
+    videos = AcceptedVideos(MANIFEST, params)
     header = describe_frames(params).model_copy(update={"made_by": made.made_by})
 
     def kind(plan: ShardPlan) -> str:
-        found = [videos[member.key] for member in plan.members]
+        found = [videos[member.key][0] for member in plan.members]
         return hash_json(sorted({f"{row['codec']} {row['container']}" for row in found}))
 
     plans = sorted(plan_frames(videos, header, params), key=kind)
     with (
-        Progress("decode", total=0, unit="video", silent=True) as progress,
+        Progress("decode", total=0, unit="clip", silent=True) as progress,
         Decoding(videos, params, progress) as decoding,
     ):
         return made.made_by, new, _remake(made, plans, decoding.make)

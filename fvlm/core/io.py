@@ -21,7 +21,7 @@ from typing import IO, Any
 from fvlm.core.errors import FvlmError
 
 KEY = re.compile(r"[a-z0-9_-]{1,80}")
-SLUG_LENGTH, DIGEST_LENGTH = 55, 24  # characters; 96 bits of sha256 keep keys apart
+SLUG_LENGTH, DIGEST_LENGTH = 48, 24  # characters; 96 bits of sha256 keep keys apart
 TEMPORARY = re.compile(r"\..+\.([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\.tmp", re.DOTALL)
 OLD = 24 * 3600  # seconds
 _swept = dict[str, int]()  # by which process each folder was searched for leftovers
@@ -236,8 +236,9 @@ def hash_json(value: Any) -> str:
 def sample_key(video_id: str) -> str:
     """The key of a video's sample: a readable slug and a digest of the whole id.
 
-    Matches `[a-z0-9_-]+`, at most 80 characters, distinct for distinct ids. Any `str` is an id,
-    including surrogate-escaped bytes of names that are not UTF-8.
+    Matches `[a-z0-9_-]+`, at most 73 characters, which leaves room for the number of a clip;
+    distinct for distinct ids. Any `str` is an id, including surrogate-escaped bytes of names that
+    are not UTF-8.
     """
     plain = unicodedata.normalize("NFKD", video_id).encode("ascii", errors="ignore").decode()
     slug = re.sub(r"[^a-z0-9_]+", "-", plain.lower())[:SLUG_LENGTH].strip("-") or "video"

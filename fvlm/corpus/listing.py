@@ -7,16 +7,19 @@ walked once, by its real place where that lies inside. A pattern (`videos/**/*.m
 before its first wildcard; what does not match is counted, too.
 The rows of a list (see tables.py) have a `path`, relative to the list, and an optional `caption`.
 An experiment of DVC reads the list as it was when the experiment was queued, if git tracks it.
-A column `video_id` names a video, a column `group` the film that several videos were cut from. In a
-folder, `metadata.csv` or `metadata.jsonl` with a column `file_name` says the same of its videos.
+A column `video_id` names a video, a column `group` the film that several videos were cut from;
+`start` and `end`, in seconds, take a part of a file: several rows may take parts of one, which are
+then a group. In a folder, `metadata.csv` or `metadata.jsonl` with a column `file_name` says the
+same of its videos.
 A video without a caption in its row has the text of NAME.txt beside it, or "caption" of NAME.json.
 """
 
 import difflib
+import math
 import os
 import re
 import stat
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -53,6 +56,7 @@ SOURCES = (
 )
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 MAX_FAULTS = 20  # shown of a long list
+TOLD = ("video_id", "caption", "group", "start", "end")  # by rows about the videos of a folder
 
 
 class CollectParams(Params):
@@ -108,7 +112,8 @@ class ListedVideo:
     video_id: path relative to the source folder or the list's, or what the list says; bytes that
     are not UTF-8 are surrogate-escaped. path: absolute. size: bytes. stamp: of the file as it was
     listed (`file_stamp`), so that later stages run when it changes. caption: empty when there is
-    none. group: clips of one group are not independent, and are split together.
+    none. group: clips of one group are not independent, and are split together. start, end: seconds
+    from the first frame, of a part of the file; None: its beginning, its end.
     """
 
     video_id: str
@@ -117,6 +122,8 @@ class ListedVideo:
     stamp: list[int]
     caption: str
     group: str = ""
+    start: float | None = None
+    end: float | None = None
 
     def row(self) -> dict[str, Any]:
         """Its line of the listing."""
@@ -161,9 +168,9 @@ def _list_path(path: Path, params: CollectParams) -> tuple[list[ListedVideo], Co
         return _list_folder(path, params=params)
     if rows.is_file() and suffix in LIST_SUFFIXES:
         table = read_table(rows).select(params.path_column, params.caption_column)
-        return _list_rows(rows, table, path.parent), Counter()
+        return _list_rows(rows, table, path.parent, params), Counter()
     if path.is_file() and suffix in VIDEO_SUFFIXES:
-        return [_parse_row(path.parent, {"path": path.name})], Counter()
+        return [_parse_row(path.parent, {"path": path.name}, params)], Counter()
     if path.exists():
         raise _source_error(f"{path} is neither a folder, nor a video, nor a list")
     pattern = split_pattern(path)
@@ -224,20 +231,20 @@ def _add_metadata(
     videos: list[ListedVideo], metadata: list[Path], root: Path, params: CollectParams
 ) -> list[ListedVideo]:
     """The videos of a folder with id, caption and group from the rows that are about them."""
-    about = dict[str, ListedVideo]()
+    about = defaultdict[str, list[ListedVideo]](list)
     for path in metadata:
         table = read_table(path)
         if params.path_column or "file_name" in table.columns:
             rows = table.select(params.path_column or "file_name", params.caption_column)
-            for row in _list_rows(path, rows, path.parent, root):
-                if about.setdefault(row.path, row) is not row:
+            elsewhere = set(about)
+            for row in _list_rows(path, rows, path.parent, params, root):
+                if row.path in elsewhere:
                     raise SourceError(f"{path}: {row.path} stands in another such file already")
-    told = [(video, about.get(os.path.abspath(video.path))) for video in videos]  # noqa: PTH100
+                about[row.path].append(row)
     videos = [
-        replace(video, video_id=row.video_id, caption=row.caption, group=row.group)
-        if row
-        else video
-        for video, row in told
+        replace(video, **{name: getattr(row, name) for name in TOLD})
+        for video in videos
+        for row in about.get(os.path.abspath(video.path), [video])  # noqa: PTH100
     ]
     for video_id, count in Counter(video.video_id for video in videos).items():
         if count > 1:
@@ -257,16 +264,20 @@ def _own_copy(path: Path) -> Path:
 
 
 def _list_rows(
-    path: Path, rows: Iterable[Numbered], folder: Path, root: Path | None = None
+    path: Path,
+    rows: Iterable[Numbered],
+    folder: Path,
+    params: CollectParams,
+    root: Path | None = None,
 ) -> list[ListedVideo]:
     """The videos of the rows of the list `path`; `folder`, `root`: see `_parse_row`."""
     videos, faults = list[ListedVideo](), dict[int, str]()
-    line_of: dict[str, int] = {}
+    line_of: dict[tuple[object, ...], int] = {}
     line_of_id: dict[str, int] = {}
     for line, row in rows:
         try:
-            video = _parse_row(folder, row, root)
-            first = line_of.setdefault(video.path, line)
+            video = _parse_row(folder, row, params, root)
+            first = line_of.setdefault((video.path, video.start, video.end), line)
             if first != line:
                 raise SourceError(f"{video.video_id!r} stands in line {first} already")
             named = line_of_id.setdefault(video.video_id, line)
@@ -288,10 +299,13 @@ def _ranges(lines: list[int]) -> str:
     return ", ".join(ranges)
 
 
-def _parse_row(folder: Path, row: Row, root: Path | None = None) -> ListedVideo:
+def _parse_row(
+    folder: Path, row: Row, params: CollectParams, root: Path | None = None
+) -> ListedVideo:
     """The video of a row, whose `path` is relative to `folder`; its id is relative to `root`.
 
-    Without a root the id is the path as it stands there.
+    Without a root the id is the path as it stands there; a part of a file adds its times as a media
+    fragment does (`film.mp4#t=10,20`).
     """
     name, caption = row.get("path"), row.get("caption")
     if not isinstance(name, str) or not name:
@@ -314,14 +328,38 @@ def _parse_row(folder: Path, row: Row, root: Path | None = None) -> ListedVideo:
     # An absolute path says where a list lies, and belongs into no file name.
     inside = root or (folder if os.path.isabs(name) else None)  # noqa: PTH117
     own = os.path.relpath(path, inside) if inside else name
+    start, end = (_seconds(row, column) for column in ("start", "end"))
+    if end is not None and end <= (start or 0):
+        raise SourceError(f"expected `end` ({end:g}) behind `start` ({start or 0:g})")
+    part = "" if (start, end) == (None, None) else f"#t={_digits(start)},{_digits(end)}"
     return ListedVideo(
-        video_id=row.get("video_id") or own,
+        video_id=row.get("video_id") or own + part.removesuffix(","),
         path=path,
         size=status.st_size,
         stamp=file_stamp(status),
         caption=caption,
-        group=row.get("group") or "",
+        group=row.get("group") or (params.group_of(own) if part else ""),
+        start=start,
+        end=end,
     )
+
+
+def _seconds(row: Row, column: str) -> float | None:
+    """The number in a column; None where there is none."""
+    value = row.get(column)
+    if value is None or value == "":
+        return None
+    try:
+        seconds = float(value) if isinstance(value, (str, int, float)) else math.nan
+    except ValueError:
+        seconds = math.nan
+    if isinstance(value, bool) or not 0 <= seconds < math.inf:
+        raise SourceError(f"expected seconds, 0 or more, as `{column}`, got {value!r}")
+    return seconds
+
+
+def _digits(seconds: float | None) -> str:
+    return "" if seconds is None else f"{seconds:.15g}"
 
 
 def _raise_faults(faults: list[str], lines: str = "") -> None:

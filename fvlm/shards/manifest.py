@@ -34,12 +34,13 @@ class ShardEntry(Document):
 
 
 class Note(Document):
-    """Why a video has no sample in its shard. retry: the machine's fault, perhaps: try again."""
+    """Why `clips` clips of a video have no sample. retry: the machine's fault, perhaps."""
 
     video_id: Name
     reason: str
     message: Name
     retry: bool = False
+    clips: int = 1
 
 
 class ShardNote(Note):

@@ -22,15 +22,20 @@ from fvlm.core.errors import ShardError
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A clip of a shard. `content` is a hash of all that decides the sample's bytes."""
+    """A clip of a shard, or several that stay together: the clips of one video, say.
+
+    `content` is a hash of all that decides the bytes of their samples.
+    """
 
     key: str
     content: str
+    clips: int = 1
 
 
 def plan_shards(members: Iterable[Member], clips_per_shard: int) -> list[list[Member]]:
     """Group clips into shards of `clips_per_shard` on average, sorted by key.
 
+    No shard ends inside a member: it ends behind the one that holds its last clip.
     Adding or removing one clip leaves all but three shards as they were. Raises ShardError for
     repeated keys.
     """
@@ -40,15 +45,23 @@ def plan_shards(members: Iterable[Member], clips_per_shard: int) -> list[list[Me
     for left, right in pairwise(ordered):
         if left.key == right.key:
             raise ShardError(f"two clips have the key {left.key}")
-    hashes = [hashlib.sha256(member.key.encode()).digest() for member in ordered]
+    hashes, owners = list[bytes](), list[int]()
+    for owner, member in enumerate(ordered):
+        owners += [owner] * member.clips
+        hashes += (_hash(member.key, number) for number in range(member.clips))
     before = (clips_per_shard - 1) // 2
     after = clips_per_shard - 1 - before
     # Clips at either end lack neighbours and never end a shard: no tiny first and last shards.
     ends = [
-        index + 1
-        for index in range(before, len(ordered) - after)
+        owners[index] + 1
+        for index in range(before, len(hashes) - after)
         if hashes[index] == min(hashes[index - before : index + after + 1])
     ]
     bounds = [0, *ends, len(ordered)]
     shards = [ordered[start:end] for start, end in pairwise(bounds)]
     return [shard for shard in shards if shard]
+
+
+def _hash(key: str, number: int) -> bytes:
+    """Of the clip `number` of a member."""
+    return hashlib.sha256(f"{key} {number}".encode() if number else key.encode()).digest()

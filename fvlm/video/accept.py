@@ -5,6 +5,7 @@ import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import accumulate
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from pydantic import Field, model_validator
 from fvlm.core.errors import VideoError
 from fvlm.core.params import Params
 from fvlm.core.seeding import unit_hash
+from fvlm.video.clips import ROUNDING, asked_span
 from fvlm.video.facts import Facts
 
 Status = Literal["accepted", "filtered", "quarantined"]
@@ -20,7 +22,7 @@ Split = Literal["train", "val"]
 
 
 class FilterParams(Params):
-    """min_seconds, max_seconds: bounds of the duration, both included.
+    """min_seconds, max_seconds: bounds of the duration of what is asked of a video, both included.
 
     val_fraction: expected share of the accepted videos' groups that evaluation holds out.
     max_held_out: videos that are held out at most; 0: no bound.
@@ -52,17 +54,31 @@ class Verdict:
 ACCEPTED = Verdict("accepted")
 
 
-def classify(outcome: Facts | VideoError, params: FilterParams) -> Verdict:
-    """Accept a video by its duration; a failed probe keeps its typed reason."""
+def classify(
+    video: Mapping[str, Any], outcome: Facts | VideoError, params: FilterParams, clip: Fraction
+) -> Verdict:
+    """Accept a video by the duration of what is asked of it; a failed probe keeps its typed reason.
+
+    video: a row of the listing. clip: seconds that a clip takes; 0: the whole video.
+    """
     if isinstance(outcome, VideoError):
         return Verdict("quarantined", str(outcome.reason), str(outcome))
-    seconds = outcome.duration_seconds
+    start, end = asked_span(video, outcome.duration_seconds)
+    whole = f"of the file's {outcome.duration_seconds:.3f} s"
+    if start >= outcome.duration_seconds:
+        return Verdict("filtered", "outside_video", f"begins at {start:.15g} s {whole}")
+    seconds, shortest = end - start, float(clip - ROUNDING)
+    is_part = (video["start"], video["end"]) != (None, None)
+    part = f", from {start:.3f} to {end:.3f} s {whole}" if is_part else ""
     if seconds < params.min_seconds:
-        message = f"{_apart(seconds, params.min_seconds)} s < {params.min_seconds:.15g} s"
+        message = f"{_apart(seconds, params.min_seconds)} s < {params.min_seconds:.15g} s{part}"
         return Verdict("filtered", "too_short", message)
     if seconds > params.max_seconds:
-        message = f"{_apart(seconds, params.max_seconds)} s > {params.max_seconds:.15g} s"
+        message = f"{_apart(seconds, params.max_seconds)} s > {params.max_seconds:.15g} s{part}"
         return Verdict("filtered", "too_long", message)
+    if seconds < shortest:
+        message = f"{_apart(seconds, float(clip))} s < {float(clip):.6g} s of a clip{part}"
+        return Verdict("filtered", "shorter_than_clip", message)
     return ACCEPTED
 
 
@@ -75,39 +91,51 @@ def _apart(seconds: float, bound: float) -> str:
 class Accepted:
     """Which videos are accepted: of equal content only the one with the first id.
 
-    Memory holds the ids of accepted videos and 16 bytes of their contents' hashes.
+    Memory holds the ids of accepted videos and 16 bytes of their contents' hashes. clip: seconds
+    that a clip takes; 0: the whole video.
     """
 
-    def __init__(self, params: FilterParams) -> None:
-        self._params = params
+    def __init__(self, params: FilterParams, clip: Fraction = Fraction(0)) -> None:
+        self._params, self._clip = params, clip
         self._first: dict[bytes, str] = {}  # id by content
         self._groups: dict[str, str] = {}  # of videos that are no group of their own
+        self._refused: dict[str, Verdict] = {}
 
-    def add(self, video_id: str, group: str, outcome: Facts | VideoError) -> None:
+    def add(self, video: Mapping[str, Any], outcome: Facts | VideoError) -> None:
         """Take note of a listed video; in any order."""
-        if classify(outcome, self._params) != ACCEPTED or not isinstance(outcome, Facts):
+        if self._classify(video, outcome) != ACCEPTED or not isinstance(outcome, Facts):
             return
-        content = _content(outcome)
+        content, video_id, group = _content(video, outcome), video["video_id"], video["group"]
         self._first[content] = min(video_id, self._first.get(content, video_id))
         if group != video_id:
             self._groups[video_id] = sys.intern(group)
 
+    def refuse(self, video_id: str, verdict: Verdict) -> None:
+        """An accepted video is none, for what was found out later."""
+        self._refused[video_id] = verdict
+
     def sizes(self) -> Counter[str]:
         """How many accepted videos each group has; all videos have been added."""
-        return Counter(self._groups.get(name, name) for name in self._first.values())
+        names = (name for name in self._first.values() if name not in self._refused)
+        return Counter(self._groups.get(name, name) for name in names)
 
-    def verdict(self, video_id: str, outcome: Facts | VideoError) -> Verdict:
+    def verdict(self, video: Mapping[str, Any], outcome: Facts | VideoError) -> Verdict:
         """What becomes of a video; all have been added."""
-        verdict = classify(outcome, self._params)
+        verdict = self._classify(video, outcome)
         if verdict == ACCEPTED and isinstance(outcome, Facts):
-            original = self._first[_content(outcome)]
-            if original != video_id:
+            original = self._first[_content(video, outcome)]
+            if original != video["video_id"]:
                 return Verdict("filtered", "duplicate_content", f"same content as {original}")
-        return verdict
+        return self._refused.get(video["video_id"], verdict)
+
+    def _classify(self, video: Mapping[str, Any], outcome: Facts | VideoError) -> Verdict:
+        return classify(video, outcome, self._params, self._clip)
 
 
-def _content(facts: Facts) -> bytes:
-    return hashlib.sha256(facts.sha256.encode()).digest()[:16]
+def _content(video: Mapping[str, Any], facts: Facts) -> bytes:
+    part = (video["start"], video["end"])
+    asked = "" if part == (None, None) else f" {asked_span(video, facts.duration_seconds)}"
+    return hashlib.sha256(f"{facts.sha256}{asked}".encode()).digest()[:16]
 
 
 def hold_out(

@@ -6,19 +6,19 @@ frame's timestamp is verified; whatever the fast way cannot prove is decoded fro
 to the last, with identical results.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from av.packet import Packet
 from av.video.stream import VideoStream
-from pydantic import Field
 
 from fvlm.core.errors import VideoError
-from fvlm.core.params import Params
 from fvlm.shards.footage import hash_footage
+from fvlm.video.clips import ClipSpan
 from fvlm.video.codec import Shown, decode_packet, packet_of, play
 from fvlm.video.container import (
     STRICT,
@@ -35,75 +35,114 @@ from fvlm.video.reasons import Reason
 from fvlm.video.sample import choose_frames
 from fvlm.video.timeline import Timeline, read_timeline
 
-ALWAYS_PASSING = 3  # failures: in a small folder one slow moment is a large fraction
 DISORDER = "frames come out in another order than the container's times"
-
-
-class DecodeParams(Params):
-    """Section `decode` of params.yaml."""
-
-    num_frames: int = Field(ge=1)  # frames stored per clip
-    frame_size: int = Field(ge=1)  # pixels; height and width of a stored frame
-    clips_per_shard: int = Field(ge=1)  # mean
-    max_failed_fraction: float = Field(ge=0, le=1)
-
-    def most_failed(self, videos: int) -> float:
-        """How many of the videos may fail; unless the fraction is 0, a few may, but not all."""
-        if self.max_failed_fraction == 0:
-            return 0
-        return max(self.max_failed_fraction * videos, min(ALWAYS_PASSING, videos - 1))
 
 
 @dataclass(frozen=True)
 class DecodedClip:
-    """frames: uint8 [T, 3, S, S] RGB. pts_seconds: T times from the clip's first frame."""
+    """frames: uint8 [T,3,S,S] RGB. pts_seconds: T times from the video's first frame."""
 
     frames: np.ndarray
     pts_seconds: list[float]
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What to decode of a video: `num_frames` frames spread over each clip.
+
+    clips: [start, end) in seconds from the first frame; None: to the end of the last one.
+    """
+
+    clips: Sequence[tuple[float, float | None]]
+    num_frames: int
+
+    def choose(
+        self, timeline: Timeline, shown: list[int], end: int
+    ) -> list[list[int] | VideoError]:
+        """The times in ticks of each clip's frames, of a video that shows frames at `shown`."""
+        return [self._choose(timeline.time_base, shown, end, *clip) for clip in self.clips]
+
+    def _choose(
+        self, time_base: Fraction, shown: list[int], last: int, start: float, end: float | None
+    ) -> list[int] | VideoError:
+        begin = shown[0] + Fraction(start) / time_base
+        stop = Fraction(last)
+        if end is not None:
+            stop = min(stop, shown[0] + Fraction(end) / time_base)
+        try:
+            chosen = choose_frames(shown, stop, num_frames=self.num_frames, start=begin)
+        except VideoError as error:
+            return error
+        return [shown[index] for index in chosen]
+
+
 def decode_video(
-    path: str, *, num_frames: int, size: int, hears_decoder: bool = False
+    path: str,
+    *,
+    num_frames: int,
+    size: int,
+    start: float = 0.0,
+    end: float | None = None,
+    hears_decoder: bool = False,
 ) -> DecodedClip:
-    """Decode `num_frames` frames spread over the whole video, each the displayed centre square.
+    """Decode `num_frames` frames spread over a video, or over its seconds from `start` to `end`.
+
+    Each is the displayed centre square. Raises VideoError with one of the reasons in
+    `fvlm.video.reasons`. Run it in the sandboxed worker on files of unknown origin.
+    """
+    wanted = Wanted([(start, end)], num_frames)
+    (clip,) = decode_clips(path, wanted, size=size, hears_decoder=hears_decoder)
+    if isinstance(clip, VideoError):
+        raise clip
+    return clip
+
+
+def decode_clips(
+    path: str, wanted: Wanted, *, size: int, hears_decoder: bool = False
+) -> list[DecodedClip | VideoError]:
+    """Decode several clips of a video in one go; VideoError: one that has too few frames.
 
     `hears_decoder` takes what FFmpeg prints as evidence of damage, where stderr is a file: in the
-    worker. Raises VideoError with one of the reasons in `fvlm.video.reasons`. Run it in the
-    sandboxed worker on files of unknown origin.
+    worker. Raises VideoError where the video cannot be used.
     """
-    arguments = (path, num_frames, size, hears_decoder)
     try:
-        return _decode(*arguments, STRICT)
+        return _decode(path, wanted, size, hears_decoder, STRICT)
     except VideoError as error:
         if error.reason != Reason.DECODE_ERROR or not _is_forgivable(path):
             raise
-    return _decode(*arguments, TOLERANT)
+    return _decode(path, wanted, size, hears_decoder, TOLERANT)
 
 
 def _decode(
-    path: str, num_frames: int, size: int, hears_decoder: bool, options: dict[str, str]
-) -> DecodedClip:
+    path: str, wanted: Wanted, size: int, hears_decoder: bool, options: dict[str, str]
+) -> list[DecodedClip | VideoError]:
     messages = Messages() if hears_decoder else None
     with open_stream(path, options) as (container, stream):
         timeline = read_timeline(path, container, stream)
-        shown = timeline.shown
-        chosen = choose_frames(shown, timeline.end, num_frames=num_frames)
-        times = [shown[index] for index in chosen]
+        chosen = wanted.choose(timeline, timeline.shown, timeline.end)
+        times = _all_times(chosen)
+        if not times:
+            return [clip for clip in chosen if isinstance(clip, VideoError)]
         converter = FrameConverter(size, stream.sample_aspect_ratio)
         pictures = None
         if can_plan(codec_name(stream), container_name(container)):
             pictures = decode_fast(timeline, stream, times, converter)
         if pictures is not None:
-            clip = _clip(pictures, times, shown[0], timeline)
+            clips = _clips(chosen, pictures, timeline.shown[0], timeline)
         else:
             messages = Messages() if hears_decoder else None  # forget what the fast way provoked
-            clip = decode_all(timeline, stream, converter, num_frames=num_frames)
+            clips = decode_all(timeline, stream, converter, wanted)
         # A decoder that gets packets without their references complains: no sign of damage.
         decoder = None if timeline.orphans else stream.codec_context.name
         damage = messages.damage(decoder) if messages is not None else None
     if damage:
         raise VideoError(Reason.DECODE_ERROR, f"{path}: {damage}")
-    return clip
+    return clips
+
+
+def _all_times(chosen: Iterable[list[int] | VideoError]) -> list[int]:
+    """The times of all clips, ascending; clips may share frames."""
+    return sorted({time for times in chosen if isinstance(times, list) for time in times})
 
 
 def _is_forgivable(path: str) -> bool:
@@ -124,31 +163,51 @@ def _is_forgivable(path: str) -> bool:
 
 
 def decode_request(request: dict[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Worker entry: {"path", "sha256", "num_frames", "size"} -> (facts of the clip, {"frames"}).
+    """Worker entry: {"path", "sha256", "num_frames", "size", "clips": [[start, end]]} -> clips.
 
-    Raises VideoError(changed_since_filter) when the file's content is not `sha256`.
+    Returns ({"clips": an object a clip}, {"frames": uint8 [those that could be decoded,T,3,S,S]}).
+    An object has what is known of a clip, or `reason` and `message` where it has too few frames.
+    Raises VideoError where the video cannot be used, and VideoError(changed_since_filter) when the
+    file's content is not `sha256`.
     """
-    path = request["path"]
+    path = check_content(request)
+    wanted = Wanted([(start, end) for start, end in request["clips"]], request["num_frames"])
+    clips = decode_clips(path, wanted, size=request["size"], hears_decoder=True)
+    found = [clip.frames for clip in clips if isinstance(clip, DecodedClip)]
+    return {"clips": [_facts(clip) for clip in clips]}, {"frames": np.stack(found)} if found else {}
+
+
+def check_content(request: Mapping[str, Any]) -> str:
+    """The path of a request; raises VideoError when the file's content is not `sha256`."""
+    path: str = request["path"]
     found = content_sha256(path)
     if found != request["sha256"]:
         message = f"{path}: sha256 {found}, the filter saw {request['sha256']}"
         raise VideoError(Reason.CHANGED_SINCE_FILTER, message)
-    clip = decode_video(
-        path, num_frames=request["num_frames"], size=request["size"], hears_decoder=True
-    )
-    facts = {"pts_seconds": clip.pts_seconds, "footage": hash_footage(clip.frames)}
-    return facts, {"frames": clip.frames}
+    return path
 
 
-def clip_metadata(row: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What a clip's sample tells besides its frames: of the filter's row, and of the decoder."""
-    return {name: row[name] for name in ("video_id", "caption", "group", "sha256")} | dict(facts)
+def _facts(clip: DecodedClip | VideoError) -> dict[str, Any]:
+    if isinstance(clip, VideoError):
+        return {"reason": str(clip.reason), "message": str(clip)}
+    return {"pts_seconds": clip.pts_seconds, "footage": hash_footage(clip.frames)}
+
+
+def clip_metadata(
+    row: Mapping[str, Any], span: ClipSpan, facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a clip's sample tells besides its frames: of the filter's row, and of the decoder.
+
+    start, end: seconds from the video's first frame.
+    """
+    known = {name: row[name] for name in ("video_id", "caption", "group", "sha256")}
+    return known | {"start": span[0], "end": span[1]} | dict(facts)
 
 
 def decode_fast(
     timeline: Timeline, stream: VideoStream, times: list[int], converter: FrameConverter
-) -> list[np.ndarray] | None:
-    """The pictures shown at `times`, decoding only what they need.
+) -> dict[int, np.ndarray] | None:
+    """The pictures shown at `times`, by time, decoding only what they need.
 
     None when that is not provably exact, or when the decoder reports anything odd.
     """
@@ -177,7 +236,7 @@ def decode_fast(
         found.clear()
     stream.codec_context.flush_buffers()
     stream.codec_context.skip_frame = "DEFAULT"
-    return [found[time] for time in times] if len(found) == len(times) else None
+    return found if len(found) == len(times) else None
 
 
 def _decode_span(
@@ -219,8 +278,8 @@ def _in_decoding_order(frames: Iterable[Shown], timeline: Timeline, start: int) 
 
 
 def decode_all(
-    timeline: Timeline, stream: VideoStream, converter: FrameConverter, *, num_frames: int
-) -> DecodedClip:
+    timeline: Timeline, stream: VideoStream, converter: FrameConverter, wanted: Wanted
+) -> list[DecodedClip | VideoError]:
     """Decode from the first packet to the last and check each frame against the timeline.
 
     Where the times ascend in decoding order, the container may know no other order: frames are
@@ -228,16 +287,16 @@ def decode_all(
     """
     shown, end = timeline.shown, timeline.end
     for _ in range(2):
-        chosen = [shown[i] for i in choose_frames(shown, end, num_frames=num_frames)]
-        wanted, pictures, times = set(chosen), dict[int, np.ndarray](), list[int]()
+        chosen = wanted.choose(timeline, shown, end)
+        kept, pictures, times = set(_all_times(chosen)), dict[int, np.ndarray](), list[int]()
         for turn, (place, frame) in enumerate(play(timeline, stream)):
             fact = timeline.facts[place]
             in_turn = (timeline.ascends or not fact.has_pts) and turn < len(shown)
             times.append(shown[turn] if in_turn else fact.time)
-            if times[-1] in wanted:
+            if times[-1] in kept:
                 pictures[times[-1]] = converter.convert(frame)
         if times == shown:
-            return _clip([pictures[time] for time in chosen], chosen, shown[0], timeline)
+            return _clips(chosen, pictures, shown[0], timeline)
         check_delivered(timeline, times)
         shown, end = times, max(end, times[-1] + 1)
         stream.codec_context.flush_buffers()
@@ -259,8 +318,16 @@ def check_delivered(timeline: Timeline, times: list[int]) -> None:
         raise VideoError(Reason.WRONG_FRAMES, "the decoder shows frames at undeclared times")
 
 
-def _clip(
-    pictures: list[np.ndarray], times: list[int], start: int, timeline: Timeline
-) -> DecodedClip:
-    seconds = [float((time - start) * timeline.time_base) for time in times]
-    return DecodedClip(np.stack(pictures), seconds)
+def _clips(
+    chosen: list[list[int] | VideoError],
+    pictures: Mapping[int, np.ndarray],
+    first: int,
+    timeline: Timeline,
+) -> list[DecodedClip | VideoError]:
+    """The clips of the chosen times; those without stay what they are."""
+
+    def clip(times: list[int]) -> DecodedClip:
+        seconds = [float((time - first) * timeline.time_base) for time in times]
+        return DecodedClip(np.stack([pictures[time] for time in times]), seconds)
+
+    return [clip(times) if isinstance(times, list) else times for times in chosen]

@@ -146,24 +146,45 @@ def probe_all(
     # The worker's module brings numpy, which a run without a new video does without.
     from fvlm.video.worker import map_isolated
 
-    is_new = bytearray()
+    kinds, parts = bytearray(), set[int]()
     for video in videos:
         path = video["path"]
         key = stat_key(path)
         outcome = record.get(path, key) if isinstance(key, list) else key
-        is_new.append(outcome is None)
+        kinds.append(_KNOWN if outcome is not None else _kind(video, parts))
         if outcome is not None:
             yield video, outcome
-    new = (video for video, is_unknown in zip(videos, is_new, strict=True) if is_unknown)
+    new = (video for video, kind in zip(videos, kinds, strict=True) if kind == _NEW)
     items = (dict(video) | {"probed": stat_key(video["path"])} for video in new)
-    for item, result in map_isolated(PROBE, items if any(is_new) else []):
+    unremembered = dict[str, VideoError]()
+    for item, result in map_isolated(PROBE, items if _NEW in kinds else []):
         path, key = item["path"], item["probed"]
         outcome = result if isinstance(result, VideoError) else Facts(**result.values)
         if stat_key(path) != key:
             outcome = VideoError(Reason.NOT_A_FILE, "the file changed while it was read")
         if isinstance(key, list):
             record.put(path, key, outcome)
+        if isinstance(outcome, VideoError) and outcome.reason in PASSING:
+            unremembered[path] = outcome
         yield item, outcome
+    again = (video for video, kind in zip(videos, kinds, strict=True) if kind == _AGAIN)
+    for video in again if _AGAIN in kinds else ():
+        outcome = unremembered.get(video["path"]) or record.get(video["path"])
+        assert outcome is not None, "another part of the file was probed"
+        yield video, outcome
+
+
+_KNOWN, _NEW, _AGAIN = range(3)
+
+
+def _kind(video: Mapping[str, Any], parts: set[int]) -> int:
+    """Whether to probe a video that is not known; parts: files of which a part was met before."""
+    if video.get("start") is None and video.get("end") is None:
+        return _NEW
+    path = _hash(video["path"])
+    kind = _AGAIN if path in parts else _NEW
+    parts.add(path)
+    return kind
 
 
 def stat_key(path: str) -> list[int] | VideoError:

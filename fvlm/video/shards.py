@@ -17,13 +17,16 @@ from fvlm.shards.manifest import Array, FrameManifest, Note
 from fvlm.shards.plan import Member
 from fvlm.shards.reuse import ShardRecord
 from fvlm.shards.write import Sample, write_shard
-from fvlm.video.decode import DecodeParams, clip_metadata, decode_request
+from fvlm.video.clips import Clip, ClipSpan, DecodeParams, plan_clips
+from fvlm.video.decode import clip_metadata, decode_request
+from fvlm.video.plan import can_plan
 from fvlm.video.reasons import PASSING
-from fvlm.video.worker import AHEAD, Workers
+from fvlm.video.worker import AHEAD, PROCESSOR_SECONDS, Outcome, Workers
 
 Row = Mapping[str, Any]
 
 LISTED = 20  # failures in a message
+SLOWEST = 4.0  # seconds of processor time that a second of video may take
 
 
 def describe_frames(params: DecodeParams) -> FrameManifest:
@@ -41,27 +44,39 @@ def describe_frames(params: DecodeParams) -> FrameManifest:
 
 
 class AcceptedVideos:
-    """The accepted videos of the filter's manifest, read when they are asked for.
+    """The clips of the filter's accepted videos, planned when they are asked for.
 
-    Of each one memory holds its key, the hash of all that decides its sample's bytes, and where its
-    row stands. members: those, by split.
+    A member is a stretch: clips of one video that are decoded in one go. Of each one memory holds
+    its key, the hash of all that decides its samples' bytes, and where its video's row stands.
+    members: those, by split. videos, clips: how many. with_cuts: candidates that a cut runs through
+    and that were left out for that.
     """
 
-    def __init__(self, manifest: Path) -> None:
+    def __init__(self, manifest: Path, params: DecodeParams) -> None:
         self.members: dict[str, list[Member]] = {"train": [], "val": []}
-        self._paths, self._places = list(parts_of(manifest)), dict[str, tuple[int, int]]()
+        self.videos = self.clips = self.with_cuts = 0
+        self._params, self._paths = params, list(parts_of(manifest))
+        self._places = dict[str, tuple[int, int, int]]()  # part, place in it, number of the stretch
         for part, place, row in Rows(manifest, holding='"accepted"').with_places():
             if row["status"] == "accepted":
-                content = hash_json([row["sha256"], row["video_id"], row["caption"], row["group"]])
-                self.members[row["split"]].append(Member(row["key"], content))
-                self._places[row["key"]] = (part, place)
+                self._add(row, part, place)
 
-    def __len__(self) -> int:
-        return len(self._places)
+    def _add(self, row: Row, part: int, place: int) -> None:
+        plan = plan_clips(row, self._params)
+        self.videos += 1
+        self.clips += len(plan.clips)
+        self.with_cuts += plan.with_cuts if self._params.cuts == "avoid" else 0
+        known = [row["sha256"], row["video_id"], row["caption"], row["group"]]
+        for number, stretch in enumerate(plan.stretches()):
+            key, spans = stretch[0].key, [clip.span for clip in stretch]
+            self.members[row["split"]].append(Member(key, hash_json([known, spans]), len(stretch)))
+            self._places[key] = (part, place, number)
 
-    def __getitem__(self, key: str) -> Row:
-        part, place = self._places[key]
-        return read_line(self._paths[part], place)
+    def __getitem__(self, key: str) -> tuple[Row, Sequence[Clip]]:
+        """The row of the video, and the clips of the stretch."""
+        part, place, number = self._places[key]
+        row = read_line(self._paths[part], place)
+        return row, plan_clips(row, self._params).stretches()[number]
 
 
 def plan_frames(
@@ -74,9 +89,9 @@ def plan_frames(
 
 @dataclass(frozen=True)
 class FrameRequest:
-    """What a shard of frames is made from: rows of the filter's manifest, and parameters."""
+    """What a shard of frames is made from: rows of the filter's manifest and clips of each one."""
 
-    videos: Sequence[Row]
+    stretches: Sequence[tuple[Row, Sequence[Clip]]]
     num_frames: int
     size: int  # pixels
 
@@ -87,29 +102,54 @@ def make_shard(
     *,
     workers: Workers,
     ahead: int | None = None,
-    on_video: Callable[[Note | None], None] = lambda _: None,
+    on_clips: Callable[[int, Sequence[Note]], None] = lambda *_: None,
 ) -> ShardRecord:
-    """Decode the videos in `workers`, which run `decode_request`, and write them to a shard.
+    """Decode the clips in `workers`, which run `decode_request`, and write them to a shard.
 
-    ahead: videos that are decoded and not yet written, at most. on_video: called after each one,
-    with the reason where it has no sample. This is all that a machine does for a shard.
+    ahead: clips that are decoded and not yet written, more or less. on_clips: called with a number
+    of clips that are done, and notes on those of them that have no sample. This is all that a
+    machine does for a shard.
     """
     notes: list[Note] = []
-    sizes = {"num_frames": request.num_frames, "size": request.size}
-    items = ({"path": row["path"], "sha256": row["sha256"]} | sizes for row in request.videos)
+    most = None
+    if ahead:
+        largest = max(len(clips) for _, clips in request.stretches)
+        most = max(2, ahead // largest)
+    items = (decode_item(row, clips, request) for row, clips in request.stretches)
 
     def samples() -> Iterator[Sample]:
-        outcomes = workers.map(items, in_order=True, most=ahead)
-        for row, (_, outcome) in zip(request.videos, outcomes, strict=True):
-            if isinstance(outcome, VideoError):
-                notes.append(_note(row, outcome))
-                on_video(notes[-1])
-                continue
-            metadata = clip_metadata(row, outcome.values)
-            yield row["key"], {"frames.npy": outcome.arrays["frames"], "json": metadata}
-            on_video(None)
+        outcomes = workers.map(items, in_order=True, most=most)
+        for (row, clips), (_, outcome) in zip(request.stretches, outcomes, strict=True):
+            failed = _notes(row, clips, outcome)
+            if not isinstance(outcome, VideoError):
+                frames = iter(outcome.arrays.get("frames", ()))
+                for clip, facts in zip(clips, outcome.values["clips"], strict=True):
+                    if "reason" not in facts:
+                        metadata = clip_metadata(row, clip.span, facts)
+                        yield clip.key, {"frames.npy": next(frames), "json": metadata}
+            notes.extend(failed)
+            on_clips(len(clips), failed)
 
     return write_record(path, samples(), notes)
+
+
+def decode_item(row: Row, clips: Sequence[Clip], request: FrameRequest) -> dict[str, Any]:
+    """What `decode_request` is asked for, with the processor time that it may take.
+
+    A clip that ends with its video has no end: a duration is a rounded number.
+    """
+    seconds, last = row["duration_seconds"], clips[-1].span[1] - clips[0].span[0]
+    decoded = last if can_plan(row["codec"], row["container"]) else seconds
+    return {
+        "path": row["path"],
+        "sha256": row["sha256"],
+        "num_frames": request.num_frames,
+        "size": request.size,
+        "clips": [
+            [start, end if end < seconds else None] for start, end in (clip.span for clip in clips)
+        ],
+        "processor_seconds": PROCESSOR_SECONDS + SLOWEST * decoded,
+    }
 
 
 class Decoding:
@@ -122,6 +162,7 @@ class Decoding:
     def __init__(self, videos: AcceptedVideos, params: DecodeParams, progress: Progress) -> None:
         self._videos, self._params, self._progress = videos, params, progress
         self._failed, self._reasons = list[Note](), Counter[str]()
+        self._videos_failed = set[str]()
         self._counting = threading.Lock()
         self._workers = Workers(decode_request)
         self.reused = 0
@@ -143,31 +184,34 @@ class Decoding:
 
     def make(self, plan: ShardPlan, path: Path) -> ShardRecord:
         """As `build_shards` wants it."""
-        rows = [self._videos[member.key] for member in plan.members]
+        stretches = [self._videos[member.key] for member in plan.members]
         return make_shard(
-            FrameRequest(rows, self._params.num_frames, self._params.frame_size),
+            FrameRequest(stretches, self._params.num_frames, self._params.frame_size),
             path,
             workers=self._workers,
             ahead=AHEAD,
-            on_video=lambda note: self._count(1, [note] if note else []),
+            on_clips=self._count,
         )
 
     def count_known(self, plan: ShardPlan, record: ShardRecord, known: bool) -> None:
         """Told of every finished shard: one from an earlier run counts with its failures."""
         if known:
-            self.reused += len(plan.members)
-            self._progress.skip(len(plan.members), reused=self.reused)
+            clips = sum(member.clips for member in plan.members)
+            self.reused += clips
+            self._progress.skip(clips, reused=self.reused)
             self._count(0, record.notes)
 
-    def _count(self, videos: int, failed: Sequence[Note]) -> None:
-        """Show progress; stop with the list when too many of the videos cannot be decoded."""
+    def _count(self, clips: int, failed: Sequence[Note]) -> None:
+        """Show progress; stop with the list when of too many videos a clip cannot be decoded."""
         with self._counting:
             self._failed += failed
-            self._reasons.update(note.reason for note in failed)
-            self._progress.advance(videos, **_by_name(self._reasons))
-            if len(self._failed) > self._params.most_failed(len(self._videos)):
+            self._videos_failed.update(note.video_id for note in failed)
+            self._reasons += count_reasons(failed)
+            self._progress.advance(clips, **_by_name(self._reasons))
+            failed_videos, videos = len(self._videos_failed), self._videos.videos
+            if failed_videos > self._params.most_failed(videos):
                 raise FvlmError(
-                    f"{len(self._failed)} of {len(self._videos)} videos cannot be decoded, more "
+                    f"{failed_videos} of {videos} videos cannot be decoded, more "
                     f"than decode.max_failed_fraction ({self._params.max_failed_fraction}) allows:"
                     + "".join(f"\n  {line}" for line in _list(self._failed))
                 )
@@ -183,9 +227,12 @@ def _list(notes: Sequence[Note]) -> list[str]:
     return lines
 
 
-def count_reasons(notes: Sequence[Note]) -> dict[str, int]:
-    """How often each reason stands in the notes, by name."""
-    return _by_name(Counter(note.reason for note in notes))
+def count_reasons(notes: Sequence[Note]) -> Counter[str]:
+    """How many clips each reason in the notes concerns."""
+    counts = Counter[str]()
+    for note in notes:
+        counts[note.reason] += note.clips
+    return counts
 
 
 def _by_name(counts: Mapping[str, int]) -> dict[str, int]:
@@ -193,8 +240,24 @@ def _by_name(counts: Mapping[str, int]) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
-def _note(row: Row, error: VideoError) -> Note:
-    """Why the video is left out, in words that do not depend on where it lies."""
-    message = str(error).replace(row["path"], "the video")
-    retry = error.reason in PASSING
-    return Note(video_id=row["video_id"], reason=str(error.reason), message=message, retry=retry)
+def _notes(row: Row, clips: Sequence[Clip], outcome: Outcome | VideoError) -> list[Note]:
+    """Why clips are left out: a note for all of a video that cannot be used, or one for each."""
+    if isinstance(outcome, VideoError):
+        return [_note(row, str(outcome.reason), str(outcome), len(clips))]
+    return [
+        _note(row, facts["reason"], f"{_in_words(clip.span)}: {facts['message']}", 1)
+        for clip, facts in zip(clips, outcome.values["clips"], strict=True)
+        if "reason" in facts
+    ]
+
+
+def _note(row: Row, reason: str, message: str, clips: int) -> Note:
+    """In words that do not depend on where the video lies."""
+    said = message.replace(row["path"], "the video")
+    return Note(
+        video_id=row["video_id"], reason=reason, message=said, retry=reason in PASSING, clips=clips
+    )
+
+
+def _in_words(span: ClipSpan) -> str:
+    return f"{span[0]:.2f} to {span[1]:.2f} s"
