@@ -171,6 +171,7 @@ def time_processes(path: Path, clips: int) -> dict[str, float]:
     """Clips per second with one worker and with one for each core; ratio 1 is linear."""
     sha256 = probe_sha256(path)
     request = {"path": str(path), "sha256": sha256, "num_frames": NUM_FRAMES, "size": SIZE}
+    request["clips"] = [[0.0, None]]
     rates = {}
     cores = core_count()
     for workers in dict.fromkeys((1, cores)):

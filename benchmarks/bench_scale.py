@@ -100,7 +100,8 @@ def decode(request: dict[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarra
     noise = hashlib.shake_256(request["path"].encode()).digest(FRAMES * 3 * PIXELS**2)
     frames = np.frombuffer(noise, np.uint8).reshape(FRAMES, 3, PIXELS, PIXELS)
     footage = hashlib.shake_256(noise).hexdigest(8 * 3 * 16)
-    return {"pts_seconds": [0.0, 10.0, 20.0], "footage": footage}, {"frames": frames}
+    facts = {"pts_seconds": [0.0, 10.0, 20.0], "footage": footage}
+    return {"clips": [facts]}, {"frames": frames[None]}
 
 
 def encode(_: object, clips: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -115,16 +115,12 @@ def decode(
     request: dict[str, Any] = {"path": str(video), "sha256": sha256_file(video)}
     request |= {"num_frames": num_frames, "size": size, "clips": [span]}
     ((_, outcome),) = map_isolated(decode_request, [request], workers=1)
-    fault = outcome
-    if not isinstance(outcome, VideoError):
-        (clip,) = outcome.values["clips"]
-        if "reason" not in clip:
-            return outcome.arrays["frames"][0], clip["pts_seconds"]
-        fault = VideoError(clip["reason"], clip["message"])
-    assert isinstance(fault, VideoError)
-    few = fault.reason == Reason.TOO_FEW_FRAMES
-    advice = "; choose fewer with --frames, or more of the video" if few else ""
-    raise FvlmError(f"{video} cannot be used: {fault.reason}: {fault}{advice}")
+    if isinstance(outcome, VideoError):
+        few = outcome.reason == Reason.TOO_FEW_FRAMES
+        advice = "; choose fewer with --frames, or more of the video" if few else ""
+        raise FvlmError(f"{video} cannot be used: {outcome.reason}: {outcome}{advice}")
+    (clip,) = outcome.values["clips"]
+    return outcome.arrays["frames"][0], clip["pts_seconds"]
 
 
 def encode(

@@ -65,7 +65,7 @@ def classify(
         return Verdict("quarantined", str(outcome.reason), str(outcome))
     start, end = asked_span(video, outcome.duration_seconds)
     whole = f"of the file's {outcome.duration_seconds:.3f} s"
-    if start >= outcome.duration_seconds:
+    if start and start >= outcome.duration_seconds:
         return Verdict("filtered", "outside_video", f"begins at {start:.15g} s {whole}")
     seconds, shortest = end - start, float(clip - ROUNDING)
     is_part = (video["start"], video["end"]) != (None, None)

@@ -167,14 +167,17 @@ def decode_request(request: dict[str, Any]) -> tuple[dict[str, Any], dict[str, n
 
     Returns ({"clips": an object a clip}, {"frames": uint8 [those that could be decoded,T,3,S,S]}).
     An object has what is known of a clip, or `reason` and `message` where it has too few frames.
-    Raises VideoError where the video cannot be used, and VideoError(changed_since_filter) when the
-    file's content is not `sha256`.
+    Raises VideoError where the video cannot be used or no clip has enough frames, and
+    VideoError(changed_since_filter) when the file's content is not `sha256`.
     """
     path = check_content(request)
     wanted = Wanted([(start, end) for start, end in request["clips"]], request["num_frames"])
     clips = decode_clips(path, wanted, size=request["size"], hears_decoder=True)
     found = [clip.frames for clip in clips if isinstance(clip, DecodedClip)]
-    return {"clips": [_facts(clip) for clip in clips]}, {"frames": np.stack(found)} if found else {}
+    for clip in clips if not found else ():
+        assert isinstance(clip, VideoError)
+        raise clip
+    return {"clips": [_facts(clip) for clip in clips]}, {"frames": np.stack(found)}
 
 
 def check_content(request: Mapping[str, Any]) -> str:

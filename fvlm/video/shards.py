@@ -122,7 +122,7 @@ def make_shard(
         for (row, clips), (_, outcome) in zip(request.stretches, outcomes, strict=True):
             failed = _notes(row, clips, outcome)
             if not isinstance(outcome, VideoError):
-                frames = iter(outcome.arrays.get("frames", ()))
+                frames = iter(outcome.arrays["frames"])
                 for clip, facts in zip(clips, outcome.values["clips"], strict=True):
                     if "reason" not in facts:
                         metadata = clip_metadata(row, clip.span, facts)

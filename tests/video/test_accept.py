@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,16 @@ from fvlm.video.accept import (
 from fvlm.video.facts import Facts
 
 PARAMS = FilterParams(min_seconds=20.0, max_seconds=60.0, val_fraction=0.3, max_held_out=0)
+NO_CLIP = Fraction(0)  # a clip is the whole video
 video_ids = st.lists(st.text(max_size=8), unique=True, min_size=2, max_size=20)
 few = settings(max_examples=50, deadline=None)  # the machine may be busy
+
+
+def row(
+    name: str, group: str = "", start: float | None = None, end: float | None = None
+) -> dict[str, Any]:
+    """What acceptance reads of a row of the listing."""
+    return {"video_id": name, "group": group or name, "start": start, "end": end}
 
 
 def facts(seconds: float, sha256: str = "0") -> Facts:
@@ -43,11 +52,40 @@ def facts(seconds: float, sha256: str = "0") -> Facts:
     ],
 )
 def test_bounds_are_included(seconds: float, verdict: Verdict) -> None:
-    assert classify(facts(seconds), PARAMS) == verdict
+    assert classify(row("a"), facts(seconds), PARAMS, NO_CLIP) == verdict
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "clip", "reason", "message"),
+    [
+        (10.0, 35.0, 0, "", ""),
+        (100.0, None, 0, "", ""),
+        (None, 25.0, 0, "", ""),
+        (100.0, 900.0, 0, "", ""),  # an end behind the file's is the file's
+        (10.0, 25.0, 0, "too_short", "15.000 s < 20 s, from 10.000 to 25.000 s of"),
+        (10.0, None, 0, "too_long", "110.000 s > 60 s, from 10.000 to 120.000 s of"),
+        (120.0, 130.0, 0, "outside_video", "begins at 120 s of the file's 120.000 s"),
+        (10.0, 35.0, 25, "", ""),
+        (10.0, 35.0, Fraction(76, 3), "shorter_than_clip", "25.000 s < 25.3333 s of a clip, from"),
+    ],
+)  # fmt: skip
+def test_bounds_are_those_of_the_part_that_is_asked_for(
+    start: float | None, end: float | None, clip: Fraction, reason: str, message: str
+) -> None:
+    verdict = classify(row("a", start=start, end=end), facts(120), PARAMS, Fraction(clip))
+    assert verdict.reason == reason
+    assert verdict.message.startswith(message)
+    assert verdict.status == ("filtered" if reason else "accepted")
+
+
+def test_rounding_costs_no_clip() -> None:
+    """A duration is a rounded number: three times a third of a second is a second."""
+    thirds = Fraction(61, 3)
+    assert classify(row("a"), facts(float(thirds)), PARAMS, thirds) == Verdict("accepted")
 
 
 def test_a_failed_probe_keeps_its_reason() -> None:
-    verdict = classify(VideoError("no_frames", "nothing to show"), PARAMS)
+    verdict = classify(row("a"), VideoError("no_frames", "nothing to show"), PARAMS, NO_CLIP)
     assert verdict == Verdict("quarantined", "no_frames", "nothing to show")
 
 
@@ -59,10 +97,11 @@ def test_the_first_of_equal_contents_is_kept() -> None:
         "d": facts(30, "y"),
     }
     accepted = Accepted(PARAMS)
+    rows = {name: row(name, "one film" if name == "d" else "") for name in outcomes}
     for name, outcome in outcomes.items():
-        accepted.add(name, "one film" if name == "d" else name, outcome)
+        accepted.add(rows[name], outcome)
     assert accepted.sizes() == {"b": 1, "one film": 1}
-    verdicts = {name: accepted.verdict(name, outcome) for name, outcome in outcomes.items()}
+    verdicts = {name: accepted.verdict(rows[name], outcome) for name, outcome in outcomes.items()}
     assert {name: verdict.reason for name, verdict in verdicts.items()} == {
         "c": "duplicate_content",
         "b": "",
@@ -70,6 +109,26 @@ def test_the_first_of_equal_contents_is_kept() -> None:
         "d": "",
     }
     assert verdicts["c"].message == "same content as b"
+
+
+def test_other_parts_of_a_file_are_no_duplicates() -> None:
+    accepted, film = Accepted(PARAMS), facts(120, "x")
+    parts = [row("a", "film", 0, 30), row("b", "film", 30, 60), row("c", "film", 30, 60)]
+    parts += [row("d", "film", 90, None), row("e", "film", 90, 500)]
+    for part in parts:
+        accepted.add(part, film)
+    reasons = [accepted.verdict(part, film).reason for part in parts]
+    assert reasons == ["", "", "duplicate_content", "", "duplicate_content"]
+    assert accepted.sizes() == {"film": 3}
+
+
+def test_what_is_refused_later_is_in_no_split() -> None:
+    accepted, refusal = Accepted(PARAMS), Verdict("filtered", "cuts_everywhere", "no clip")
+    for name in "ab":
+        accepted.add(row(name), facts(30, name))
+    accepted.refuse("a", refusal)
+    assert accepted.verdict(row("a"), facts(30, "a")) == refusal
+    assert accepted.sizes() == {"b": 1}
 
 
 def assign(names: Sequence[str], val_fraction: float) -> dict[str, str]:

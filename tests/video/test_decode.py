@@ -16,7 +16,8 @@ import pytest
 from fvlm.core.errors import VideoError
 from fvlm.video import decode
 from fvlm.video.container import TOLERANT
-from fvlm.video.decode import DecodedClip, DecodeParams, decode_request, decode_video
+from fvlm.video.clips import DecodeParams
+from fvlm.video.decode import DecodedClip, decode_request, decode_video
 from fvlm.video.geometry import FrameConverter
 from fvlm.video.worker import Outcome, map_isolated
 
@@ -284,6 +285,7 @@ def test_what_only_a_message_tells(videos: dict[str, Path], tmp_path: Path) -> N
     assert decode_video(str(path), num_frames=24, size=SIZE).frames.shape[0] == 24
     sha256 = hashlib.sha256(data).hexdigest()
     request = {"path": str(path), "sha256": sha256, "num_frames": 24, "size": SIZE}
+    request["clips"] = [[0.0, None]]
     [(_, outcome)] = map_isolated(decode_request, [request])
     assert isinstance(outcome, VideoError)
     assert outcome.reason == "decode_error"
@@ -307,8 +309,9 @@ def test_request_checks_the_content(videos: dict[str, Path], tmp_path: Path) -> 
     path.write_bytes(data)
     sha256 = hashlib.sha256(data).hexdigest()
     request = {"path": str(path), "sha256": sha256, "num_frames": 2, "size": 16}
+    request["clips"] = [[0.0, None]]
     values, arrays = decode_request(request)
-    assert arrays["frames"].shape == (2, 3, 16, 16)
+    assert arrays["frames"].shape == (1, 2, 3, 16, 16)
     assert json.dumps(values)
     path.write_bytes(data + b"\0")
     with pytest.raises(VideoError) as error:
@@ -333,6 +336,7 @@ def test_appended_bytes_do_no_harm(videos: dict[str, Path], tmp_path: Path, name
         (tmp_path / f"{tail}{Path(name).suffix}").write_bytes(videos[name].read_bytes() + data)
     requests = [{"path": str(path), "num_frames": 4, "size": 16} for path in tmp_path.iterdir()]
     for request in requests:
+        request["clips"] = [[0.0, None]]
         request["sha256"] = hashlib.sha256(Path(str(request["path"])).read_bytes()).hexdigest()
     frames = []
     for request, outcome in map_isolated("fvlm.video.decode:decode_request", requests):

@@ -41,6 +41,7 @@ UNFLAGGED_LIMIT = 0.13  # of all damaged files; a plain decoding loop passes 56%
 
 Random = np.random.Generator
 Mutator = Callable[[bytearray, Random], bytearray]
+WHOLE = {"clips": [[0.0, None]], "num_frames": NUM_FRAMES, "size": SIZE}
 
 
 def flip_bits(data: bytearray, random: Random) -> bytearray:
@@ -144,7 +145,15 @@ def decode_batch(requests: Iterator[dict[str, Any]]) -> Iterator[tuple[dict[str,
             yield request, outcome
         else:
             sha256 = outcome.values["sha256"]
-            accepted.append({**request, "sha256": sha256, "num_frames": NUM_FRAMES, "size": SIZE})
+            accepted.append(
+                {
+                    **request,
+                    "sha256": sha256,
+                    "num_frames": NUM_FRAMES,
+                    "size": SIZE,
+                    "clips": [[0.0, None]],
+                }
+            )
     yield from run("fvlm.video.decode:decode_request", accepted)
 
 
@@ -154,7 +163,7 @@ def clean_frames(videos: dict[str, Path]) -> dict[str, np.ndarray]:
     frames = {}
     for request, outcome in decode_batch(requests):
         assert isinstance(outcome, Outcome), f"clean {request['source']} refused: {outcome}"
-        frames[request["source"]] = outcome.arrays["frames"]
+        frames[request["source"]] = outcome.arrays["frames"][0]
     return frames
 
 
@@ -171,7 +180,7 @@ def campaign(videos: dict[str, Path], folder: Path, files: int) -> Counter[tuple
             if isinstance(outcome, VideoError):
                 result = str(Reason(outcome.reason))
             else:
-                frames = outcome.arrays["frames"]
+                frames = outcome.arrays["frames"][0]
                 assert frames.shape == (NUM_FRAMES, 3, SIZE, SIZE)
                 same = np.array_equal(frames, expected[request["source"]])
                 result = "right" if same else "wrong"

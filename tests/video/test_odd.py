@@ -32,6 +32,7 @@ REFUSED = {
     "truncated_30pct.mp4": "missing_frames",
     "zero_bytes.mp4": "empty_file",
 }
+WHOLE = {"clips": [[0.0, None]]}
 
 
 def decode_all(files: list[Path]) -> dict[str, Any]:
@@ -46,7 +47,15 @@ def decode_all(files: list[Path]) -> dict[str, Any]:
             sha256 = hashlib.sha256(Path(request["path"]).read_bytes()).hexdigest()
             assert outcome.values["sha256"] == sha256
             frames = min(outcome.values["frames"], 16)
-            requests.append({**request, "sha256": sha256, "num_frames": frames, "size": 32})
+            requests.append(
+                {
+                    **request,
+                    "sha256": sha256,
+                    "num_frames": frames,
+                    "size": 32,
+                    "clips": [[0.0, None]],
+                }
+            )
     for request, outcome in map_isolated("fvlm.video.decode:decode_request", requests):
         name = Path(request["path"]).name
         results[name] = outcome if isinstance(outcome, VideoError) else results[name]
