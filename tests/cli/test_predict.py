@@ -88,7 +88,9 @@ def test_no_file_is_decoded_in_this_process(project: Path, monkeypatch: pytest.M
         raise AssertionError("decoded outside the sandbox")
 
     monkeypatch.setattr("fvlm.video.decode.open_stream", refuse)
-    frames, seconds = predict.decode(project / "street ä.mp4", num_frames=FRAMES, size=SIZE)
+    frames, seconds = predict.decode(
+        project / "street ä.mp4", (0.0, None), num_frames=FRAMES, size=SIZE
+    )
     assert frames.shape == (FRAMES, 3, SIZE, SIZE)
     assert len(seconds) == FRAMES
 

@@ -16,6 +16,7 @@ from pipeline import collect, filter, paths
 
 PARAMS = """
 collect: {source: videos, control_clips: 2, control_seed: 0}
+decode: {num_frames: 3, frame_size: 8, clips_per_shard: 2, max_failed_fraction: 0.1}
 filter: {min_seconds: 2.0, max_seconds: 4.0, val_fraction: 0.3, max_held_out: 0}
 """
 

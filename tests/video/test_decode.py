@@ -15,8 +15,8 @@ import pytest
 
 from fvlm.core.errors import VideoError
 from fvlm.video import decode
-from fvlm.video.container import TOLERANT
 from fvlm.video.clips import DecodeParams
+from fvlm.video.container import TOLERANT
 from fvlm.video.decode import DecodedClip, decode_request, decode_video
 from fvlm.video.geometry import FrameConverter
 from fvlm.video.worker import Outcome, map_isolated

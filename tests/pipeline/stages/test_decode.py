@@ -40,8 +40,8 @@ def test_accounting_adds_up(capfd: pytest.CaptureFixture[str]) -> None:
     assert timings["clips_per_second"] > 0
     assert 0.01 < timings["peak_memory_gib"] < 64
     said = capfd.readouterr().err
-    assert "decode: 10/10 videos" in said
-    assert " videos/s" in said
+    assert "decode: 10/10 clips" in said
+    assert " clips/s" in said
     assert "decode error 1" in said
     run()
     assert read_json(paths.DECODE_METRICS) == metrics
