@@ -1,0 +1,125 @@
+"""Clips of many lengths and files through the real stages: nothing is lost, little is made anew."""
+
+import io
+import json
+import shutil
+import tarfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fvlm.core.io import read_json, read_jsonl
+from pipeline import collect, decode, filter, paths
+from tests import tiny
+from tests.pipeline.stages.conftest import render
+
+CLIPS = {"frames_per_second": 3.0, "clips_per_video": 0}
+
+
+@pytest.fixture
+def folder(project: Path) -> Path:
+    """The project, with videos of its own."""
+    shutil.copytree(Path(read_jsonl(paths.VIDEOS)[0]["path"]).parent, project / "videos")
+    return project
+
+
+def run(project: Path, **sections: dict[str, Any]) -> list[dict[str, Any]]:
+    """Run the stages with these parameters; the JSON of every sample, with its key and frames."""
+    tiny.set_params(project, sections)
+    collect.main()
+    filter.main()
+    decode.main()
+    samples = []
+    for shard in sorted(paths.FRAMES.glob("*.tar")):
+        with tarfile.open(shard) as archive:
+            for member in archive:
+                file = archive.extractfile(member)
+                assert file is not None
+                key, kind = member.name.split(".", 1)
+                if kind == "json":
+                    samples[-1] |= json.load(file) | {"shard": shard.name}
+                else:
+                    samples.append({"key": key, "frames": np.load(io.BytesIO(file.read()))})
+    return samples
+
+
+def test_every_clip_of_every_video_is_accounted_for(folder: Path) -> None:
+    """2 seconds of 8 frames are two clips of 3 frames at 3 frames/s; one video is damaged."""
+    samples = run(folder, decode=CLIPS | {"max_failed_fraction": 0.3})
+    metrics = read_json(paths.DECODE_METRICS)
+    figures = [metrics[name] for name in ("videos", "inputs", "decoded", "quarantined")]
+    assert figures == [10, 20, 18, 2] == [10, 20, len(samples), metrics["reason_decode_error"]]
+    (note,) = read_json(paths.FRAMES / "manifest.json")["quarantined"]
+    assert (note["video_id"], note["clips"]) == ("4.mp4", 2)
+    spans = Counter((sample["start"], sample["end"]) for sample in samples)
+    assert spans == {(0.0, 1.0): 9, (1.0, 2.0): 9}
+    shards = {(sample["video_id"], sample["shard"]) for sample in samples}
+    assert len(shards) == 9  # no video is in two of them
+    splits = {row["video_id"]: row["split"] for row in read_jsonl(paths.MANIFEST)}
+    assert all(sample["shard"].startswith(splits[sample["video_id"]]) for sample in samples)
+
+
+def test_one_more_video_changes_few_shards(folder: Path) -> None:
+    run(folder, decode=CLIPS, filter={"max_seconds": 5.0})
+    before = {entry["fingerprint"] for entry in read_json(paths.FRAMES / "manifest.json")["shards"]}
+    render(folder / "videos" / "new.mp4", seed=20, seconds=5)
+    samples = run(folder)
+    entries = read_json(paths.FRAMES / "manifest.json")["shards"]
+    assert len([entry for entry in entries if entry["fingerprint"] not in before]) <= 3
+    assert len(entries) > 6
+    assert sum(sample["video_id"] == "new.mp4" for sample in samples) == 5
+
+
+def test_parts_of_a_file_are_videos_of_one_group(folder: Path) -> None:
+    film = folder / "films" / "film.mp4"
+    film.parent.mkdir()
+    render(film, seed=3, seconds=6)
+    rows = ["path,start,end,caption", "films/film.mp4,0,2,first", "films/film.mp4,3.5,,rest"]
+    rows += ["films/film.mp4,1,1.5,short", "films/film.mp4,7,8,behind"]
+    rows += [f"videos/{number}.mp4,,,whole" for number in (0, 1)]
+    (folder / "list.csv").write_text("\n".join(rows))
+    samples = run(folder, collect={"source": "list.csv"}, decode=CLIPS | {"clips_per_video": 0})
+    found = {row["video_id"]: row for row in read_jsonl(paths.MANIFEST)}
+    assert {name: row["reason"] for name, row in found.items()} == {
+        "films/film.mp4#t=0,2": "",
+        "films/film.mp4#t=3.5": "",
+        "films/film.mp4#t=1,1.5": "too_short",
+        "films/film.mp4#t=7,8": "outside_video",
+        "videos/0.mp4": "",
+        "videos/1.mp4": "",
+    }
+    assert {row["group"] for row in found.values()} == {
+        "films/film.mp4",
+        "videos/0.mp4",
+        "videos/1.mp4",
+    }
+    assert len({row["split"] for row in found.values() if row["group"] == "films/film.mp4"}) == 2
+    parts = [sample for sample in samples if sample["group"] == "films/film.mp4"]
+    parts.sort(key=lambda sample: sample["start"])
+    assert [(s["start"], s["end"]) for s in parts] == [(0, 1), (1, 2), (3.5, 4.5), (4.5, 5.5)]
+    # The square moves by a pixel a frame, 4 frames a second.
+    lefts = [int(sample["frames"][0, 0].mean(axis=0).argmax()) for sample in parts]
+    assert lefts == sorted(lefts)
+    assert lefts[2] > lefts[1] + 2
+
+
+def test_a_video_that_is_shorter_than_a_clip_is_filtered(folder: Path) -> None:
+    run(folder, decode={"span_seconds": 2.0, "frames_per_second": 0.0})
+    assert read_json(paths.FILTER_METRICS)["accepted"] == 10
+    tiny.set_params(folder, {"decode": {"span_seconds": 2.1}})
+    with pytest.raises(Exception, match="10 filtered"):
+        filter.main()
+    assert {row["reason"] for row in read_jsonl(paths.MANIFEST)} == {"shorter_than_clip"}
+
+
+def test_frames_at_three_a_second_are_a_third_of_a_second_apart(folder: Path) -> None:
+    samples = run(folder, decode={"frames_per_second": 2.0, "num_frames": 4, "clips_per_video": 1})
+    assert len(samples) == 9
+    for sample in samples:
+        gaps = np.diff(sample["pts_seconds"])
+        assert gaps.tolist() == pytest.approx([0.5] * 3, abs=0.26)
+        assert sample["frames"].shape == (4, 3, 16, 16)
+        assert (sample["start"], sample["end"]) == (0.0, 2.0)
