@@ -15,7 +15,8 @@ from fvlm.core.io import read_json, write_json
 from fvlm.core.params import PARAMS, Params, is_checked, load_params, read_yaml
 from fvlm.core.rows import Rows, write_rows
 from fvlm.core.stage import run
-from fvlm.corpus.listing import CollectParams, ListedVideo, in_words, list_videos
+from fvlm.corpus.listed import ListedVideo
+from fvlm.corpus.listing import CollectParams, in_words, list_videos
 from fvlm.video.reasons import PASSING
 from fvlm.weights.listing import list_weights
 from pipeline.paths import FRAMES, MANIFEST, VIDEOS, WEIGHTS

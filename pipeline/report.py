@@ -7,6 +7,9 @@ Writes  reports/index.html, reports/figures.csv, reports/pictures/, reports/mode
 """
 
 import shutil
+from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,7 @@ from fvlm.encoders.vae import load_vae
 from fvlm.model.foveated import FoveatedModel
 from fvlm.model.hub import CONFIG
 from fvlm.model.saved import load_model, load_tokenizer_of
+from fvlm.report.accounts import CutVideo
 from fvlm.report.card import render_card
 from fvlm.report.cost import clip_flops, count_parameters
 from fvlm.report.figures import figure_rows
@@ -35,12 +39,13 @@ from fvlm.report.gallery import (
     describe_choice,
     picture_clip,
 )
-from fvlm.report.page import PicturedClip, Report, render_page
+from fvlm.report.page import LISTED, PicturedClip, Report, render_page
 from fvlm.report.view import view_clip
-from fvlm.shards.manifest import EncodedManifest, Manifest, read_manifest
+from fvlm.shards.manifest import EncodedManifest, FrameManifest, Manifest, read_manifest
 from fvlm.shards.read import open_shards
 from fvlm.statistics.evaluation import ClipRow, Evaluation, FrameRow, MotionRow
 from fvlm.tracking.tracker import TRAINED_WEIGHTS, send_results
+from fvlm.video.clips import DecodeParams, asked_span, plan_clips
 from pipeline.paths import (
     BY_CLIP,
     BY_FRAME,
@@ -86,14 +91,15 @@ def main() -> None:
     model = load_model(MODEL)
     reader = open_held_out(model)
     kept = evaluated_frames(stored=reader.stored, count=sections.evaluate["num_frames"])
+    decoded = read_json(DECODE_METRICS)
     report = Report(
-        dataset=str(sections.collect["source"]),
+        dataset=describe_source(str(sections.collect["source"]), decoded["videos"]),
         date=commit_date(Path()),
         figures=FIGURES.name,
         evaluation=evaluation,
         training=read_json(TRAIN_METRICS),
         filtering=read_json(FILTER_METRICS),
-        decoding=read_json(DECODE_METRICS),
+        decoding=decoded,
         curves=read_csv(CURVES),
         validation=read_csv(VALIDATION),
         frames=read_table(FrameRow, BY_FRAME),
@@ -105,6 +111,7 @@ def main() -> None:
         parameters=count_parameters(model),
         flops=clip_flops(model, reader.read([0], kept)),
         clip_frames=len(kept),
+        cut=list(islice(cut_videos(DecodeParams(**sections.decode)), LISTED)),
         unused=unused_videos(),
         params=sections.model_dump(),
         provenance=provenance(config),
@@ -171,6 +178,33 @@ def picture_clips(
             pictured.append(picture_clip(view, clip, folder=PICTURES, **names))
             progress.advance()
     return pictured
+
+
+def describe_source(source: str, videos: int) -> str:
+    """Where the videos are from; the demo's are no videos that know nothing of each other."""
+    return f"{source}, {videos} scenes of one film" if source == "demo" else source
+
+
+def cut_videos(params: DecodeParams) -> Iterator[CutVideo]:
+    """What was cut out of every accepted video."""
+    failed = Counter[str]()
+    for note in read_manifest(FRAMES, FrameManifest).quarantined:
+        failed[note.video_id] += note.clips
+    for row in Rows(MANIFEST, holding='"accepted"'):
+        if row["status"] == "accepted":
+            plan, name = plan_clips(row, params), row["video_id"]
+            start, end = asked_span(row, row["duration_seconds"])
+            yield CutVideo(
+                video_id=name,
+                split=row["split"],
+                start=start,
+                end=end,
+                cuts=None if row["cuts"] is None else len(row["cuts"]),
+                clips=len(plan.clips) - failed[name],
+                candidates=plan.candidates,
+                with_cuts=plan.with_cuts,
+                failed=failed[name],
+            )
 
 
 def unused_videos() -> list[dict[str, Any]]:

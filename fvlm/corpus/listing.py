@@ -15,27 +15,25 @@ A video without a caption in its row has the text of NAME.txt beside it, or "cap
 """
 
 import difflib
-import math
 import os
 import re
-import stat
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field, field_validator
 
 from fvlm.core.errors import SourceError
 from fvlm.core.io import file_stamp, project_root
 from fvlm.core.params import Params
-from fvlm.corpus.captions import RegularFiles, sidecar_caption
+from fvlm.corpus.captions import sidecar_caption
 from fvlm.corpus.controls import RENDERED
 from fvlm.corpus.demo import demo_captions, demo_folder
+from fvlm.corpus.listed import URL, ListedVideo, parse_row
 from fvlm.corpus.rendered import rendered_folder
-from fvlm.corpus.tables import LIST_SUFFIXES, Numbered, Row, read_table
+from fvlm.corpus.tables import LIST_SUFFIXES, Numbered, read_table
 from fvlm.corpus.walk import matches, split_pattern, walk
 
 # fmt: off
@@ -54,7 +52,6 @@ SOURCES = (
     "a folder, a video, a pattern (videos/**/*.mp4), a list of paths "
     f"({', '.join(LIST_SUFFIXES)}), or demo"
 )
-URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 MAX_FAULTS = 20  # shown of a long list
 TOLD = ("video_id", "caption", "group", "start", "end")  # by rows about the videos of a folder
 
@@ -105,31 +102,6 @@ class CollectParams(Params):
         return (found[1] if found.re.groups else found[0]) or video_id
 
 
-@dataclass(frozen=True, slots=True)
-class ListedVideo:
-    """One row of data/collect/videos.jsonl.
-
-    video_id: path relative to the source folder or the list's, or what the list says; bytes that
-    are not UTF-8 are surrogate-escaped. path: absolute. size: bytes. stamp: of the file as it was
-    listed (`file_stamp`), so that later stages run when it changes. caption: empty when there is
-    none. group: clips of one group are not independent, and are split together. start, end: seconds
-    from the first frame, of a part of the file; None: its beginning, its end.
-    """
-
-    video_id: str
-    path: str
-    size: int
-    stamp: list[int]
-    caption: str
-    group: str = ""
-    start: float | None = None
-    end: float | None = None
-
-    def row(self) -> dict[str, Any]:
-        """Its line of the listing."""
-        return {name: getattr(self, name) for name in self.__slots__}
-
-
 def list_videos(params: CollectParams) -> tuple[list[ListedVideo], Counter[str]]:
     """The videos of `collect.source`, sorted by video_id; and what else lies there, by kind.
 
@@ -170,7 +142,7 @@ def _list_path(path: Path, params: CollectParams) -> tuple[list[ListedVideo], Co
         table = read_table(rows).select(params.path_column, params.caption_column)
         return _list_rows(rows, table, path.parent, params), Counter()
     if path.is_file() and suffix in VIDEO_SUFFIXES:
-        return [_parse_row(path.parent, {"path": path.name}, params)], Counter()
+        return [parse_row(path.parent, {"path": path.name}, params.group_of)], Counter()
     if path.exists():
         raise _source_error(f"{path} is neither a folder, nor a video, nor a list")
     pattern = split_pattern(path)
@@ -270,13 +242,13 @@ def _list_rows(
     params: CollectParams,
     root: Path | None = None,
 ) -> list[ListedVideo]:
-    """The videos of the rows of the list `path`; `folder`, `root`: see `_parse_row`."""
+    """The videos of the rows of the list `path`; `folder`, `root`: see `parse_row`."""
     videos, faults = list[ListedVideo](), dict[int, str]()
     line_of: dict[tuple[object, ...], int] = {}
     line_of_id: dict[str, int] = {}
     for line, row in rows:
         try:
-            video = _parse_row(folder, row, params, root)
+            video = parse_row(folder, row, params.group_of, root)
             first = line_of.setdefault((video.path, video.start, video.end), line)
             if first != line:
                 raise SourceError(f"{video.video_id!r} stands in line {first} already")
@@ -297,69 +269,6 @@ def _ranges(lines: list[int]) -> str:
         numbers = [line for _, line in run]
         ranges.append("-".join(map(str, dict.fromkeys((numbers[0], numbers[-1])))))
     return ", ".join(ranges)
-
-
-def _parse_row(
-    folder: Path, row: Row, params: CollectParams, root: Path | None = None
-) -> ListedVideo:
-    """The video of a row, whose `path` is relative to `folder`; its id is relative to `root`.
-
-    Without a root the id is the path as it stands there; a part of a file adds its times as a media
-    fragment does (`film.mp4#t=10,20`).
-    """
-    name, caption = row.get("path"), row.get("caption")
-    if not isinstance(name, str) or not name:
-        raise SourceError(f"expected a `path`, got {name!r}")
-    if None in row:  # of the csv module
-        raise SourceError("more fields than the header has; one with a separator needs quotes")
-    for column in ("caption", "video_id", "group"):
-        if not isinstance(row.get(column, ""), str | None):
-            raise SourceError(f"expected text as `{column}`, got {row[column]!r}")
-    if URL.match(name):
-        raise SourceError(f"{name!r} is a URL: download it first")
-    path = os.path.abspath(folder / name)  # noqa: PTH100 - links stay as they are
-    try:
-        status = os.stat(path)  # noqa: PTH116
-    except (OSError, ValueError) as error:  # ValueError: a NUL, or no name that the disk can hold
-        raise SourceError(f"{name!r} cannot be found: {error}") from None
-    if not stat.S_ISREG(status.st_mode):
-        raise SourceError(f"{name!r} is not a regular file")
-    caption = (caption or "").strip() or sidecar_caption(path, RegularFiles(path))
-    # An absolute path says where a list lies, and belongs into no file name.
-    inside = root or (folder if os.path.isabs(name) else None)  # noqa: PTH117
-    own = os.path.relpath(path, inside) if inside else name
-    start, end = (_seconds(row, column) for column in ("start", "end"))
-    if end is not None and end <= (start or 0):
-        raise SourceError(f"expected `end` ({end:g}) behind `start` ({start or 0:g})")
-    part = "" if (start, end) == (None, None) else f"#t={_digits(start)},{_digits(end)}"
-    return ListedVideo(
-        video_id=row.get("video_id") or own + part.removesuffix(","),
-        path=path,
-        size=status.st_size,
-        stamp=file_stamp(status),
-        caption=caption,
-        group=row.get("group") or (params.group_of(own) if part else ""),
-        start=start,
-        end=end,
-    )
-
-
-def _seconds(row: Row, column: str) -> float | None:
-    """The number in a column; None where there is none."""
-    value = row.get(column)
-    if value is None or value == "":
-        return None
-    try:
-        seconds = float(value) if isinstance(value, (str, int, float)) else math.nan
-    except ValueError:
-        seconds = math.nan
-    if isinstance(value, bool) or not 0 <= seconds < math.inf:
-        raise SourceError(f"expected seconds, 0 or more, as `{column}`, got {value!r}")
-    return seconds
-
-
-def _digits(seconds: float | None) -> str:
-    return "" if seconds is None else f"{seconds:.15g}"
 
 
 def _raise_faults(faults: list[str], lines: str = "") -> None:

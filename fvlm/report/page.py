@@ -19,6 +19,14 @@ from fvlm.evaluation.figures import (
     svg_chart,
 )
 from fvlm.model.query_attention import patch_grid
+from fvlm.report.accounts import (
+    Cells,
+    CutVideo,
+    count_cells,
+    cut_cells,
+    cut_title,
+    in_plain_words,
+)
 from fvlm.statistics.evaluation import ClipRow, Evaluation, FrameRow, MotionRow
 from fvlm.statistics.ratio import Estimate
 from fvlm.statistics.tables import arm_rows, charted, figure, ratio_cells, ratio_rows
@@ -44,9 +52,6 @@ SECTIONS = {
 }
 SAME_QUESTION = 0.95  # similarity of successive queries above which they ask almost the same
 LISTED = 200  # videos in a table, at most; all stand in the manifests and in plots/evaluate.csv
-
-
-Cells = list[str]
 
 
 @dataclass(frozen=True)
@@ -79,8 +84,9 @@ class Report:
     dataset, date: what the title says: where the videos are from, the day of the code (may be
     empty). figures: the file of all figures. parameters: of the model, by part; flops:
     floating-point operations a clip of `clip_frames` frames.
-    shown: a sentence on which clips are pictured. tokens: N of a frame. unused: rows of videos
-    that were not used, with video_id, status, reason and message. params: section -> key -> value.
+    shown: a sentence on which clips are pictured. tokens: N of a frame. cut: of the first videos.
+    unused: rows of videos that were not used, with video_id, status, reason and message. params:
+    section -> key -> value.
     """
 
     dataset: str
@@ -101,6 +107,7 @@ class Report:
     parameters: Mapping[str, int]
     flops: int
     clip_frames: int
+    cut: Sequence[CutVideo]
     unused: Sequence[dict[str, Any]]
     params: dict[str, dict[str, Any]]
     provenance: dict[str, str]
@@ -165,7 +172,7 @@ def render_page(report: Report) -> str:
         frames_alt=_series_alt("frame", {row.frame: row.ratio for row in report.frames}),
         motion_alt=_series_alt("quartile", {row.quartile: row.ratio for row in report.motion}),
         curves_alt=_curves_alt(report.curves),
-        training=[[_words(name), _text(value)] for name, value in report.training.items()],
+        training=[[in_plain_words(name), _text(value)] for name, value in report.training.items()],
         seed_rows=[[str(seed), *ratio_cells(ratio)] for seed, ratio in held_out.by_seed.items()],
         cost=_cost(report),
         patches=patch_grid(report.tokens)[1] ** 2,
@@ -182,7 +189,9 @@ def render_page(report: Report) -> str:
         asking=_asking(attention.query_similarity),
         shown=report.shown,
         clips=[_clip(clip) for clip in report.clips],
-        counts=_counts(report),
+        counts=count_cells(report.filtering, report.decoding),
+        cut=[cut_cells(video) for video in report.cut],
+        cut_title=cut_title(report.decoding, len(report.cut)),
         unused=[
             [str(row[name]) for name in ("video_id", "status", "reason", "message")]
             for row in report.unused[:LISTED]
@@ -254,16 +263,6 @@ def _clip(clip: PicturedClip) -> dict[str, str]:
     }
 
 
-def _counts(report: Report) -> list[Cells]:
-    counts = {_words(name): str(count) for name, count in report.filtering.items()}
-    failed = {
-        f"while decoding: {_words(name)}": str(count)
-        for name, count in report.decoding.items()
-        if name == "quarantined" or name.startswith("reason_")
-    }
-    return [[name, count] for name, count in (counts | failed).items()]
-
-
 def _cost(report: Report) -> list[Cells]:
     """What the model weighs, what a clip costs, and where that was computed."""
     return [
@@ -311,10 +310,6 @@ def _curves_alt(rows: Sequence[Mapping[str, Any]]) -> str:
         for name in ("coarse", "fine")
     ]
     return f"Loss over {last['samples']} clips seen: {', '.join(ends)}"
-
-
-def _words(name: str) -> str:
-    return name.removeprefix("reason_").replace("_", " ")
 
 
 def _text(value: Any) -> str:

@@ -7,7 +7,8 @@ import av
 import numpy as np
 import pytest
 
-from fvlm.corpus.listing import CollectParams, ListedVideo, list_videos
+from fvlm.corpus.listed import ListedVideo
+from fvlm.corpus.listing import CollectParams, list_videos
 
 FRAMES, RATE, GOP = 96, 24, 24
 

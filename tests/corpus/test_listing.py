@@ -12,7 +12,8 @@ from pydantic import ValidationError
 
 from fvlm.core.errors import ParamsError, SourceError
 from fvlm.core.params import Params, validate_params
-from fvlm.corpus.listing import CollectParams, ListedVideo, list_videos
+from fvlm.corpus.listed import ListedVideo
+from fvlm.corpus.listing import CollectParams, list_videos
 from tests.corpus.conftest import ids, list_with_rest, listed, touch
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from fvlm.core.document import read_document
+from fvlm.report.accounts import CutVideo
 from fvlm.report.gallery import Chosen, picture_clip
 from fvlm.report.page import PicturedClip, Report
 from fvlm.report.view import ClipView, PassView
@@ -97,7 +98,7 @@ def make_report(evaluation: Evaluation, clip: PicturedClip) -> Callable[..., Rep
         evaluation=evaluation,
         training={"steps": 80, "loss_coarse": 0.25},
         filtering={"inputs": 9, "accepted": 7, "filtered": 1, "quarantined": 1},
-        decoding={"inputs": 7, "decoded": 7, "quarantined": 0},
+        decoding={"videos": 7, "inputs": 20, "decoded": 19, "quarantined": 1, "with_cuts": 3},
         curves=[
             {"samples": str(8 * n), "loss_coarse": f"{1 / n}", "loss_fine": f"{0.9 / n}"}
             for n in range(1, 9)
@@ -121,6 +122,7 @@ def make_report(evaluation: Evaluation, clip: PicturedClip) -> Callable[..., Rep
         parameters={"language model": 1234567, "prediction head": 21, "all": 1234588},
         flops=8_277_731_328,
         clip_frames=8,
+        cut=[CutVideo("park/0.mp4", "val", 0.0, 61.5, 4, 2, 6, 3, 1)],
         unused=[
             {
                 "video_id": "<script>alert(1)</script>.mp4",

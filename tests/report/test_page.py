@@ -140,7 +140,14 @@ def test_the_other_tables_show_their_figures(page: Page) -> None:
     assert beside(model, "parameters: all") == ["1,234,588"]
     assert beside(model, "operations a clip of 8 frames") == ["8.3 GFLOP"]
     assert "float32" in beside(model, "losses computed as")[0]
-    assert beside(page.tables["Every video is accounted for"], "accepted") == ["7"]
+    counts = page.tables["Every video and every clip is accounted for"]
+    assert beside(counts, "videos: accepted") == ["7"]
+    assert beside(counts, "clips: to decode") == ["20"]
+    assert beside(counts, "clips: left out, with a change of shot") == ["3"]
+    cut = page.tables["What was cut from which video"]
+    assert cut[1:] == [
+        ["park/0.mp4", "val", "0.0 to 61.5", "2", "3 with a change of shot, 1 failed"]
+    ]
     assert beside(page.tables["Parameters"], "train.lr") == ["0.0003"]
 
 
@@ -158,7 +165,7 @@ def test_the_table_of_figures_holds_every_one_in_full(make_report: MakeReport) -
         assert found["evaluate", "", name] == value
     assert found["train", "", "steps"] == 80
     assert found["filter", "", "accepted"] == 7
-    assert found["decode", "", "decoded"] == 7
+    assert found["decode", "", "decoded"] == 19
     assert found["parameters", "", "all"] == 1234588
     assert found["flops", "", "clip_of_8_frames"] == 8277731328
     assert found["evaluate by frame", "8", "coarse_fine_ratio_high"] == 1.1 + 8 / 100

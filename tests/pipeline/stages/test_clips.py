@@ -32,7 +32,7 @@ def run(project: Path, **sections: dict[str, Any]) -> list[dict[str, Any]]:
     collect.main()
     filter.main()
     decode.main()
-    samples = []
+    samples = list[dict[str, Any]]()
     for shard in sorted(paths.FRAMES.glob("*.tar")):
         with tarfile.open(shard) as archive:
             for member in archive:
