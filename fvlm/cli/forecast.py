@@ -14,20 +14,25 @@ from fvlm.core.io import read_json, state_folder
 from fvlm.core.rows import Rows
 from fvlm.corpus.controls import RENDERED
 from fvlm.corpus.listing import list_videos
+from fvlm.video.shards import AcceptedVideos
 from fvlm.weights.resolve import PACKAGE, is_at_hand, local_folder
-from pipeline.paths import VIDEOS
+from pipeline.paths import MANIFEST, VIDEOS
 
 
 def forecast(params: Sections, parts: Parts) -> Iterator[str]:
     """Lines that say what the stages will take. Raises SourceError as collect does."""
-    videos = count_videos(params)
+    videos, several = count_videos(params), params.decode.clips_per_video
     if videos is None:
         yield f"{params.collect.source}: how many videos there are is known after `collect`"
+    elif several == 0 and not MANIFEST.exists():
+        yield f"{videos:,} videos at most: how many clips they have is known after `filter`"
     else:
-        yield f"{videos:,} videos at most: filter may accept fewer"
+        planned = AcceptedVideos(MANIFEST, params.decode).clips if several == 0 else 0
+        clips = planned or videos * several
+        yield f"{videos:,} videos, {clips:,} clips at most: filter may accept fewer"
         for stage, size in bytes_of_clip(params, parts).items():
-            space = f"{stage}: {in_bytes(size)} a clip, {in_bytes(size * videos)} in all"
-            yield f"{space}; {hours(stage, 'clips_per_second', videos)}"
+            space = f"{stage}: {in_bytes(size)} a clip, {in_bytes(size * clips)} in all"
+            yield f"{space}; {hours(stage, 'clips_per_second', clips)}"
     clips = params.train.max_samples * len(params.train.seeds) * (1 + params.train.coarse_only)
     yield f"train: {clips:,} clips seen; {hours('train', 'samples_per_second', clips)}"
     for key, source in missing(params).items():
