@@ -7,17 +7,16 @@ Writes  data/evaluation.json (every figure in full), metrics/evaluate.json (roun
         plots/ratio_by_frame.png, plots/ratio_by_motion.png, plots/controls.png
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from fvlm.clips.batch import Batch
 from fvlm.clips.order import evaluated_frames, even_frames
-from fvlm.clips.reader import ClipReader, open_clips, rows_of_new_footage
+from fvlm.clips.reader import ClipReader, open_clips, rows_of_new_footage, training_latents
 from fvlm.core.device import arithmetic, default_device, keep_freed_memory
 from fvlm.core.document import write_document, write_figures, write_table
 from fvlm.core.errors import FvlmError
@@ -36,7 +35,6 @@ from fvlm.evaluation.figures import (
 from fvlm.evaluation.losses import EvaluateParams, LoadClips, coarse_losses, evaluate_clips
 from fvlm.model.foveated import FoveatedModel
 from fvlm.model.saved import load_model, load_tokenizer_of, read_config
-from fvlm.shards.read import open_shards
 from fvlm.statistics.arms import ClipName, Losses
 from fvlm.statistics.evaluation import Evaluation
 from fvlm.statistics.summary import About, Summary, clip_rows, on_training_clips, summarize
@@ -57,8 +55,6 @@ from pipeline.paths import (
     MODEL,
 )
 
-FITTED = 1000  # training clips that the baselines are fitted on, at most
-
 
 class Sections(Params):
     """What this stage reads of params.yaml."""
@@ -77,7 +73,7 @@ def main() -> None:
     # As many training clips: a ratio there without one on held-out clips is memory, no result.
     every = range(len(clips["train"]))
     seen, load_seen = read_from(clips["train"], every, params, at_most=len(held_out))
-    baselines = fit_baselines(training_latents(params))
+    baselines = fit_baselines(training_latents(ENCODED, params.num_frames))
     losses, known = dict[int, Losses](), dict[int, Losses]()
     for folder in trained_folders(MODEL):
         seed = read_config(folder).seed
@@ -160,17 +156,6 @@ def measure(
         alone, count = load_model(twin).to(device), len(clips)
         losses["coarse_only"] = coarse_losses(alone, load, count, batch_size=size, device=device)
     return losses
-
-
-def training_latents(params: EvaluateParams) -> Iterator[Tensor]:
-    """Latents of up to FITTED training clips at the evaluated frames, in batches."""
-    shards = open_shards(ENCODED, split="train")
-    frames = evaluated_frames(stored=shards.fields["latents"].shape[0], count=params.num_frames)
-    rows = even_frames(stored=len(shards.keys), count=min(FITTED, len(shards.keys)))
-    for start in range(0, len(rows), params.batch_size):
-        chosen = rows[start : start + params.batch_size]
-        found = shards.read(chosen, fields=("latents",), frames=frames)
-        yield torch.from_numpy(found["latents"])
 
 
 def open_split(model: FoveatedModel, split: str, params: EvaluateParams) -> ClipReader:

@@ -15,7 +15,7 @@ from fvlm.core.io import read_json
 from fvlm.core.stage import new_parser
 from fvlm.statistics.evaluation import Evaluation
 from fvlm.statistics.tables import arm_rows, figure, ratio_cells, ratio_rows
-from fvlm.statistics.verdict import count_videos, describe, describe_power
+from fvlm.statistics.verdict import count_videos, describe, describe_power, describe_skill
 from pipeline.paths import EVALUATION, FILTER_METRICS, PAGE, TRAIN_METRICS
 
 MIN_WIDTH = 100  # columns; in a log there is no terminal to take the width from
@@ -39,8 +39,9 @@ def main(arguments: Sequence[str]) -> None:
     console.print(arms_table(evaluation))
     console.print(ratio_table(evaluation))
     console.print(describe(evaluation.held_out), style="bold", highlight=False)
-    if power := describe_power(evaluation.held_out):
-        console.print(power, highlight=False)
+    for sentence in (describe_skill(evaluation.held_out), describe_power(evaluation.held_out)):
+        if sentence:
+            console.print(sentence, highlight=False)
     if PAGE.exists():
         console.print(
             f"The report with pictures: {PAGE.resolve()}", highlight=False, soft_wrap=True
@@ -54,7 +55,7 @@ def scope(evaluation: Evaluation, videos: dict[str, Any], training: dict[str, An
     return (
         f"{videos['inputs']} videos, {videos['accepted']} accepted; trained on "
         f"{videos['accepted_train']} for {training['steps']} steps{seeds}; "
-        f"held-out: {count_videos(found)} (clips: {found.clips})"
+        f"held-out: {count_videos(found)}"
         + f"; {left_out} clips left out, as their footage was trained on"
         * (left_out > 0)
     )

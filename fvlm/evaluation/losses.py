@@ -129,7 +129,7 @@ def arm_losses(
     latents = batch.latents
     B, T = latents.shape[:2]
     cache = model.cache_clips(batch.inputs, batch.captions)
-    features = model.encode_previous(latents)
+    previous = model.encode_previous(latents)
     passes = model.run_passes(cache, B, T, captions=batch.captions)
     predicted = passes[-1].queries
     static = model.static_queries(B, T)
@@ -153,7 +153,7 @@ def arm_losses(
         message = model.run_pass(cache, predicted, mode="fine", look=static)
         predictors["message_only"] = message.predictor
     losses = {
-        arm: frame_losses(model.head(predictor, features), latents)
+        arm: frame_losses(model.head(predictor, previous), latents)
         for arm, predictor in predictors.items()
     }
     for name, output in zip(CAPTIONS, (passes[0], passes[-1]), strict=True):
@@ -169,8 +169,8 @@ def losses_with_queries(model: FoveatedModel, batch: Batch, queries: Tensor) -> 
     """Losses float32 [B,T] of a fine pass with the given queries [B,T,D]."""
     cache = model.cache_clips(batch.inputs, batch.captions)
     predictor = model.run_pass(cache, queries, mode="fine").predictor
-    features = model.encode_previous(batch.latents)
-    return frame_losses(model.head(predictor, features), batch.latents)
+    previous = model.encode_previous(batch.latents)
+    return frame_losses(model.head(predictor, previous), batch.latents)
 
 
 def random_queries(predicted: Tensor, *, keys: Sequence[str], seed: int) -> Tensor:

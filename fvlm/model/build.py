@@ -192,6 +192,7 @@ def _assemble(
         attention=attention,
         latent_shape=(channels, height, side),
         fine_iterations=0 if architecture.coarse_only else params.fine_iterations,
+        head=params.head,
         head_channels=params.head_channels,
         encoder=encoder if architecture.input == "frames" else None,
         text=params.text,

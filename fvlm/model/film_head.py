@@ -6,6 +6,7 @@ Axes: B batch, T frames, H hidden width, C h w latent.
 """
 
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,16 +15,30 @@ CHANNELS = 256  # where the modulation acts; the convolutions before it have 1/4
 FILM_HIDDEN = 512
 
 
+class Previous(NamedTuple):
+    """What predictions are made from besides the hidden state; of the latents [B*T,C,h,w] before
+    each frame, their features [B*T,channels,h,w].
+    """
+
+    latents: Tensor
+    features: Tensor
+
+
 class FilmHead(nn.Module):
     """Predicts the latent of frame t from a hidden state that has not seen it and latent t - 1.
 
         feat = convs(previous latent);  (gamma, beta) = mlp(h)
-        prediction = convs(gamma * feat + beta)
+        change = convs(gamma * feat + beta)
+        prediction = change, or if `residual`: gain * previous latent + change
 
-    Not residual. 1,300,612 parameters at H = 576, C = 4 and 256 `channels`, a multiple of 4.
+    A residual head starts as the copy `gain * previous latent`: its last convolution is zero, and a
+    training sets the learned `gain` [1] to the least-squares coefficient of its clips.
+    1,300,612 parameters at H = 576, C = 4 and 256 `channels`, a multiple of 4, without the gain.
     """
 
-    def __init__(self, hidden: int, latent_channels: int, *, channels: int = CHANNELS) -> None:
+    def __init__(
+        self, hidden: int, latent_channels: int, *, channels: int = CHANNELS, residual: bool = False
+    ) -> None:
         super().__init__()
         self.film = nn.Sequential(
             nn.Linear(hidden, FILM_HIDDEN), nn.GELU(), nn.Linear(FILM_HIDDEN, 2 * channels)
@@ -31,21 +46,25 @@ class FilmHead(nn.Module):
         widths = (channels // 4, channels // 2, channels)
         self.before = _convolutions((latent_channels, *widths))
         self.after = _convolutions((*reversed(widths), latent_channels))
+        self.gain = nn.Parameter(torch.ones(1)) if residual else None
+        for parameter in self.after[-1].parameters() if residual else ():
+            nn.init.zeros_(parameter)
 
-    def encode_previous(self, previous: Tensor) -> Tensor:
-        """Features of the previous latents [B,T,C,h,w] -> [B*T,channels,h,w].
+    def encode_previous(self, previous: Tensor) -> Previous:
+        """What predictions need of the previous latents [B,T,C,h,w].
 
-        They do not depend on the hidden state, so that one call serves the coarse and fine passes.
+        It does not depend on the hidden state, so that one call serves the coarse and fine passes.
         """
         flat = previous.flatten(0, 1)
-        features: Tensor = self.before(flat.contiguous(memory_format=torch.channels_last))
-        return features
+        return Previous(flat, self.before(flat.contiguous(memory_format=torch.channels_last)))
 
-    def forward(self, hidden: Tensor, features: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, previous: Previous) -> Tensor:
         """Hidden states [B,T,H] and `encode_previous(...)` -> predicted latents [B,T,C,h,w]."""
         B, T, _ = hidden.shape
         gamma, beta = self.film(hidden).flatten(0, 1)[:, :, None, None].chunk(2, dim=1)
-        prediction: Tensor = self.after(gamma * features + beta)
+        prediction: Tensor = self.after(gamma * previous.features + beta)
+        if self.gain is not None:
+            prediction = self.gain * previous.latents + prediction
         return prediction.reshape(B, T, *prediction.shape[1:])
 
 

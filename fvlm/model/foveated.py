@@ -27,7 +27,7 @@ from fvlm.clips.batch import Captions, Input
 from fvlm.core.params import Params
 from fvlm.encoders.dino import DinoEncoder
 from fvlm.model.captions import Prefix, Text, caption_losses
-from fvlm.model.film_head import CHANNELS, FilmHead
+from fvlm.model.film_head import CHANNELS, FilmHead, Previous
 from fvlm.model.language import causal_states
 from fvlm.model.query_attention import (
     DeepAttention,
@@ -38,6 +38,7 @@ from fvlm.model.query_attention import (
 )
 
 Mode = Literal["coarse", "fine"]
+Head = Literal["film", "residual"]
 
 
 class ModelParams(Params):
@@ -51,6 +52,7 @@ class ModelParams(Params):
     query_reads: QueryReads
     temperature: float = Field(gt=0)
     fine_iterations: int = Field(ge=1)
+    head: Head = "film"
     head_channels: int = Field(ge=4, multiple_of=4)
     text: Text
     max_text_tokens: int = Field(ge=1)
@@ -125,6 +127,7 @@ class FoveatedModel(nn.Module):
         latent_shape: tuple[int, int, int],
         fine_iterations: int,
         encoder: DinoEncoder | None = None,
+        head: Head = "film",
         head_channels: int = CHANNELS,
         text: Text = "none",
         output: nn.Linear | None = None,
@@ -146,7 +149,9 @@ class FoveatedModel(nn.Module):
             {mode: nn.Parameter(torch.randn(hidden) * 0.02) for mode in ("coarse", "fine")}
         )
         self.y_init = nn.Parameter(torch.zeros(latent_shape))
-        self.head = FilmHead(hidden, latent_shape[0], channels=head_channels)
+        self.head = FilmHead(
+            hidden, latent_shape[0], channels=head_channels, residual=head == "residual"
+        )
         if fine_iterations == 0:
             # Under several processes a weight that no loss reaches is an error.
             for unused in (self.q_init, self.mode_tokens["fine"], *self.to_query.parameters()):
@@ -176,8 +181,8 @@ class FoveatedModel(nn.Module):
         """
         cache = self.cache_clips(inputs, captions)
         passes = self.run_passes(cache, *inputs.shape[:2], captions=captions)
-        features = self.encode_previous(latents)
-        predicted = [self.head(end.predictor, features) for end in _ends(passes)]
+        previous = self.encode_previous(latents)
+        predicted = [self.head(end.predictor, previous) for end in _ends(passes)]
         said = [self.caption_losses(end, captions) for end in _ends(passes)]
         return Prediction(
             coarse=predicted[0],
@@ -286,8 +291,8 @@ class FoveatedModel(nn.Module):
         visual = self.visual_norm(self.to_visual(found).float())
         return visual.unflatten(0, (B, T)), attention.unflatten(0, (B, T))
 
-    def encode_previous(self, latents: Tensor) -> Tensor:
-        """The head's features of [y_init, Y_1 .. Y_{T-1}]; shared by the passes."""
+    def encode_previous(self, latents: Tensor) -> Previous:
+        """What the head needs of [y_init, Y_1 .. Y_{T-1}]; shared by the passes."""
         B = latents.shape[0]
         y_init = self.y_init.expand(B, 1, -1, -1, -1)
         previous = torch.cat([y_init, latents[:, :-1].to(y_init.dtype)], dim=1)

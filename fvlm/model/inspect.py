@@ -69,11 +69,11 @@ def inspect_clips(
     outputs = {"coarse": coarse}
     outputs |= {f"fine_{number}": output for number, output in enumerate(fine, start=1)}
     outputs["autoregressive"] = run_autoregressive(model, cache, B, T)
-    features = model.encode_previous(latents)
+    previous = model.encode_previous(latents)
     prefix, side = patch_grid(coarse.attention.shape[-1])
     return Inspection(
         passes={
-            name: _inspected(output, model.head(output.predictor, features))
+            name: _inspected(output, model.head(output.predictor, previous))
             for name, output in outputs.items()
         },
         prefix_tokens=prefix,

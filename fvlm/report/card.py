@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fvlm.statistics.evaluation import Evaluation
 from fvlm.statistics.tables import arm_rows, figure, ratio_cells, ratio_rows
-from fvlm.statistics.verdict import describe, describe_power
+from fvlm.statistics.verdict import describe, describe_power, describe_skill
 
 # What the weights of packages were made from.
 MADE_FROM = {
@@ -59,6 +59,7 @@ def render_card(
         frames=max(3, config["preprocessing"]["num_frames"]),
         statement=describe(evaluation.held_out),
         power=describe_power(evaluation.held_out),
+        skill=describe_skill(evaluation.held_out),
         ratios=ratio_rows(evaluation),
         arms=arm_rows(evaluation),
         figure=figure,

@@ -33,9 +33,9 @@ from fvlm.statistics.tables import arm_rows, charted, figure, ratio_cells, ratio
 from fvlm.statistics.verdict import (
     DEMANDS,
     ROUNDING,
-    count_videos,
     describe,
     describe_power,
+    describe_skill,
     in_words,
 )
 
@@ -139,6 +139,7 @@ def render_page(report: Report) -> str:
         label=in_words(report.evaluation.verdict),
         labels=[[in_words(label).capitalize(), demand] for label, demand in DEMANDS.items()],
         power=describe_power(held_out),
+        skill=describe_skill(held_out),
         statement=describe(held_out),
         sections=SECTIONS.items(),
         facts=_facts(report.evaluation),
@@ -214,7 +215,8 @@ def _facts(evaluation: Evaluation) -> list[tuple[str, str]]:
     return [
         ("coarse / fine loss, frames 3+", ratio),
         ("95% interval", interval),
-        ("held-out videos", count_videos(found).removesuffix(" videos")),
+        ("skill over AR(1), frames 3+", figure(found.skill_over_ar1.value)),
+        ("held-out videos", str(found.videos)),
         ("held-out clips", str(found.clips)),
         *([("left out: footage that was trained on", str(left_out))] if left_out else []),
         ("trainings (seeds)", str(found.seeds)),

@@ -48,7 +48,8 @@ class HeldOut(Document):
 
     groups: the videos were cut from so many films. coarse_trained: whether the coarse loss had a
     weight. over_frame_1, over_frame_2: the ratio over frames t >= 3 divided by that of frame 1 or
-    2, where looking cannot help. cls_masked: both passes with CLS masked.
+    2, where looking cannot help. cls_masked: both passes with CLS masked. skill_over_ar1: 1 - fine
+    loss / AR(1) loss over frames t >= 3: 0 is what copying with a decay gains.
     detectable_ratio: the true ratio that is told from 1 in 80% of repeats;
     groups_for_ratio_1_05: how many groups it takes for 1.05. by_seed: of each training, where there
     are several.
@@ -65,6 +66,7 @@ class HeldOut(Document):
     over_frame_1: Annotated[Estimate, "coarse_fine_ratio_dynamic_over_frame_1"]
     over_frame_2: Annotated[Estimate, "coarse_fine_ratio_dynamic_over_frame_2"]
     cls_masked: Annotated[Estimate, "coarse_fine_ratio_cls_masked_dynamic"]
+    skill_over_ar1: Estimate
     improvement_pct: float | None
     detectable_ratio: float | None
     groups_for_ratio_1_05: int | None

@@ -62,6 +62,12 @@ class Estimate:
 UNDEFINED = Estimate(None, None, None)
 
 
+def skill(ratio: Estimate) -> Estimate:
+    """1 - loss / baseline of a ratio baseline / loss; monotone, so that interval ends stay ends."""
+    ends = (ratio.value, ratio.low, ratio.high)
+    return Estimate(*(None if end is None else 1 - 1 / end for end in ends))
+
+
 @dataclass(frozen=True)
 class Power:
     """Which true ratio is told from 1 in 80% of repeats, and how many groups it takes for 1.05.

@@ -25,6 +25,7 @@ from fvlm.statistics.ratio import (
     Estimate,
     mean_loss,
     motion_quartiles,
+    skill,
 )
 
 
@@ -122,6 +123,7 @@ def _held_out(
         over_frame_1=bootstrap.change(coarse, fine, DYNAMIC, since=slice(0, 1)),
         over_frame_2=bootstrap.change(coarse, fine, DYNAMIC, since=slice(1, 2)),
         cls_masked=bootstrap.ratio(*masked, DYNAMIC),
+        skill_over_ar1=skill(bootstrap.ratio(losses["ar1"], fine, DYNAMIC)),
         detectable_ratio=power.detectable if power else None,
         groups_for_ratio_1_05=power.groups if power else None,
         improvement_pct=None if overall.value is None else (overall.value - 1) * 100,

@@ -94,6 +94,26 @@ def describe(found: HeldOut) -> str:
     return "; ".join(parts) + "."
 
 
+def describe_skill(found: HeldOut) -> str:
+    """What the fine pass gains over a decaying copy, and what a null means without; a sentence."""
+    skill = found.skill_over_ar1
+    if skill.value is None:
+        return ""
+    gain = f"Skill over AR(1), a decaying copy of the previous latent: {_signed(skill.value)}"
+    if skill.low is not None and skill.high is not None:
+        gain += f" (95% interval {_signed(skill.low)} to {_signed(skill.high)})"
+    if skill.low is not None and skill.low > 0:
+        return f"{gain}: the model predicts what copying does not."
+    return (
+        f"{gain}: that the model predicts more than a copy is not shown. Both passes may be the "
+        "same copy: a ratio near 1, however narrow its interval, speaks of copying, not of looking."
+    )
+
+
+def _signed(skill: float) -> str:
+    return f"{skill:+.2%}"
+
+
 def describe_power(found: HeldOut) -> str:
     """What so many clips can tell, in one sentence; empty without an interval."""
     if found.detectable_ratio is None:
@@ -111,8 +131,10 @@ def describe_power(found: HeldOut) -> str:
 
 
 def count_videos(found: HeldOut) -> str:
-    """`20 videos`, or `120 videos of 6 films` where several were cut from one."""
+    """`20 videos`; where several are of one, `33 clips of 20 videos of 6 films`."""
     videos = "1 video" if found.videos == 1 else f"{found.videos} videos"
+    if found.clips != found.videos:
+        videos = f"{found.clips} clips of {videos}"
     if found.groups == found.videos:
         return videos
     return f"{videos} of {found.groups} {_unit(found, found.groups)}"

@@ -1,7 +1,11 @@
-"""Start a training from the weights of a saved model: `train.start`."""
+"""What a training starts from: the weights of a saved model (`train.start`), or a fitted copy."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from fvlm.clips.tokenizer import CaptionTokenizer
 from fvlm.core.errors import CheckpointError, FvlmError
@@ -59,6 +63,23 @@ def load_start(
         model.load_state_dict(load_model(folder).state_dict())
     except (FvlmError, RuntimeError) as error:
         raise CheckpointError(f"train.start: {start}: {error}") from None
+
+
+def start_as_copy(model: FoveatedModel, latents: Iterable[Tensor]) -> None:
+    """Let a residual head begin with the coefficient that predicts each latent from the last one.
+
+    latents [B,T,C,h,w]: of training clips. gain = sum Y_{t-1} Y_t / sum Y_{t-1}^2, least squares
+    without a constant, which the head learns. No random number is drawn.
+    """
+    if model.head.gain is None:
+        return
+    product = square = 0.0
+    for batch in latents:
+        exact = batch.double()
+        product += float((exact[:, :-1] * exact[:, 1:]).sum())
+        square += float((exact[:, :-1] ** 2).sum())
+    with torch.no_grad():
+        model.head.gain.fill_(product / square if square > 0 else 0.0)
 
 
 def _decides(architecture: Architecture, tokenizer: CaptionTokenizer | None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch
 
 from fvlm.clips.batch import Batch
 from fvlm.clips.order import rows_at, trained_frames
-from fvlm.clips.reader import BatchMemory, ClipReader, open_clips
+from fvlm.clips.reader import BatchMemory, ClipReader, open_clips, training_latents
 from fvlm.clips.tokenizer import CaptionTokenizer
 from fvlm.core.device import peak_memory_gib
 from fvlm.core.identity import made_by
@@ -32,7 +32,7 @@ from fvlm.training.finished import CURVE, FinishedTrainings, read_curve
 from fvlm.training.longer import whatever_length, where_it_begins
 from fvlm.training.loop import OutOfTimeError, Row, train
 from fvlm.training.optim import TrainParams
-from fvlm.training.start import hash_start, load_start
+from fvlm.training.start import hash_start, load_start, start_as_copy
 from fvlm.training.validation import PREFIX, Validation, of_these_clips, plan_validation
 
 DATA_SECTIONS = ("collect", "filter", "decode", "encode")  # of params.yaml
@@ -281,6 +281,8 @@ def _prepare(training: Training, shards: Shards, device: torch.device) -> _Prepa
     )
     if params.start:
         load_start(params.start, model, architecture, tokenizer)
+    else:
+        start_as_copy(model, training_latents(shards.encoded, params.num_frames))
     if params.encoder_lr > 0:
         model.train_encoder()
     return _Prepared(

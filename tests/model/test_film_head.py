@@ -9,9 +9,9 @@ def test_parameter_count_at_the_published_width() -> None:
 
 def test_fewer_channels_make_a_smaller_head() -> None:
     head = FilmHead(16, 4, channels=8)
-    features = head.encode_previous(torch.randn(2, 3, 4, 5, 5))
-    assert features.shape == (6, 8, 5, 5)
-    assert head(torch.randn(2, 3, 16), features).shape == (2, 3, 4, 5, 5)
+    previous = head.encode_previous(torch.randn(2, 3, 4, 5, 5))
+    assert previous.features.shape == (6, 8, 5, 5)
+    assert head(torch.randn(2, 3, 16), previous).shape == (2, 3, 4, 5, 5)
     assert sum(value.numel() for value in head.parameters()) < 30_000
 
 
@@ -44,3 +44,21 @@ def test_not_residual_and_size_free() -> None:
         torch.nn.init.zeros_(parameter)
     previous = torch.randn(1, 2, 4, 5, 7)
     assert head(torch.randn(1, 2, 16), head.encode_previous(previous)).abs().sum() == 0
+
+
+def test_a_residual_head_starts_as_a_copy_and_adds_what_film_computes() -> None:
+    torch.manual_seed(0)
+    film = FilmHead(16, 4, channels=8)
+    torch.manual_seed(0)
+    head = FilmHead(16, 4, channels=8, residual=True)
+    assert head.gain is not None
+    previous, hidden = torch.randn(2, 3, 4, 5, 5), torch.randn(2, 3, 16)
+    head.gain.data.fill_(0.75)
+    assert torch.equal(head(hidden, head.encode_previous(previous)), 0.75 * previous)
+    # All weights but the last convolution's are drawn as in the other head.
+    head.after[-1].load_state_dict(film.after[-1].state_dict())
+    change = film(hidden, film.encode_previous(previous))
+    found = head(hidden, head.encode_previous(previous))
+    torch.testing.assert_close(found, 0.75 * previous + change)
+    more = sum(value.numel() for value in head.parameters())
+    assert more == sum(value.numel() for value in film.parameters()) + 1

@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import LlamaModel
 
 from fvlm.core.device import autocast
-from fvlm.model.foveated import FoveatedModel, frame_losses
+from fvlm.model.foveated import FoveatedModel, Head, frame_losses
 from fvlm.model.query_attention import ShallowAttention
 from tests import tiny
 
@@ -15,14 +15,23 @@ B, T, N, D, H = 2, 5, 10, 16, 24  # N: CLS and 3 x 3 patches
 LATENT = (4, 4, 4)
 
 
-def make_model(*, deep: int = 0, temperature: float = 1.0, iterations: int = 1) -> FoveatedModel:
+def make_model(
+    *, deep: int = 0, temperature: float = 1.0, iterations: int = 1, head: Head = "film"
+) -> FoveatedModel:
     torch.manual_seed(1)
-    return tiny.foveated(deep=deep, temperature=temperature, iterations=iterations)
+    model = tiny.foveated(deep=deep, temperature=temperature, iterations=iterations, head=head)
+    if head == "residual":  # as if it had been trained: it starts as a copy
+        for parameter in model.head.after[-1].parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model
 
 
-@pytest.fixture(params=[0, 2], ids=["shallow", "deep"])
+@pytest.fixture(
+    params=[(0, "film"), (2, "film"), (0, "residual")], ids=["shallow", "deep", "residual"]
+)
 def model(request: pytest.FixtureRequest) -> FoveatedModel:
-    return make_model(deep=request.param, iterations=2)
+    deep, head = request.param
+    return make_model(deep=deep, iterations=2, head=head)
 
 
 def clip(batch: int = B) -> tuple[Tensor, Tensor]:

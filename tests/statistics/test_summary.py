@@ -172,6 +172,19 @@ def test_verdict_and_controls_rest_on_frames_three_and_later() -> None:
     assert found["ratio_random"] > found["ratio_random_dynamic"]
 
 
+def test_skill_is_what_the_fine_loss_lacks_of_that_of_ar1() -> None:
+    found = held_out(losses())
+    skill, ratio = found.skill_over_ar1, found.against("ar1")
+    assert skill.value == pytest.approx(1 - 0.8 / 1.5)
+    assert skill.low == pytest.approx(1 - 1 / (ratio.low or 0))
+    assert skill.high == pytest.approx(1 - 1 / (ratio.high or 0))
+    noisy = losses(gain=1.0, ar1=1.02)
+    found = held_out(noisy)
+    assert (found.skill_over_ar1.low or 0) < (found.skill_over_ar1.value or 0)
+    assert (found.skill_over_ar1.value or 0) < (found.skill_over_ar1.high or 0)
+    assert {"skill_over_ar1", "skill_over_ar1_low", "skill_over_ar1_high"} <= set(flatten(found))
+
+
 def test_every_ratio_has_an_interval() -> None:
     found = figures(losses())
     ratios = {name for name in found if f"{name}_low" in found}

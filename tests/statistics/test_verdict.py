@@ -7,9 +7,11 @@ from fvlm.statistics.evaluation import ArmResult, HeldOut, Label, short_meaning
 from fvlm.statistics.ratio import UNDEFINED, Estimate
 from fvlm.statistics.verdict import (
     DEMANDS,
+    count_videos,
     decide,
     describe,
     describe_power,
+    describe_skill,
     headline,
     unbeaten,
 )
@@ -32,13 +34,15 @@ def found(
     seeds: int = 3,
     detectable: float | None = 1.04,
     wanted: int | None = 50,
+    clips: int | None = None,
+    gain: Estimate = UNDEFINED,
 ) -> HeldOut:
     """What makes the verdict and its sentence; relative to frames 1 and 2 the ratio is the same."""
     first, second = guards or (ratio, ratio)
     return HeldOut(
         videos=videos,
         groups=groups or videos,
-        clips=videos,
+        clips=clips or videos,
         seeds=seeds,
         coarse_trained=True,
         coarse_fine_ratio=UNDEFINED,
@@ -47,6 +51,7 @@ def found(
         over_frame_1=first,
         over_frame_2=second,
         cls_masked=UNDEFINED,
+        skill_over_ar1=gain,
         improvement_pct=None,
         detectable_ratio=detectable,
         groups_for_ratio_1_05=wanted,
@@ -159,3 +164,20 @@ def test_the_headline_is_for_a_table() -> None:
     )
     assert headline(found(Estimate(1.5, None, None), videos=1)) == "inconclusive: 1.5000, 1 video"
     assert headline(found(UNDEFINED, videos=1)) == "inconclusive: undefined"
+
+
+def test_skill_over_a_copy_says_what_a_null_means() -> None:
+    copy = Estimate(-0.001, -0.004, 0.002)
+    for gain in (copy, Estimate(0.001, 0.0, 0.002), Estimate(-0.3, -0.4, -0.2)):
+        assert "speaks of copying, not of looking" in describe_skill(found(EQUAL, gain=gain))
+    gained = describe_skill(found(EQUAL, gain=Estimate(0.0152, 0.009, 0.021)))
+    assert "+1.52% (95% interval +0.90% to +2.10%)" in gained
+    assert "copying, not of looking" not in gained
+    assert describe_skill(found(EQUAL)) == ""
+
+
+def test_clips_of_one_video_are_counted_apart() -> None:
+    assert count_videos(found(EQUAL, videos=7, clips=33)) == "33 clips of 7 videos"
+    of_two_films = count_videos(found(EQUAL, videos=7, clips=33, groups=2))
+    assert of_two_films == "33 clips of 7 videos of 2 films"
+    assert count_videos(found(EQUAL, videos=7)) == "7 videos"

@@ -16,7 +16,7 @@ from fvlm.clips.order import rows_at, trained_frames
 from fvlm.clips.tokenizer import CaptionTokenizer
 from fvlm.core.io import hash_json
 from fvlm.encoders.dino import DinoEncoder
-from fvlm.model.foveated import FoveatedModel
+from fvlm.model.foveated import FoveatedModel, Head
 from fvlm.model.query_attention import DeepAttention, ShallowAttention
 from fvlm.training.checkpoint import Checkpoints, TrainState
 from fvlm.training.loop import Row, train
@@ -67,6 +67,7 @@ class Trial:
         # Not centred on zero, so that there is something to learn.
         self.latents = (torch.randn(CLIPS, STORED, *LATENT, generator=drawn) + 1).half()
         self.dropout = 0.0
+        self.head: Head = "film"
         self.captions = {f"clip{number}": caption for number, caption in enumerate(CAPTIONS)}
         self.late: bool | None = None
         self.any_length = False  # whether longer trainings go on from its checkpoints
@@ -88,8 +89,14 @@ class Trial:
             attention=attention,
             latent_shape=LATENT,
             fine_iterations=1,
+            head=self.head,
             head_channels=8,
         )
+
+    def give_residual_head(self) -> None:
+        """From now on its model adds to a copy of the latent before."""
+        self.head = "residual"
+        self.model = self.make_model()
 
     def give_captions(self, text: Any, *, tied: bool = True) -> None:
         """From now on its model reads or predicts captions, and its batches hold them."""

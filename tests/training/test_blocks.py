@@ -16,7 +16,7 @@ from fvlm.training.blocks import CompileModes, compile_parts, recompute_blocks
 from tests import tiny
 
 B, T, LAYERS, SIZE, WORDS = 2, 4, 3, 28, 16
-KINDS = ("features", "deep", "frames", "condition", "caption")
+KINDS = ("features", "residual", "deep", "frames", "condition", "caption")
 PARTS = ("encoder", "language", "head")
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the compiler itself
@@ -60,6 +60,7 @@ def make_model(kind: str) -> FoveatedModel:
         latent_shape=(2, 4, 4),
         fine_iterations=2,
         encoder=encoder if kind == "frames" else None,
+        head="residual" if kind == "residual" else "film",
         head_channels=8,
         text=text,
     )
@@ -127,6 +128,7 @@ def modes(part: str, mode: str = "default") -> CompileModes:
         ("features", "language", 1, 30),  # one for every block and every pass
         ("caption", "language", 2, 60),  # the middle pass has no caption
         ("features", "head", 2, 15),  # latents of before; both predictions
+        ("residual", "head", 2, 17),
     ],
 )
 def test_every_part_is_compiled_in_few_graphs_that_hold_its_operations(

@@ -80,12 +80,17 @@ def assert_same_training(one: Any, other: Any) -> None:
         torch.testing.assert_close(value, weights[name], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("count", "parallel"), [(2, "ddp"), (3, "ddp"), (2, "fsdp")])
+@pytest.mark.parametrize(
+    ("count", "parallel", "residual"),
+    [(2, "ddp", True), (3, "ddp", False), (2, "fsdp", True), (2, "fsdp", False)],
+)
 def test_processes_train_as_one_does_and_share_its_clips(
-    make_trial: MakeTrial, count: int, parallel: str
+    make_trial: MakeTrial, count: int, parallel: str, residual: bool
 ) -> None:
     alone, shared = make_trial("alone"), make_trial("shared")
     for trial in (alone, shared):
+        if residual:
+            trial.give_residual_head()
         trial.change(batch_size=6, max_samples=72, parallel=parallel)
     alone.run()
     assert run_in_processes(shared, count) == [0] * count
