@@ -1,7 +1,7 @@
 """Evaluate the trained models and their controls on the held-out clips.
 
-Reads   models/foveated/, data/encode/, data/decode/ (a model that takes frames),
-        params.yaml:evaluate
+Reads   models/foveated/, data/encode/, data/decode/ (a model that takes frames), data/text/ (one
+        with text), params.yaml:evaluate
 Writes  data/evaluation.json (every figure in full), metrics/evaluate.json (rounded),
         plots/evaluate.csv (clips), plots/evaluate_frames.csv, plots/evaluate_motion.csv,
         plots/ratio_by_frame.png, plots/ratio_by_motion.png, plots/controls.png
@@ -46,6 +46,7 @@ from pipeline.paths import (
     BY_FRAME_PLOT,
     BY_MOTION,
     BY_MOTION_PLOT,
+    CAPTIONS,
     COARSE_ONLY,
     CONTROLS_PLOT,
     ENCODED,
@@ -161,7 +162,14 @@ def measure(
 def open_split(model: FoveatedModel, split: str, params: EvaluateParams) -> ClipReader:
     """All clips of a split, as the model takes them."""
     tokenizer = load_tokenizer_of(MODEL)
-    reader = open_clips(ENCODED, FRAMES, split=split, input=model.input, tokenizer=tokenizer)
+    reader = open_clips(
+        ENCODED,
+        FRAMES,
+        split=split,
+        input=model.input,
+        tokenizer=tokenizer,
+        captions=CAPTIONS,
+    )
     reader.check_frames(params.num_frames, "evaluate.num_frames")
     return reader
 

@@ -1,7 +1,8 @@
 """Probe every listed video, keep those of a fitting duration, and split them.
 
 Reads   data/collect/videos.jsonl, the videos, params.yaml:filter, params.yaml:decode (clips)
-Writes  data/filter/manifest.jsonl, metrics/filter.json
+Writes  data/filter/manifest.jsonl, data/text/captions.jsonl (of the clips to be),
+        metrics/filter.json
 """
 
 from collections import Counter
@@ -17,10 +18,10 @@ from fvlm.core.progress import Progress
 from fvlm.core.rows import Rows, write_rows
 from fvlm.core.stage import run
 from fvlm.video.accept import Accepted, Counts, FilterParams, Verdict, hold_out
-from fvlm.video.clips import DecodeParams
+from fvlm.video.clips import DecodeParams, plan_clips
 from fvlm.video.facts import FACTS, FactRecord, Facts, probe_all, probe_folder, probe_version
 from fvlm.video.reasons import PASSING
-from pipeline.paths import FILTER_METRICS, MANIFEST, VIDEOS
+from pipeline.paths import CAPTIONS, FILTER_METRICS, MANIFEST, VIDEOS
 
 Video = Mapping[str, Any]  # a row of the listing
 
@@ -42,6 +43,7 @@ def main() -> None:
     held_out = hold_out(accepted.sizes(), params.val_fraction, params.max_held_out)
     counts = Counts()
     write_rows(MANIFEST, _rows(outcomes, accepted, held_out, counts))
+    write_rows(CAPTIONS, _captions(sections.decode))
     figures = counts.figures()
     write_figures(FILTER_METRICS, figures)
     remade("filter")
@@ -97,6 +99,15 @@ def _rows(
         yield row
 
 
+def _captions(params: DecodeParams) -> Iterator[dict[str, Any]]:
+    """The lines of the table of captions: those of a video belong to each of its clips."""
+    for video, row in zip(Rows(VIDEOS), Rows(MANIFEST), strict=True):
+        if video["caption"] and row["status"] == "accepted":
+            for clip in plan_clips(row, params).clips:
+                told = {name: video[name] for name in ("video_id", "caption")}
+                yield {"key": clip.key} | told
+
+
 def _row(
     video: Video, outcome: Facts | VideoError, verdict: Verdict, held_out: frozenset[str]
 ) -> dict[str, Any]:
@@ -110,7 +121,7 @@ def _row(
     return {
         "video_id": video["video_id"],
         "key": sample_key(video["video_id"]),
-        **{name: video[name] for name in ("path", "size", "caption", "group", "start", "end")},
+        **{name: video[name] for name in ("path", "size", "group", "start", "end")},
         **vars(verdict),
         **facts,
         "cuts": None,

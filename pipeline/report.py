@@ -1,7 +1,7 @@
 """Make the report: one page with the verdict, its controls, pictures, and where it came from.
 
-Reads   models/foveated/, data/filter/, data/decode/, data/encode/, data/evaluation.json,
-        metrics/*.json, plots/*.csv, all of params.yaml
+Reads   models/foveated/, data/filter/, data/text/, data/decode/, data/encode/,
+        data/evaluation.json, metrics/*.json, plots/*.csv, all of params.yaml
 Writes  reports/index.html, reports/figures.csv, reports/pictures/, reports/model_card.md; sends
         figures and these files, without the pictures, to the MLflow run of the training
 """
@@ -15,6 +15,7 @@ from typing import Any
 
 from fvlm.clips.order import evaluated_frames
 from fvlm.clips.reader import ClipReader, Indices, open_clips
+from fvlm.clips.text import CaptionTable
 from fvlm.core.device import default_device
 from fvlm.core.document import flatten, read_document, read_table
 from fvlm.core.errors import ShardError
@@ -50,6 +51,7 @@ from pipeline.paths import (
     BY_CLIP,
     BY_FRAME,
     BY_MOTION,
+    CAPTIONS,
     CARD,
     CURVES,
     DECODE_METRICS,
@@ -145,7 +147,14 @@ def main() -> None:
 def open_held_out(model: FoveatedModel) -> ClipReader:
     """The held-out clips as the model takes them."""
     tokenizer = load_tokenizer_of(MODEL)
-    return open_clips(ENCODED, FRAMES, split="val", input=model.input, tokenizer=tokenizer)
+    return open_clips(
+        ENCODED,
+        FRAMES,
+        split="val",
+        input=model.input,
+        tokenizer=tokenizer,
+        captions=CAPTIONS,
+    )
 
 
 def picture_clips(
@@ -162,6 +171,7 @@ def picture_clips(
         )
     vae.to(device)
     decoded = open_shards(FRAMES, split="val")
+    captions = CaptionTable(CAPTIONS, decoded.keys)
     pictured = []
     with Progress("report", total=len(chosen), unit="clip") as progress:
         for clip in chosen:
@@ -174,7 +184,7 @@ def picture_clips(
                 batch=reader.read([reader.keys.index(clip.key)], kept).to(device),
                 seconds=[facts["pts_seconds"][t] for t in kept],
             )
-            names = {"video_id": facts["video_id"], "caption": facts["caption"]}
+            names = {"video_id": facts["video_id"], "caption": captions[place]}
             pictured.append(picture_clip(view, clip, folder=PICTURES, **names))
             progress.advance()
     return pictured

@@ -1,7 +1,8 @@
 """Train the foveated model on encoded clips, once for every seed; with train.coarse_only also one
 without fine passes for each.
 
-Reads   data/encode/, data/decode/ (train.input: frames), params.yaml:model, params.yaml:train
+Reads   data/encode/, data/decode/ (its frame size; with train.input: frames all of it), data/text/
+        (model.text), params.yaml:model, params.yaml:train
 Writes  models/foveated/ (the first seed's model, others in folders below), metrics/train.json,
         plots/train.csv and plots/validation.csv (of the first seed)
 
@@ -39,7 +40,16 @@ from fvlm.training.loop import OutOfTimeError, Row
 from fvlm.training.optim import TrainParams
 from fvlm.training.trainings import Shards, Training, run_training
 from fvlm.training.validation import PREFIX
-from pipeline.paths import COARSE_ONLY, CURVES, ENCODED, FRAMES, MODEL, TRAIN_METRICS, VALIDATION
+from pipeline.paths import (
+    CAPTIONS,
+    COARSE_ONLY,
+    CURVES,
+    ENCODED,
+    FRAMES,
+    MODEL,
+    TRAIN_METRICS,
+    VALIDATION,
+)
 
 # Of the shards that are trained on.
 RECORDED = tuple(
@@ -72,7 +82,7 @@ def main() -> None:
                 trained = [
                     run_training(
                         training,
-                        Shards(ENCODED, FRAMES),
+                        Shards(ENCODED, FRAMES, CAPTIONS),
                         finished,
                         claims,
                         device=device,

@@ -23,7 +23,7 @@ from fvlm.core.stage import new_parser
 from fvlm.shards.build import Make, ShardPlan
 from fvlm.shards.manifest import EncodedManifest, FrameManifest, Manifest, read_manifest
 from fvlm.shards.write import write_shard
-from pipeline.paths import ENCODED, FRAMES, MANIFEST, MODEL, VIDEOS
+from pipeline.paths import CAPTIONS, ENCODED, FRAMES, MANIFEST, MODEL, VIDEOS
 
 SAMPLE = 20  # shards, videos, steps
 Shown = tuple[str, str, str]  # old hash, new hash, evidence
@@ -180,7 +180,7 @@ def _train(trust: bool) -> Shown:
     sections = load_params(Sections)
     params = sections.train.model_copy(update={"seeds": [config.seed]})
     training = Training(sections.model, params, config.coarse_only, MODEL, "train")
-    shards, before = Shards(ENCODED, FRAMES), read_curve(MODEL / CURVE)
+    shards, before = Shards(ENCODED, FRAMES, CAPTIONS), read_curve(MODEL / CURVE)
     again = first_steps(training, shards, device=default_device(), steps=min(SAMPLE, len(before)))
     names = [name for name in before[0] if name.startswith("loss")]
     different = [

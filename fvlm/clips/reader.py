@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fvlm.clips.batch import Batch, Captions, Input
 from fvlm.clips.order import evaluated_frames, even_frames
+from fvlm.clips.text import CaptionTable, table_beside
 from fvlm.clips.tokenizer import CaptionTokenizer
 from fvlm.core.errors import ParamsError, ShardError
 from fvlm.shards.footage import show_same
@@ -32,19 +33,20 @@ class ClipReader:
         encoded: ShardReader,
         decoded: ShardReader | None,
         tokenizer: CaptionTokenizer | None,
+        captions: CaptionTable | None = None,
         memory: "BatchMemory | None" = None,
     ) -> None:
         self.keys = encoded.keys
         self.stored: int = encoded.fields["latents"].shape[0]
         self._encoded, self._decoded, self._tokenizer = encoded, decoded, tokenizer
         self._decoded_rows = _match(encoded, decoded) if decoded else None
-        self._memory = memory
+        self._memory, self._table = memory, captions
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def metadata(self, row: int) -> dict[str, Any]:
-        """What is known of a clip besides its pixels: caption, video_id, footage and so on."""
+        """What is known of a clip besides its pixels: video_id, start, end, footage and so on."""
         return self._encoded.metadata(row)
 
     def all_metadata(self) -> Iterator[dict[str, Any]]:
@@ -86,9 +88,9 @@ class ClipReader:
         return reader.read(rows, fields=names, frames=frames, out=out)
 
     def _captions(self, rows: Sequence[int] | Indices) -> Captions | None:
-        if self._tokenizer is None:
+        if self._tokenizer is None or self._table is None:
             return None
-        return self._tokenizer([self.metadata(int(row))["caption"] for row in rows])
+        return self._tokenizer([self._table[int(row)] for row in rows])
 
     def check_frames(self, wanted: int, key: str) -> None:
         """Raise ParamsError when the parameter `key` asks for more frames than are stored."""
@@ -129,23 +131,25 @@ def open_clips(
     split: str,
     input: Input,
     tokenizer: CaptionTokenizer | None = None,
+    captions: Path | None = None,
     memory: BatchMemory | None = None,
 ) -> ClipReader:
     """Open the shards of a split; those of the folder `decoded` only when `input` is frames.
 
-    With a tokenizer, batches have captions; with `memory` they are read into it. Raises ShardError
-    when both folders do not hold the same clips, or captions are wanted and no clip has one.
+    With a tokenizer, batches have captions, from the table at `captions`; by default it is looked
+    for beside the folder `encoded`. With `memory` batches are read into it. Raises ShardError when
+    both folders do not hold the same clips, or captions are wanted and no clip has one.
     """
+    shards = open_shards(encoded, split=split)
     frames = open_shards(decoded, split=split) if input == "frames" else None
-    reader = ClipReader(open_shards(encoded, split=split), frames, tokenizer, memory)
-    rows = range(len(reader))
-    if tokenizer and not any(reader.metadata(row)["caption"].strip() for row in rows):
+    table = CaptionTable(captions or table_beside(encoded), shards.keys) if tokenizer else None
+    if tokenizer and not table:
         raise ShardError(
-            f"model.text: {tokenizer.text} needs captions, and none of the {len(reader)} {split} "
+            f"model.text: {tokenizer.text} needs captions, and none of the {len(shards)} {split} "
             f"clips of {encoded} has one; give collect.source a list with captions, or set "
             "model.text: none"
         )
-    return reader
+    return ClipReader(shards, frames, tokenizer, table, memory)
 
 
 def training_latents(encoded: Path, num_frames: int) -> Iterator[Tensor]:

@@ -13,6 +13,7 @@ import torch
 from fvlm.clips.batch import Batch
 from fvlm.clips.order import rows_at, trained_frames
 from fvlm.clips.reader import BatchMemory, ClipReader, open_clips, training_latents
+from fvlm.clips.text import CaptionTable
 from fvlm.clips.tokenizer import CaptionTokenizer
 from fvlm.core.device import peak_memory_gib
 from fvlm.core.identity import made_by
@@ -25,6 +26,7 @@ from fvlm.model.build import Architecture, build_model, build_tokenizer, weights
 from fvlm.model.foveated import FoveatedModel, ModelParams
 from fvlm.model.saved import Preprocessing, save_model
 from fvlm.shards.manifest import EncodedManifest, FrameManifest, Manifest, read_manifest
+from fvlm.shards.read import open_shards
 from fvlm.tracking.tracker import Tracker, tell_gpu_is_unseen
 from fvlm.training.checkpoint import Checkpoints
 from fvlm.training.distributed import check_same, from_main, is_main, verify_together, whole
@@ -62,10 +64,11 @@ class Training:
 
 @dataclass(frozen=True)
 class Shards:
-    """Folders of the encode and the decode shards."""
+    """Folders of the encode and the decode shards; the table of captions."""
 
     encoded: Path
     frames: Path
+    captions: Path
 
 
 @dataclass(frozen=True)
@@ -145,6 +148,9 @@ def identify(training: Training, shards: Shards, device: torch.device) -> dict[s
     data = {"encoded": _contents(manifest)}
     if params.input == "frames":
         data["frames"] = _contents(read_manifest(shards.frames, FrameManifest))
+    if training.model.text != "none":
+        keys = open_shards(shards.encoded, split="train").keys
+        data["captions"] = [CaptionTable(shards.captions, keys).digest()]
     return {
         "made_by": made_by(run_training),
         "device": device.type,
@@ -165,7 +171,12 @@ def _plan_validation(training: Training, shards: Shards) -> Validation | None:
     tokenizer = build_tokenizer(training.model)
     held_out, trained = (
         open_clips(
-            shards.encoded, shards.frames, split=split, input=params.input, tokenizer=tokenizer
+            shards.encoded,
+            shards.frames,
+            split=split,
+            input=params.input,
+            tokenizer=tokenizer,
+            captions=shards.captions,
         )
         for split in ("val", "train")
     )
@@ -271,6 +282,7 @@ def _prepare(training: Training, shards: Shards, device: torch.device) -> _Prepa
         split="train",
         input=params.input,
         tokenizer=tokenizer,
+        captions=shards.captions,
         # One batch is computed while the next is read.
         memory=BatchMemory(2, pinned=device.type == "cuda"),
     )

@@ -203,7 +203,7 @@ def clip_metadata(
 
     start, end: seconds from the video's first frame.
     """
-    known = {name: row[name] for name in ("video_id", "caption", "group", "sha256")}
+    known = {name: row[name] for name in ("video_id", "group", "sha256")}
     return known | {"start": span[0], "end": span[1]} | dict(facts)
 
 

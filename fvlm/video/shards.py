@@ -66,7 +66,7 @@ class AcceptedVideos:
         self.videos += 1
         self.clips += len(plan.clips)
         self.with_cuts += plan.with_cuts if self._params.cuts == "avoid" else 0
-        known = [row["sha256"], row["video_id"], row["caption"], row["group"]]
+        known = [row["sha256"], row["video_id"], row["group"]]
         for number, stretch in enumerate(plan.stretches()):
             key, spans = stretch[0].key, [clip.span for clip in stretch]
             self.members[row["split"]].append(Member(key, hash_json([known, spans]), len(stretch)))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from fvlm.core.io import sample_key
 from tests import tiny
 from tests.pipeline.test_repro import commit, metrics, ran
 from tests.projects import Run, render
@@ -41,9 +42,19 @@ def test_a_video_replaced_under_its_name_size_and_time_is_seen(workspace: Path, 
     commit(run, "replaced")
 
 
-def test_a_touched_video_goes_no_further_than_the_filter(workspace: Path, run: Run) -> None:
+def test_a_touched_video_and_a_new_caption_go_no_further_than_the_filter(
+    workspace: Path, run: Run
+) -> None:
+    """Text is a table of its own, which no shard is made of."""
     (workspace / "videos" / "street.mp4").touch()
+    (workspace / "videos" / "street.txt").write_text("A street at night.")
     assert ran(run("dvc", "repro", "decode")) == ["collect", "filter"]
+    (line,) = (workspace / "data/text/captions.jsonl").read_text().splitlines()
+    assert json.loads(line) == {
+        "key": sample_key("street.mp4"),
+        "video_id": "street.mp4",
+        "caption": "A street at night.",
+    }
 
 
 @pytest.mark.parametrize("stage", ["filter", pytest.param("decode", marks=pytest.mark.slow)])

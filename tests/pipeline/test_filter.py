@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fvlm.core.errors import FvlmError
-from fvlm.core.io import read_json, read_jsonl, sha256_file
+from fvlm.core.io import read_json, read_jsonl, sample_key, sha256_file
 from pipeline import collect, filter, paths
 
 PARAMS = """
@@ -73,7 +73,9 @@ def test_every_video_has_a_row(project: Path) -> None:
     }
     accepted = rows["a.mp4"]
     assert accepted["sha256"] == sha256_file(videos / "a.mp4")
-    assert accepted["caption"] == "Dark."
+    assert "caption" not in accepted
+    told = {"key": sample_key("a.mp4"), "video_id": "a.mp4", "caption": "Dark."}
+    assert read_jsonl(paths.CAPTIONS) == [told]  # b has none: it is filtered
     assert accepted["duration_seconds"] == pytest.approx(3.0)
     assert (accepted["frames"], accepted["width"], accepted["height"]) == (15, 64, 48)
     assert {row["split"] for row in rows.values()} == {"train", "val", None}

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from transformers import LlamaModel
 
 from fvlm.core.io import sample_key
 from fvlm.core.params import load_params
+from fvlm.core.rows import write_rows
 from fvlm.model.saved import load_model
 from fvlm.shards.footage import hash_footage
 from fvlm.training.trainings import run_training
@@ -67,7 +68,6 @@ def write_shards(folder: Path, *, held_out: int = 0, clips: int = CLIPS) -> None
                 "latents.npy": rng.standard_normal((STORED, *LATENT)).astype(np.float16),
                 "json": {
                     "video_id": f"number {number}.mp4",
-                    "caption": CAPTIONS[number % 4],
                     "footage": hash_footage(rng.integers(0, 256, (STORED, 3, 8, 8), np.uint8)),
                 },
             },
@@ -79,6 +79,16 @@ def write_shards(folder: Path, *, held_out: int = 0, clips: int = CLIPS) -> None
     written = {name: found for name, found in shards.items() if found}
     tiny.write_shards(folder / "data/encode", written, manifest)
     tiny.write_shards(folder / "data/decode", {}, tiny.frame_manifest(STORED, 3, 32, 32))
+    write_captions(folder, [CAPTIONS[number % 4] for number in range(clips + held_out)])
+
+
+def write_captions(folder: Path, captions: Sequence[str]) -> None:
+    names = [f"number {number}.mp4" for number in range(len(captions))]
+    rows = zip(names, captions, strict=True)
+    write_rows(
+        folder / paths.CAPTIONS,
+        ({"key": sample_key(name), "video_id": name, "caption": told} for name, told in rows),
+    )
 
 
 def curves(folder: Path) -> list[dict[str, float]]:

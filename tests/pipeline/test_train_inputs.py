@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from fvlm.core.errors import FvlmError
 from fvlm.core.io import sample_key
 from fvlm.encoders.dino import DinoEncoder, load_dino
 from fvlm.model.query_attention import DeepAttention
@@ -25,7 +26,15 @@ from fvlm.model.saved import load_model, load_tokenizer_of
 from fvlm.shards.manifest import EncodedManifest, read_manifest, write_manifest
 from pipeline import paths, train
 from tests import tiny
-from tests.pipeline.test_train import CAPTIONS, CLIPS, RESULTS, STORED, write_inputs
+from tests.pipeline.test_train import (
+    CAPTIONS,
+    CLIPS,
+    RESULTS,
+    STORED,
+    handed_back,
+    write_captions,
+    write_inputs,
+)
 from tests.tiny import set_params
 
 ROOT = Path(__file__).parents[2]
@@ -141,3 +150,19 @@ def test_captions_are_read_and_their_tokenizer_is_saved(project: Path, text: str
     assert tokenizer([CAPTIONS[0]]).ids[0].tolist() == [1, 2, *ends]
     found = json.loads(paths.TRAIN_METRICS.read_text())
     assert ("loss_caption_fine" in found) == (text == "caption")
+    before = paths.MODEL.joinpath("model.safetensors").read_bytes()
+    write_captions(project, [f"{CAPTIONS[0]} {CAPTIONS[1]}"] * 64)
+    train.main()
+    assert paths.MODEL.joinpath("model.safetensors").read_bytes() != before
+    paths.CAPTIONS.unlink()
+    with pytest.raises(FvlmError, match=r"captions.jsonl not found; run `dvc repro filter`"):
+        train.main()
+
+
+def test_without_text_captions_change_no_training(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train.main()
+    write_captions(project, ["other"] * 64)
+    train.main()
+    assert handed_back() in capsys.readouterr().out
