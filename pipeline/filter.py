@@ -11,15 +11,26 @@ from typing import Any
 
 from fvlm.core.document import write_figures
 from fvlm.core.errors import FvlmError, VideoError
+from fvlm.core.identity import made_by
 from fvlm.core.io import sample_key
 from fvlm.core.kept import remade
 from fvlm.core.params import Params, load_params
 from fvlm.core.progress import Progress
 from fvlm.core.rows import Rows, write_rows
 from fvlm.core.stage import run
-from fvlm.video.accept import Accepted, Counts, FilterParams, Verdict, hold_out
+from fvlm.video.accept import ACCEPTED, Accepted, Counts, FilterParams, Verdict, hold_out
 from fvlm.video.clips import DecodeParams, plan_clips
-from fvlm.video.facts import FACTS, FactRecord, Facts, probe_all, probe_folder, probe_version
+from fvlm.video.facts import (
+    CUTS,
+    FACTS,
+    CutRecord,
+    FactRecord,
+    Facts,
+    all_cuts,
+    probe_all,
+    probe_folder,
+    probe_version,
+)
 from fvlm.video.reasons import PASSING
 from pipeline.paths import CAPTIONS, FILTER_METRICS, MANIFEST, VIDEOS
 
@@ -40,6 +51,8 @@ def main() -> None:
     outcomes, accepted = Outcomes(), Accepted(params, sections.decode.clip_seconds)
     for video, outcome in outcomes.probe():
         accepted.add(video, outcome)
+    if sections.decode.cuts == "avoid":
+        look_for_cuts(outcomes, accepted, sections.decode)
     held_out = hold_out(accepted.sizes(), params.val_fraction, params.max_held_out)
     counts = Counts()
     write_rows(MANIFEST, _rows(outcomes, accepted, held_out, counts))
@@ -67,6 +80,7 @@ class Outcomes:
     def __init__(self) -> None:
         self._record = FactRecord(probe_folder() / f"{probe_version()}.jsonl")
         self._passing: dict[str, VideoError] = {}
+        self._cuts: CutRecord | None = None
 
     def probe(self) -> Iterator[tuple[Video, Facts | VideoError]]:
         """Every listed video with its outcome, in any order."""
@@ -80,11 +94,46 @@ class Outcomes:
                 progress.advance(**failed)
                 yield video, outcome
 
+    def cuts(self, outcome: Facts | VideoError) -> list[float] | None:
+        """Changes of shot in the video; None where they were not looked for, or not found."""
+        if self._cuts is None or isinstance(outcome, VideoError):
+            return None
+        found = self._cuts.get(outcome.sha256)
+        return found if isinstance(found, list) else None
+
+    def look_for_cuts(self, accepted: Accepted) -> Iterator[tuple[Video, list[float] | VideoError]]:
+        """Every accepted video with its changes of shot, in any order; the first time decoded."""
+        self._cuts = CutRecord(probe_folder() / f"cuts-{made_by(CUTS)}.jsonl")
+        rows = (
+            {name: video[name] for name in ("video_id", "path", "start", "end")}
+            | {"sha256": outcome.sha256, "duration_seconds": outcome.duration_seconds}
+            for video in Rows(VIDEOS)
+            if isinstance(outcome := self.of(video), Facts)
+            and accepted.verdict(video, outcome) == ACCEPTED
+        )
+        with Progress("filter", total=accepted.sizes().total(), unit="video") as progress:
+            for video, cuts in all_cuts(rows, self._cuts):
+                progress.advance()
+                yield video, cuts
+
     def of(self, video: Video) -> Facts | VideoError:
         """The outcome of a video that was probed."""
         outcome = self._passing.get(video["path"]) or self._record.get(video["path"])
         assert outcome is not None, "what is not in the record is passing"
         return outcome
+
+
+def look_for_cuts(outcomes: Outcomes, accepted: Accepted, params: DecodeParams) -> None:
+    """Refuse the videos that cannot be searched, and those without a clip free of cuts."""
+    for video, cuts in outcomes.look_for_cuts(accepted):
+        if isinstance(cuts, VideoError):
+            verdict = Verdict("quarantined", str(cuts.reason), str(cuts))
+            accepted.refuse(video["video_id"], verdict)
+            continue
+        plan = plan_clips(dict(video) | {"key": "", "cuts": cuts}, params)
+        if not plan.clips:
+            message = f"a change of shot in each of {plan.candidates} clips"
+            accepted.refuse(video["video_id"], Verdict("filtered", "cuts_everywhere", message))
 
 
 def _rows(
@@ -94,7 +143,7 @@ def _rows(
     for video in Rows(VIDEOS):
         outcome = outcomes.of(video)
         verdict = accepted.verdict(video, outcome)
-        row = _row(video, outcome, verdict, held_out)
+        row = _row(video, outcome, verdict, held_out) | {"cuts": outcomes.cuts(outcome)}
         counts.add(row)
         yield row
 
@@ -124,7 +173,6 @@ def _row(
         **{name: video[name] for name in ("path", "size", "group", "start", "end")},
         **vars(verdict),
         **facts,
-        "cuts": None,
         "split": split,
     }
 

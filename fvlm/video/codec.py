@@ -1,6 +1,6 @@
 """The decoder with every check switched on: an error or a doubtful frame raises."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import av
 from av.packet import Packet
@@ -62,3 +62,14 @@ def play(timeline: Timeline, stream: VideoStream) -> Iterator[Shown]:
             raise
         seconds = (timeline.facts[place].time - timeline.shown[0]) * timeline.time_base
         raise VideoError(error.reason, f"{error} at {float(seconds):.1f} s") from None
+
+
+def time_of(timeline: Timeline, turn: int, place: int, shown: Sequence[int]) -> int:
+    """When the frame is shown that the decoder shows as number `turn`, of packet `place`.
+
+    Where the times ascend in decoding order, the container may know no other order: frames are then
+    shown in turn, the first one at the first of the times `shown`, and so on.
+    """
+    fact = timeline.facts[place]
+    in_turn = (timeline.ascends or not fact.has_pts) and turn < len(shown)
+    return shown[turn] if in_turn else fact.time

@@ -19,7 +19,7 @@ from av.video.stream import VideoStream
 from fvlm.core.errors import VideoError
 from fvlm.shards.footage import hash_footage
 from fvlm.video.clips import ClipSpan
-from fvlm.video.codec import Shown, decode_packet, packet_of, play
+from fvlm.video.codec import Shown, decode_packet, packet_of, play, time_of
 from fvlm.video.container import (
     STRICT,
     TOLERANT,
@@ -283,19 +283,13 @@ def _in_decoding_order(frames: Iterable[Shown], timeline: Timeline, start: int) 
 def decode_all(
     timeline: Timeline, stream: VideoStream, converter: FrameConverter, wanted: Wanted
 ) -> list[DecodedClip | VideoError]:
-    """Decode from the first packet to the last and check each frame against the timeline.
-
-    Where the times ascend in decoding order, the container may know no other order: frames are
-    then shown in turn, the first that the decoder shows at the first time, and so on.
-    """
+    """Decode from the first packet to the last and check each frame against the timeline."""
     shown, end = timeline.shown, timeline.end
     for _ in range(2):
         chosen = wanted.choose(timeline, shown, end)
         kept, pictures, times = set(_all_times(chosen)), dict[int, np.ndarray](), list[int]()
         for turn, (place, frame) in enumerate(play(timeline, stream)):
-            fact = timeline.facts[place]
-            in_turn = (timeline.ascends or not fact.has_pts) and turn < len(shown)
-            times.append(shown[turn] if in_turn else fact.time)
+            times.append(time_of(timeline, turn, place, shown))
             if times[-1] in kept:
                 pictures[times[-1]] = converter.convert(frame)
         if times == shown:

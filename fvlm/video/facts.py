@@ -23,6 +23,7 @@ from fvlm.core.kept import counts
 from fvlm.video.reasons import PASSING, Reason
 
 PROBE = "fvlm.video.probe:probe_request"
+CUTS = "fvlm.video.cuts:cuts_request"
 
 
 @dataclass(frozen=True)
@@ -68,15 +69,16 @@ def probe_version() -> str:
     return made_by(PROBE)
 
 
-class FactRecord:
-    """Outcomes of earlier probes by path, valid while the file's stamp is the same.
+class Record:
+    """JSON lines that are only ever appended to; the last one with a name counts.
 
-    Memory holds where the last entry of each path stands in the file.
+    by: the field of a line that holds its name. Memory holds where each one stands in the file.
+    Lines that an interrupted run left open, or that cannot be read, are ignored.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._places: dict[int, int] = {}  # by hash of the path
+    def __init__(self, path: Path, *, by: str) -> None:
+        self._path, self._by = path, by
+        self._places: dict[int, int] = {}  # by hash of the name
         self._separator, place = b"", 0
         path.parent.mkdir(parents=True, exist_ok=True)
         if not counts("filter", path):
@@ -84,40 +86,28 @@ class FactRecord:
         with path.open("rb") as file:
             for line in file:
                 with suppress(ValueError, TypeError, KeyError, AttributeError):
-                    self._places[_hash(json.loads(line)["path"])] = place
+                    self._places[_hash(json.loads(line)[by])] = place
                 place += len(line)
                 # A line that an interrupted run left open must not swallow the next one.
                 self._separator = b"" if line.endswith(b"\n") else b"\n"
 
-    def get(self, path: str, key: list[int] | None = None) -> Facts | VideoError | None:
-        """What the last probe of the file gave, or None; with `key` only if it is untouched."""
-        place = self._places.get(_hash(path))
+    def find(self, name: str) -> dict[str, Any] | None:
+        """The last line with this name."""
+        place = self._places.get(_hash(name))
         if place is None:
             return None
         self._reader.seek(place)
-        try:
-            entry = json.loads(self._reader.readline())
-            if entry["path"] != path or key not in (None, entry["key"]):
-                return None
-            if entry["reason"]:
-                return VideoError(Reason(entry["reason"]), entry["message"])
-            return Facts(**entry["facts"])
-        except (ValueError, TypeError, KeyError):
-            return None
+        with suppress(ValueError, TypeError, KeyError):
+            entry: dict[str, Any] = json.loads(self._reader.readline())
+            return entry if entry[self._by] == name else None
+        return None
 
-    def put(self, path: str, key: list[int], outcome: Facts | VideoError) -> None:
-        """Append an outcome unless another run may see another one."""
-        entry: dict[str, Any] = {"path": path, "key": key, "reason": "", "message": ""}
-        if isinstance(outcome, VideoError):
-            if outcome.reason in PASSING:
-                return
-            entry |= {"reason": str(outcome.reason), "message": str(outcome)}
-        else:
-            entry["facts"] = asdict(outcome)
+    def append(self, entry: Mapping[str, Any]) -> None:
+        """Add a line."""
         with naming_full_disk(self._path), self._path.open("ab") as file:
             place = file.seek(0, os.SEEK_END) + len(self._separator)
             file.write(self._separator + json.dumps(entry).encode() + b"\n")
-        self._places[_hash(path)], self._separator = place, b""
+        self._places[_hash(entry[self._by])], self._separator = place, b""
 
     @cached_property
     def _reader(self) -> IO[bytes]:
@@ -126,9 +116,43 @@ class FactRecord:
         return reader
 
 
-def _hash(path: str) -> int:
-    """64 bits; an entry is compared with the whole path."""
-    digest = hashlib.blake2b(path.encode(errors="surrogatepass"), digest_size=8).digest()
+def failure(entry: Mapping[str, Any]) -> VideoError | None:
+    """What a line tells of a video that cannot be used; None of another one."""
+    return VideoError(Reason(entry["reason"]), entry["message"]) if entry["reason"] else None
+
+
+def described(outcome: object) -> dict[str, str]:
+    """The fields of a line that `failure` reads."""
+    if isinstance(outcome, VideoError):
+        return {"reason": str(outcome.reason), "message": str(outcome)}
+    return {"reason": "", "message": ""}
+
+
+class FactRecord(Record):
+    """Outcomes of earlier probes by path, valid while the file's stamp is the same."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, by="path")
+
+    def get(self, path: str, key: list[int] | None = None) -> Facts | VideoError | None:
+        """What the last probe of the file gave, or None; with `key` only if it is untouched."""
+        entry = self.find(path)
+        with suppress(ValueError, TypeError, KeyError):
+            if entry and key in (None, entry["key"]):
+                return failure(entry) or Facts(**entry["facts"])
+        return None
+
+    def put(self, path: str, key: list[int], outcome: Facts | VideoError) -> None:
+        """Append an outcome unless another run may see another one."""
+        if isinstance(outcome, VideoError) and outcome.reason in PASSING:
+            return
+        facts = {} if isinstance(outcome, VideoError) else {"facts": asdict(outcome)}
+        self.append({"path": path, "key": key} | described(outcome) | facts)
+
+
+def _hash(name: str) -> int:
+    """64 bits; an entry is compared with the whole name."""
+    digest = hashlib.blake2b(name.encode(errors="surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "big")
 
 
@@ -185,6 +209,61 @@ def _kind(video: Mapping[str, Any], parts: set[int]) -> int:
     kind = _AGAIN if path in parts else _NEW
     parts.add(path)
     return kind
+
+
+class CutRecord(Record):
+    """Cuts that were found before, by content: a video that is renamed is not decoded again."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, by="sha256")
+
+    def get(self, sha256: str) -> list[float] | VideoError | None:
+        """What was found in a file with this content, or None."""
+        entry = self.find(sha256)
+        with suppress(ValueError, TypeError, KeyError):
+            if entry:
+                return failure(entry) or [float(cut) for cut in entry["cuts"]]
+        return None
+
+    def put(self, sha256: str, outcome: list[float] | VideoError) -> None:
+        """Append an outcome unless another run may see another one."""
+        if isinstance(outcome, VideoError):
+            if outcome.reason not in PASSING:
+                self.append({"sha256": sha256} | described(outcome))
+        else:
+            self.append({"sha256": sha256, "cuts": outcome} | described(outcome))
+
+
+def all_cuts(
+    videos: Iterable[V], record: CutRecord
+) -> Iterator[tuple[V | dict[str, Any], list[float] | VideoError]]:
+    """Yield (video, cuts) for every video, remembered ones first; each content is decoded once.
+
+    videos: with `path`, `sha256` and `duration_seconds`. Afterwards the record has every outcome
+    but those that another run may see otherwise.
+    """
+    waiting: dict[str, list[V]] = {}
+    for video in videos:
+        known = record.get(video["sha256"])
+        if known is not None:
+            yield video, known
+        else:
+            waiting.setdefault(video["sha256"], []).append(video)
+    if not waiting:
+        return
+    from fvlm.video.sandbox import seconds_to_decode
+    from fvlm.video.worker import map_isolated
+
+    items = (
+        {name: same[0][name] for name in ("path", "sha256")}
+        | {"processor_seconds": seconds_to_decode(same[0]["duration_seconds"])}
+        for same in waiting.values()
+    )
+    for item, result in map_isolated(CUTS, items):
+        outcome = result if isinstance(result, VideoError) else result.values["cuts"]
+        record.put(item["sha256"], outcome)
+        for video in waiting[item["sha256"]]:
+            yield video, outcome
 
 
 def stat_key(path: str) -> list[int] | VideoError:

@@ -26,12 +26,19 @@ from fvlm.video.confine import confine
 from fvlm.video.files import handed
 from fvlm.video.reasons import Reason
 
+PROCESSOR_SECONDS = 60.0  # per item that names no other `processor_seconds`
+SLOWEST = 4.0  # seconds of processor time that decoding a second of video may take
 PREFIX = struct.Struct(">QQ")  # bytes of JSON, bytes of arrays
 STDERR_BYTES = 2**20  # what decoders may print for one item
 OPEN_FILES = 64
 MESSAGE_CHARACTERS = 2000
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def seconds_to_decode(seconds: float) -> float:
+    """Processor time that an item may take of which so many seconds of video are decoded."""
+    return PROCESSOR_SECONDS + SLOWEST * seconds
 
 
 def encode_header(header: dict[str, Any], payload_bytes: int = 0) -> bytes:
@@ -64,7 +71,7 @@ def serve(
             request, file = received
             os.truncate(2, 0)  # stderr holds what concerns this item only
             os.lseek(2, 0, os.SEEK_SET)
-            _limit_processor(processor_seconds)
+            _limit_processor(request.get("processor_seconds", processor_seconds))
             with handed(request.get("path"), file):
                 header, arrays = _answer(call, request)
             channel.sendall(encode_header(header, sum(array.nbytes for array in arrays)))

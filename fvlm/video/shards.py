@@ -21,12 +21,12 @@ from fvlm.video.clips import Clip, ClipSpan, DecodeParams, plan_clips
 from fvlm.video.decode import clip_metadata, decode_request
 from fvlm.video.plan import can_plan
 from fvlm.video.reasons import PASSING
-from fvlm.video.worker import AHEAD, PROCESSOR_SECONDS, Outcome, Workers
+from fvlm.video.sandbox import seconds_to_decode
+from fvlm.video.worker import AHEAD, Outcome, Workers
 
 Row = Mapping[str, Any]
 
 LISTED = 20  # failures in a message
-SLOWEST = 4.0  # seconds of processor time that a second of video may take
 
 
 def describe_frames(params: DecodeParams) -> FrameManifest:
@@ -148,7 +148,7 @@ def decode_item(row: Row, clips: Sequence[Clip], request: FrameRequest) -> dict[
         "clips": [
             [start, end if end < seconds else None] for start, end in (clip.span for clip in clips)
         ],
-        "processor_seconds": PROCESSOR_SECONDS + SLOWEST * decoded,
+        "processor_seconds": seconds_to_decode(decoded),
     }
 
 

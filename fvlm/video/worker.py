@@ -37,9 +37,8 @@ from fvlm.core.identity import edited
 from fvlm.core.machine import core_count
 from fvlm.video.files import open_regular
 from fvlm.video.reasons import Reason
-from fvlm.video.sandbox import PREFIX, decode_arrays, encode_header
+from fvlm.video.sandbox import PREFIX, PROCESSOR_SECONDS, decode_arrays, encode_header
 
-PROCESSOR_SECONDS = 60.0  # per item
 WALL_CLOCK_TIMES = 10  # as much wall clock: a machine that does other work, a slow disk
 START_SECONDS = 600.0  # wall clock, until a worker is ready for its first item: a busy disk
 MEMORY_BYTES = 2 * 2**30  # address space of one worker
@@ -97,10 +96,12 @@ class Workers:
         processor_seconds: float = PROCESSOR_SECONDS,
         memory_bytes: int = MEMORY_BYTES,
     ) -> None:
-        if not isinstance(function, str):
-            function = f"{function.__module__}:{function.__name__}"
-        self.count = count or core_count()
-        self._arguments = (function, processor_seconds, memory_bytes)
+        name = getattr(function, "__name__", "")
+        called = function if isinstance(function, str) else f"{function.__module__}:{name}"
+        self.count, self._arguments = (
+            count or core_count(),
+            (called, processor_seconds, memory_bytes),
+        )
         self._tasks: SimpleQueue[Any] = SimpleQueue()  # (results, number, item); None ends a thread
         self._workers: set[_Worker] = set()
         self._lock, self._reserving = threading.Lock(), threading.Lock()
@@ -137,9 +138,9 @@ class Workers:
     ) -> Generator[tuple[Item, Outcome | VideoError], None, None]:
         """Yield (item, outcome) for every item, as they finish or `in_order` of the items.
 
-        The function may read the file that an item names as "path", and no other. `most` items are
-        begun and not delivered, by default two per worker, in order AHEAD. A worker that dies or is
-        late costs its item (VideoError crashed, timeout or out_of_memory).
+        The function may read the file that an item names as "path", and no other; an item's
+        "processor_seconds" are its limit. `most` items are begun and not delivered, by default two
+        per worker, in order AHEAD. A worker that dies or is late costs its item (VideoError).
         """
         most = most or self.count * (AHEAD if in_order else 2)
         results: SimpleQueue[Any] = SimpleQueue()  # (number, item, outcome or exception)
@@ -221,7 +222,8 @@ class _Worker:
 
     def __init__(self, function: str, processor_seconds: float, memory_bytes: int) -> None:
         path = [entry or os.getcwd() for entry in sys.path]  # noqa: PTH109
-        self._seconds, self._memory_bytes = processor_seconds, memory_bytes
+        self._allowed, self._seconds = processor_seconds, processor_seconds
+        self._memory_bytes = memory_bytes
         self._stderr: IO[bytes] = tempfile.TemporaryFile("a+b")  # noqa: SIM115 - close() does
         self._channel, theirs = socket.socketpair()
         with theirs:
@@ -253,7 +255,8 @@ class _Worker:
                 header, _ = self._receive(time.monotonic() + START_SECONDS)
                 _announce(header["protection"])
                 self._is_ready = True
-            wall_clock = WALL_CLOCK_TIMES * self._seconds
+            self._allowed = item.get("processor_seconds", self._seconds)
+            wall_clock = WALL_CLOCK_TIMES * self._allowed
             late = f"no result after {wall_clock:g} seconds"
             self._send(item)
             outcome = _outcome(*self._receive(time.monotonic() + wall_clock))
@@ -325,7 +328,7 @@ class _Worker:
         lines = self._stderr.read().decode(errors="replace").strip().splitlines()
         said = f": {lines[-1][:200]}" if lines else ""
         if code == -signal.SIGXCPU:
-            used = f"used up its {self._seconds:g} seconds of processor time{said}"
+            used = f"used up its {self._allowed:g} seconds of processor time{said}"
             return VideoError(Reason.TIMEOUT, used)
         if any("MemoryError" in line or "bad_alloc" in line for line in lines[-3:]):
             return VideoError(Reason.OUT_OF_MEMORY, f"the worker ran out of memory{said}")
