@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 NAMES = sorted(f"benchmarks.{path.stem}" for path in (ROOT / "benchmarks").glob("bench_*.py"))
-WITHOUT_OPTIONS = {"benchmarks.bench_text"}
+WITHOUT_OPTIONS = {"benchmarks.bench_cuts", "benchmarks.bench_text"}
 HELP = """
 import runpy, sys
 for name in sys.argv[1:]:

@@ -1,5 +1,6 @@
 """Changes of shot: where FFmpeg's scene score says that a frame has little of the one before it."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from av.filter import Graph
@@ -15,21 +16,24 @@ THRESHOLD = 0.2
 SMALL = 160  # pixels; width of the frames that are compared
 
 
-def find_cuts(path: str, threshold: float = THRESHOLD) -> list[float]:
+def find_cuts(path: str) -> list[float]:
     """Seconds from the first frame at which a new shot begins, ascending; every frame is decoded.
 
     The times are those of `pts_seconds` in `decode_video`. Raises VideoError with one of the
     reasons in `fvlm.video.reasons`. Run it in the sandboxed worker on files of unknown origin.
     """
-    cuts, scores = [], SceneScores()
+    return [seconds for seconds, score in scene_scores(path) if score > THRESHOLD]
+
+
+def scene_scores(path: str) -> Iterator[tuple[float, float]]:
+    """When each frame is shown, seconds from the first one, and how much of it is new, 0 to 1."""
+    scores = SceneScores()
     with open_stream(path, TOLERANT) as (container, stream):
         timeline = read_timeline(path, container, stream)
         shown = timeline.shown
         for turn, (place, frame) in enumerate(play(timeline, stream)):
-            if scores.of(frame) > threshold and turn:
-                time = time_of(timeline, turn, place, shown)
-                cuts.append(float((time - shown[0]) * timeline.time_base))
-    return cuts
+            time, score = time_of(timeline, turn, place, shown), scores.of(frame)
+            yield float((time - shown[0]) * timeline.time_base), score
 
 
 class SceneScores:
