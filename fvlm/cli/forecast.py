@@ -56,7 +56,8 @@ def bytes_of_clip(params: Sections, parts: Parts) -> dict[str, int]:
     dino, vae = parts.dino(params.encode.dino), parts.vae(params.encode.vae)
     if dino and vae:
         channels, height, width = vae.latent_shape(size)
-        values = dino.num_tokens(size) * dino.width + channels * height * width
+        values = channels * height * width
+        values += dino.num_tokens(size) * dino.width * params.encode.tokens
         found["encode"] = 2 * frames * values  # float16
     return found
 

@@ -108,6 +108,14 @@ def _start_is_a_saved_model(p: "Sections") -> Lines:
         yield text if text.startswith("train.start: ") else f"train.start: {text}"
 
 
+def _tokens_are_stored(p: "Sections") -> Lines:
+    if p.train.input == "features" and not p.encode.tokens:
+        yield (
+            "encode.tokens: must be true with train.input: features, which reads them; "
+            "nearest: true, or train.input: frames"
+        )
+
+
 class Sections(Params):
     """All of params.yaml, and the rules that need nothing else."""
 
@@ -118,6 +126,7 @@ class Sections(Params):
         _at_most("uncertainty", "downsample", "frame_size", least=2),
         _enough_frames,
         _tokens_are_final,
+        _tokens_are_stored,
         _text_needs_words,
         _untrained_has_a_shape,
         _calibration_seeds,

@@ -142,6 +142,11 @@ def open_clips(
     """
     shards = open_shards(encoded, split=split)
     frames = open_shards(decoded, split=split) if input == "frames" else None
+    if frames is None and "tokens" not in shards.fields:
+        raise ShardError(
+            f"{encoded} holds no tokens, which a model with train.input: features reads: set "
+            "encode.tokens: true and run `dvc repro`, or train.input: frames"
+        )
     table = CaptionTable(captions or table_beside(encoded), shards.keys) if tokenizer else None
     if tokenizer and not table:
         raise ShardError(

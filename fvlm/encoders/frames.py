@@ -33,6 +33,7 @@ class EncodeParams(Params):
     dino_layers: int = Field(ge=0)
     vae: str
     layer: int = Field(ge=0)
+    tokens: bool = True
     batch_frames: int = Field(ge=1)
     dtype: Dtype
     compile: bool
@@ -85,6 +86,17 @@ class FrameEncoder:
         parts = torch.from_numpy(clips).flatten(0, 1).split(self.params.batch_frames)
         tokens, latents = zip(*(self._encode_batch(part) for part in parts), strict=True)
         return _to_numpy(tokens, clips.shape[:2]), _to_numpy(latents, clips.shape[:2])
+
+    def encode_latents(self, clips: NDArray[np.uint8]) -> NDArray[np.float16]:
+        """Only the latents, the same as of `encode`; the patch encoder does not run."""
+        parts = torch.from_numpy(clips).flatten(0, 1).split(self.params.batch_frames)
+        return _to_numpy(tuple(self._latents_of(part) for part in parts), clips.shape[:2])
+
+    @torch.inference_mode()
+    def _latents_of(self, frames: Tensor) -> Tensor:
+        with self._turn if self.in_turn else nullcontext():
+            latents: Tensor = self.vae(frames.to(self.device, non_blocking=True))
+            return latents.to(torch.float16)
 
     @torch.inference_mode()
     def _encode_batch(self, frames: Tensor) -> tuple[Tensor, Tensor]:

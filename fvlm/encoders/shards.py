@@ -62,16 +62,18 @@ def make_shard(
 
 
 def encode_clips(encoder: FrameEncoder, reader: ShardReader, rows: range) -> list[Sample]:
-    """The samples of these clips: tokens, latents, and the metadata that decode gave them."""
-    tokens, latents = encoder.encode(reader.read(rows, ["frames"])["frames"])
+    """The samples of these clips: tokens where they are wanted, latents, and decode's metadata."""
+    frames = reader.read(rows, ["frames"])["frames"]
+    if encoder.params.tokens:
+        tokens, latents = encoder.encode(frames)
+        arrays = {"tokens.npy": tokens, "latents.npy": latents}
+    else:
+        arrays = {"latents.npy": encoder.encode_latents(frames)}
     return [
         (
             reader.keys[row],
-            {
-                "tokens.npy": tokens[number],
-                "latents.npy": latents[number],
-                "json": reader.metadata(row),
-            },
+            {name: array[number] for name, array in arrays.items()}
+            | {"json": reader.metadata(row)},
         )
         for number, row in enumerate(rows)
     ]

@@ -101,7 +101,10 @@ class VaePart(Encoder):
 
 
 class EncodedManifest(Manifest):
-    """Of encode: tokens float16 [T,N,D], latents float16 [T,C,h,w]."""
+    """Of encode: tokens float16 [T,N,D], latents float16 [T,C,h,w].
+
+    With recipe["tokens"] false, samples have no tokens; their shape is told all the same.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
