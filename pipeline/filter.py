@@ -20,17 +20,8 @@ from fvlm.core.rows import Rows, write_rows
 from fvlm.core.stage import run
 from fvlm.video.accept import ACCEPTED, Accepted, Counts, FilterParams, Verdict, hold_out
 from fvlm.video.clips import DecodeParams, plan_clips
-from fvlm.video.facts import (
-    CUTS,
-    FACTS,
-    CutRecord,
-    FactRecord,
-    Facts,
-    all_cuts,
-    probe_all,
-    probe_folder,
-    probe_version,
-)
+from fvlm.video.cut_record import CUTS, CutRecord, all_cuts
+from fvlm.video.facts import FACTS, FactRecord, Facts, probe_all, probe_folder, probe_version
 from fvlm.video.reasons import PASSING
 from pipeline.paths import CAPTIONS, FILTER_METRICS, MANIFEST, VIDEOS
 

@@ -48,9 +48,8 @@ def cut_cells(video: CutVideo) -> Cells:
     counts = {"with a change of shot": cut, "not chosen": other, "failed": failed}
     return [
         video.video_id,
-        video.split,
         f"{video.start:.1f} to {video.end:.1f}",
-        str(video.clips),
+        f"{video.clips} {video.split}",
         ", ".join(f"{count} {why}" for why, count in counts.items() if count) or "none",
     ]
 

@@ -75,7 +75,7 @@ def start_as_copy(model: FoveatedModel, latents: Iterable[Tensor]) -> None:
         return
     product = square = 0.0
     for batch in latents:
-        exact = batch.double()
+        exact = batch.cpu().double()
         product += float((exact[:, :-1] * exact[:, 1:]).sum())
         square += float((exact[:, :-1] ** 2).sum())
     with torch.no_grad():

@@ -8,7 +8,7 @@ from av.video.frame import VideoFrame
 
 from fvlm.video.codec import play, time_of
 from fvlm.video.container import TOLERANT, open_stream
-from fvlm.video.decode import check_content
+from fvlm.video.files import check_content
 from fvlm.video.timeline import read_timeline
 
 # Of 1. Chosen on cuts that were marked by hand: benchmarks/README.md.

@@ -28,7 +28,7 @@ from fvlm.video.container import (
     open_stream,
 )
 from fvlm.video.damage import Messages, has_predicted_idr
-from fvlm.video.files import content_sha256
+from fvlm.video.files import check_content
 from fvlm.video.geometry import FrameConverter
 from fvlm.video.plan import SKIPS_UNREFERENCED, Span, can_plan, plan_spans
 from fvlm.video.reasons import Reason
@@ -178,16 +178,6 @@ def decode_request(request: dict[str, Any]) -> tuple[dict[str, Any], dict[str, n
         assert isinstance(clip, VideoError)
         raise clip
     return {"clips": [_facts(clip) for clip in clips]}, {"frames": np.stack(found)}
-
-
-def check_content(request: Mapping[str, Any]) -> str:
-    """The path of a request; raises VideoError when the file's content is not `sha256`."""
-    path: str = request["path"]
-    found = content_sha256(path)
-    if found != request["sha256"]:
-        message = f"{path}: sha256 {found}, the filter saw {request['sha256']}"
-        raise VideoError(Reason.CHANGED_SINCE_FILTER, message)
-    return path
 
 
 def _facts(clip: DecodedClip | VideoError) -> dict[str, Any]:

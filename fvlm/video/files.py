@@ -8,7 +8,7 @@ import hashlib
 import io
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -102,3 +102,13 @@ def content_sha256(path: str) -> str:
             digest.update(data)
             position += len(data)
     return digest.hexdigest()
+
+
+def check_content(request: Mapping[str, Any]) -> str:
+    """The path of a request; raises VideoError when the file's content is not `sha256`."""
+    path: str = request["path"]
+    found = content_sha256(path)
+    if found != request["sha256"]:
+        message = f"{path}: sha256 {found}, the filter saw {request['sha256']}"
+        raise VideoError(Reason.CHANGED_SINCE_FILTER, message)
+    return path

@@ -96,12 +96,10 @@ class Workers:
         processor_seconds: float = PROCESSOR_SECONDS,
         memory_bytes: int = MEMORY_BYTES,
     ) -> None:
-        name = getattr(function, "__name__", "")
-        called = function if isinstance(function, str) else f"{function.__module__}:{name}"
-        self.count, self._arguments = (
-            count or core_count(),
-            (called, processor_seconds, memory_bytes),
-        )
+        if not isinstance(function, str):
+            function = f"{function.__module__}:{function.__name__}"
+        self.count = count or core_count()
+        self._arguments = (function, processor_seconds, memory_bytes)
         self._tasks: SimpleQueue[Any] = SimpleQueue()  # (results, number, item); None ends a thread
         self._workers: set[_Worker] = set()
         self._lock, self._reserving = threading.Lock(), threading.Lock()
@@ -222,8 +220,7 @@ class _Worker:
 
     def __init__(self, function: str, processor_seconds: float, memory_bytes: int) -> None:
         path = [entry or os.getcwd() for entry in sys.path]  # noqa: PTH109
-        self._allowed, self._seconds = processor_seconds, processor_seconds
-        self._memory_bytes = memory_bytes
+        self._seconds, self._memory_bytes = processor_seconds, memory_bytes
         self._stderr: IO[bytes] = tempfile.TemporaryFile("a+b")  # noqa: SIM115 - close() does
         self._channel, theirs = socket.socketpair()
         with theirs:
@@ -248,6 +245,7 @@ class _Worker:
     def answer(self, item: dict[str, Any]) -> Outcome | VideoError:
         """What the worker makes of the item; it is not usable any more where that went wrong."""
         self._served += 1
+        self._allowed = item.get("processor_seconds", self._seconds)
         outcome: Outcome | VideoError
         try:
             if not self._is_ready:
@@ -255,7 +253,6 @@ class _Worker:
                 header, _ = self._receive(time.monotonic() + START_SECONDS)
                 _announce(header["protection"])
                 self._is_ready = True
-            self._allowed = item.get("processor_seconds", self._seconds)
             wall_clock = WALL_CLOCK_TIMES * self._allowed
             late = f"no result after {wall_clock:g} seconds"
             self._send(item)

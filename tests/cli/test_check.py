@@ -67,9 +67,9 @@ def faults(document: Document, parts: Parts) -> list[str]:
 # What is edited, the one line that it gets, and the value that the line names as nearest.
 BROKEN: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
     (
-        {"train.num_frames": 25},
-        "train.num_frames: must be <= 24 (decode.num_frames), got 25; nearest: 24",
-        {"train.num_frames": 24},
+        {"train.num_frames": 17},
+        "train.num_frames: must be <= 16 (decode.num_frames), got 17; nearest: 16",
+        {"train.num_frames": 16},
     ),
     (
         {"train.start": "nowhere"},
@@ -86,8 +86,8 @@ BROKEN: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
     ),
     (
         {"evaluate.num_frames": 99},
-        "evaluate.num_frames: must be <= 24 (decode.num_frames), got 99; nearest: 24",
-        {"evaluate.num_frames": 24},
+        "evaluate.num_frames: must be <= 16 (decode.num_frames), got 99; nearest: 16",
+        {"evaluate.num_frames": 16},
     ),
     (
         {"decode.num_frames": 2, "train.num_frames": 2, "uncertainty.frames_per_clip": 1},
@@ -96,8 +96,8 @@ BROKEN: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
     ),
     (
         {"uncertainty.frames_per_clip": 30},
-        "uncertainty.frames_per_clip: must be <= 24 (decode.num_frames), got 30; nearest: 24",
-        {"uncertainty.frames_per_clip": 24},
+        "uncertainty.frames_per_clip: must be <= 16 (decode.num_frames), got 30; nearest: 16",
+        {"uncertainty.frames_per_clip": 16},
     ),
     (
         {"uncertainty.downsample": 200},
@@ -226,8 +226,8 @@ def test_faults_of_sections_and_of_rules_are_told_together() -> None:
         changed(
             {
                 "train.batch_size": 0,
-                "train.num_frames": 25,
-                "filter.min_seconds": 90.0,
+                "train.num_frames": 17,
+                "filter.min_seconds": 9000.0,
                 "uncertainty.passes": 3,
                 "uncertainty.frames_per_clip": 40,
                 "model.query_layers": 3,
@@ -400,18 +400,26 @@ def test_forecasts_space_hours_and_downloads(
     (tmp_path / ".state/timings/decode.json").write_text('{"clips_per_second": 0.001}')
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    document = changed({"collect.source": str(tmp_path), "train.seeds": [0, 1]})
+    whole = {"decode.frames_per_second": 0.0, "decode.clips_per_video": 1}
+    document = changed({"collect.source": str(tmp_path), "train.seeds": [0, 1], **whole})
     params = validate_params(Sections, document, PARAMS)
     said = list(forecast(params, parts))
     clip = params.decode.num_frames * 3 * params.decode.frame_size**2
     assert said[0].startswith("3 videos")
     assert bytes_of_clip(params, parts)["decode"] == clip
     assert f"{3 * clip / 1e6:.4g} MB in all; 0.8 hours at the 0.0 clips/s" in said[1]
-    # 24 frames: 81 patches and CLS of width 384; latents of 4 x 16 x 16; float16
-    assert bytes_of_clip(params, parts)["encode"] == 24 * 2 * (82 * 384 + 4 * 16 * 16)
+    # 16 frames: 81 patches and CLS of width 384; latents of 4 x 16 x 16; float16
+    assert bytes_of_clip(params, parts)["encode"] == 16 * 2 * (82 * 384 + 4 * 16 * 16)
     assert said[2].endswith("no rate is known: run it on a few hundred videos first")
     assert said[3].startswith(f"train: {2 * params.train.max_samples:,} clips seen; no rate")
     assert len(said) == 4
+    several = changed({"collect.source": str(tmp_path), "decode.clips_per_video": 5})
+    (first, *_) = forecast(validate_params(Sections, several, PARAMS), parts)
+    assert first.startswith("3 videos, 15 clips at most")
+    monkeypatch.chdir(tmp_path)  # where no filter has run
+    every = changed({"collect.source": str(tmp_path), "decode.clips_per_video": 0})
+    (first, *_) = forecast(validate_params(Sections, every, PARAMS), parts)
+    assert first.endswith("how many clips they have is known after `filter`")
     document = changed({"encode.vae": "nobody/knows-this", "collect.source": str(tmp_path)})
     params = validate_params(Sections, document, PARAMS)
     assert missing(params) == {"encode.vae": "nobody/knows-this"}

@@ -202,6 +202,7 @@ CHANGES: dict[str, tuple[object, dict[str, Any]]] = {
     "query_reads": ("patches", {}),
     "temperature": (0.1, {}),
     "fine_iterations": (2, {}),
+    "head": ("residual", {}),
     "head_channels": (12, {}),
     "text": ("condition", {}),
     "max_text_tokens": (1, {"text": "condition"}),

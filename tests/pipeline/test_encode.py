@@ -11,10 +11,12 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
+from fvlm.clips.reader import open_clips
 from fvlm.core.errors import FvlmError, ShardError
 from fvlm.core.io import read_json
 from fvlm.encoders.frames import EncodeParams, FrameEncoder, load_encoder
 from fvlm.shards import write
+from fvlm.shards.manifest import EncodedManifest, read_manifest
 from fvlm.shards.read import ShardReader, open_shards
 from fvlm.shards.write import write_shard
 from pipeline import encode, paths
@@ -169,3 +171,23 @@ def test_an_error_surfaces_and_leaves_no_part(
     finally:
         torch.set_num_threads(1)
     assert {name: data for name, data in made().items() if name.endswith(".tar")} == expected
+
+
+def test_tokens_need_not_be_stored(params: EncodeParams) -> None:
+    """Without them the latents are the same bytes, and a model that reads tokens is refused."""
+    encode.main()
+    with open_shards(paths.ENCODED, split="val") as reader:
+        expected = reader.read(range(3), ["latents"])["latents"].copy()
+    YAML().dump({"encode": params.model_dump() | {"tokens": False}}, Path("params.yaml"))
+    encode.main()
+    with open_shards(paths.ENCODED, split="val") as reader:
+        assert set(reader.fields) == {"latents"}
+        np.testing.assert_array_equal(reader.read(range(3), ["latents"])["latents"], expected)
+    manifest = read_manifest(paths.ENCODED, EncodedManifest)
+    assert manifest.recipe["tokens"] is False
+    with pytest.raises(ShardError, match=r"set encode.tokens: true .*, or train.input: frames"):
+        open_clips(paths.ENCODED, paths.FRAMES, split="val", input="features")
+    clips = open_clips(paths.ENCODED, paths.FRAMES, split="val", input="frames")
+    batch = clips.read([0, 2], np.arange(NUM_FRAMES))
+    assert batch.inputs.shape == (2, NUM_FRAMES, 3, SIZE, SIZE)
+    np.testing.assert_array_equal(batch.latents.numpy(), expected[[0, 2]])

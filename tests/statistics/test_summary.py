@@ -188,7 +188,7 @@ def test_skill_is_what_the_fine_loss_lacks_of_that_of_ar1() -> None:
 def test_every_ratio_has_an_interval() -> None:
     found = figures(losses())
     ratios = {name for name in found if f"{name}_low" in found}
-    assert len(ratios) == 6 + 3 * (len(ARMS) - 2) + 3
+    assert len(ratios) == 7 + 3 * (len(ARMS) - 2) + 3  # with the skill
     bare = {"detectable_ratio", "groups_for_ratio_1_05"}
     assert {
         name for name in found if "ratio" in name and not name.startswith(tuple(ratios))

@@ -12,8 +12,8 @@ import pytest
 
 from fvlm.core.errors import VideoError
 from fvlm.core.io import sha256_file
+from fvlm.video.cut_record import CutRecord, all_cuts
 from fvlm.video.cuts import cuts_request, find_cuts
-from fvlm.video.facts import CutRecord, all_cuts
 from fvlm.video.worker import map_isolated
 
 SHOTS = (20, 15, 25)  # frames of each shot

@@ -102,8 +102,7 @@ def test_parts_of_a_file_are_videos_of_one_group(folder: Path) -> None:
     assert [(s["start"], s["end"]) for s in parts] == [(0, 1), (1, 2), (3.5, 4.5), (4.5, 5.5)]
     # The square moves by a pixel a frame, 4 frames a second.
     lefts = [int(sample["frames"][0, 0].mean(axis=0).argmax()) for sample in parts]
-    assert lefts == sorted(lefts)
-    assert lefts[2] > lefts[1] + 2
+    assert lefts[0] < lefts[1] < lefts[2] - 2  # then it leaves the picture
 
 
 def test_a_video_that_is_shorter_than_a_clip_is_filtered(folder: Path) -> None:
