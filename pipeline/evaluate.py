@@ -15,8 +15,9 @@ import numpy as np
 import torch
 
 from fvlm.clips.batch import Batch
+from fvlm.clips.latents import training_latents
 from fvlm.clips.order import evaluated_frames, even_frames
-from fvlm.clips.reader import ClipReader, open_clips, rows_of_new_footage, training_latents
+from fvlm.clips.reader import ClipReader, open_clips, rows_of_new_footage
 from fvlm.core.device import arithmetic, default_device, keep_freed_memory
 from fvlm.core.document import write_document, write_figures, write_table
 from fvlm.core.errors import FvlmError

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fvlm.clips.batch import Batch, Captions, Input
-from fvlm.clips.order import evaluated_frames, even_frames
 from fvlm.clips.text import CaptionTable, table_beside
 from fvlm.clips.tokenizer import CaptionTokenizer
 from fvlm.core.errors import ParamsError, ShardError
@@ -18,7 +17,6 @@ from fvlm.shards.footage import show_same
 from fvlm.shards.read import ShardReader, open_shards
 
 Indices = NDArray[np.int64]
-FITTED, FITTED_TOGETHER = 1000, 32  # training clips that baselines are fitted on; read at a time
 
 
 class ClipReader:
@@ -155,20 +153,6 @@ def open_clips(
             "model.text: none"
         )
     return ClipReader(shards, frames, tokenizer, table, memory)
-
-
-def training_latents(encoded: Path, num_frames: int) -> Iterator[Tensor]:
-    """Latents float16 [B,T,C,h,w] of up to FITTED training clips, evenly chosen, in batches.
-
-    T: as many of the stored frames with equal gaps, as they are evaluated.
-    """
-    shards = open_shards(encoded, split="train")
-    frames = evaluated_frames(stored=shards.fields["latents"].shape[0], count=num_frames)
-    rows = even_frames(stored=len(shards.keys), count=min(FITTED, len(shards.keys)))
-    for start in range(0, len(rows), FITTED_TOGETHER):
-        chosen = rows[start : start + FITTED_TOGETHER]
-        found = shards.read(chosen, fields=("latents",), frames=frames)
-        yield torch.from_numpy(found["latents"])
 
 
 def rows_of_new_footage(held_out: ClipReader, trained: ClipReader) -> list[int]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fvlm.clips.latents import fit_ar1
 from fvlm.model.foveated import frame_losses
 
 
@@ -41,24 +42,7 @@ class Baselines:
 
 def fit_baselines(batches: Iterable[Tensor]) -> Baselines:
     """Fit on the latents [B,T,C,h,w] of training clips, T >= 2, in one pass; at least one batch."""
-    frames = pairs = 0
-    total = before = after = torch.zeros(())
-    product = square = 0.0
-    for batch in batches:
-        latents = batch.cpu().double()
-        first, second = latents[:, :-1].flatten(0, 1), latents[:, 1:].flatten(0, 1)
-        total = total + latents.sum(dim=(0, 1))
-        before, after = before + first.sum(dim=0), after + second.sum(dim=0)
-        product += float((first * second).sum())
-        square += float((first * first).sum())
-        frames += latents.shape[0] * latents.shape[1]
-        pairs += len(first)
-    mean = total / frames
-    length = pairs * float((mean * mean).sum())
-    # Sums over pairs of (Y_{t-1} - m) (Y_t - m) and of (Y_{t-1} - m)^2, multiplied out.
-    covariance = product - float((mean * (before + after)).sum()) + length
-    variance = square - 2 * float((mean * before).sum()) + length
-    return Baselines(mean, covariance / variance if variance > 0 else 0.0)
+    return Baselines(*fit_ar1(batches))
 
 
 def persistence_losses(latents: Tensor) -> Tensor:

@@ -28,17 +28,12 @@ class FilmHead(nn.Module):
     """Predicts the latent of frame t from a hidden state that has not seen it and latent t - 1.
 
         feat = convs(previous latent);  (gamma, beta) = mlp(h)
-        change = convs(gamma * feat + beta)
-        prediction = change, or if `residual`: gain * previous latent + change
+        prediction = convs(gamma * feat + beta)
 
-    A residual head starts as the copy `gain * previous latent`: its last convolution is zero, and a
-    training sets the learned `gain` [1] to the least-squares coefficient of its clips.
-    1,300,612 parameters at H = 576, C = 4 and 256 `channels`, a multiple of 4, without the gain.
+    Not residual. 1,300,612 parameters at H = 576, C = 4 and 256 `channels`, a multiple of 4.
     """
 
-    def __init__(
-        self, hidden: int, latent_channels: int, *, channels: int = CHANNELS, residual: bool = False
-    ) -> None:
+    def __init__(self, hidden: int, latent_channels: int, *, channels: int = CHANNELS) -> None:
         super().__init__()
         self.film = nn.Sequential(
             nn.Linear(hidden, FILM_HIDDEN), nn.GELU(), nn.Linear(FILM_HIDDEN, 2 * channels)
@@ -46,9 +41,6 @@ class FilmHead(nn.Module):
         widths = (channels // 4, channels // 2, channels)
         self.before = _convolutions((latent_channels, *widths))
         self.after = _convolutions((*reversed(widths), latent_channels))
-        self.gain = nn.Parameter(torch.ones(1)) if residual else None
-        for parameter in self.after[-1].parameters() if residual else ():
-            nn.init.zeros_(parameter)
 
     def encode_previous(self, previous: Tensor) -> Previous:
         """What predictions need of the previous latents [B,T,C,h,w].
@@ -63,9 +55,32 @@ class FilmHead(nn.Module):
         B, T, _ = hidden.shape
         gamma, beta = self.film(hidden).flatten(0, 1)[:, :, None, None].chunk(2, dim=1)
         prediction: Tensor = self.after(gamma * previous.features + beta)
-        if self.gain is not None:
-            prediction = self.gain * previous.latents + prediction
         return prediction.reshape(B, T, *prediction.shape[1:])
+
+
+class ResidualHead(FilmHead):
+    """Adds what a `FilmHead` computes to AR(1), which it starts as: the last convolution is zero.
+
+        prediction = mean + gain * (previous latent - mean) + convs(gamma * feat + beta)
+
+    mean [C,h,w] and gain [1] are learned; a training starts them at the mean of its clips' latents
+    and at the coefficient of least squares.
+    """
+
+    def __init__(
+        self, hidden: int, latent_shape: tuple[int, int, int], *, channels: int = CHANNELS
+    ) -> None:
+        super().__init__(hidden, latent_shape[0], channels=channels)
+        self.mean = nn.Parameter(torch.zeros(latent_shape))
+        self.gain = nn.Parameter(torch.ones(1))
+        for parameter in self.after[-1].parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, hidden: Tensor, previous: Previous) -> Tensor:
+        """As of `FilmHead`; the latents' height and width are those of `mean`."""
+        change = super().forward(hidden, previous)
+        decayed = self.mean + self.gain * (previous.latents - self.mean)
+        return decayed.reshape_as(change) + change
 
 
 def _convolutions(channels: tuple[int, ...]) -> nn.Sequential:

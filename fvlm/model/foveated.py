@@ -27,7 +27,7 @@ from fvlm.clips.batch import Captions, Input
 from fvlm.core.params import Params
 from fvlm.encoders.dino import DinoEncoder
 from fvlm.model.captions import Prefix, Text, caption_losses
-from fvlm.model.film_head import CHANNELS, FilmHead, Previous
+from fvlm.model.film_head import CHANNELS, FilmHead, Previous, ResidualHead
 from fvlm.model.language import causal_states
 from fvlm.model.query_attention import (
     DeepAttention,
@@ -149,8 +149,10 @@ class FoveatedModel(nn.Module):
             {mode: nn.Parameter(torch.randn(hidden) * 0.02) for mode in ("coarse", "fine")}
         )
         self.y_init = nn.Parameter(torch.zeros(latent_shape))
-        self.head = FilmHead(
-            hidden, latent_shape[0], channels=head_channels, residual=head == "residual"
+        self.head = (
+            ResidualHead(hidden, latent_shape, channels=head_channels)
+            if head == "residual"
+            else FilmHead(hidden, latent_shape[0], channels=head_channels)
         )
         if fine_iterations == 0:
             # Under several processes a weight that no loss reaches is an error.

@@ -1,4 +1,4 @@
-"""What a training starts from: the weights of a saved model (`train.start`), or a fitted copy."""
+"""What a training starts from: the weights of a saved model (`train.start`), or AR(1)."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fvlm.clips.latents import fit_ar1
 from fvlm.clips.tokenizer import CaptionTokenizer
 from fvlm.core.errors import CheckpointError, FvlmError
 from fvlm.model.build import Architecture
+from fvlm.model.film_head import ResidualHead
 from fvlm.model.foveated import FoveatedModel
 from fvlm.model.hub import CONFIG
 from fvlm.model.saved import load_model, load_tokenizer_of, read_config
@@ -65,21 +67,18 @@ def load_start(
         raise CheckpointError(f"train.start: {start}: {error}") from None
 
 
-def start_as_copy(model: FoveatedModel, latents: Iterable[Tensor]) -> None:
-    """Let a residual head begin with the coefficient that predicts each latent from the last one.
+def start_as_ar1(model: FoveatedModel, latents: Iterable[Tensor]) -> None:
+    """Let a residual head begin as AR(1) of latents [B,T,C,h,w] of training clips.
 
-    latents [B,T,C,h,w]: of training clips. gain = sum Y_{t-1} Y_t / sum Y_{t-1}^2, least squares
-    without a constant, which the head learns. No random number is drawn.
+    Its mean and gain, and the latent that stands before the first frame. No random number is drawn.
     """
-    if model.head.gain is None:
-        return
-    product = square = 0.0
-    for batch in latents:
-        exact = batch.cpu().double()
-        product += float((exact[:, :-1] * exact[:, 1:]).sum())
-        square += float((exact[:, :-1] ** 2).sum())
-    with torch.no_grad():
-        model.head.gain.fill_(product / square if square > 0 else 0.0)
+    head = model.head
+    if isinstance(head, ResidualHead):
+        mean, gain = fit_ar1(latents)
+        with torch.no_grad():
+            head.gain.fill_(gain)
+            for latent in (head.mean, model.y_init):
+                latent.copy_(mean)
 
 
 def _decides(architecture: Architecture, tokenizer: CaptionTokenizer | None) -> dict[str, Any]:

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from fvlm.clips.batch import Batch
+from fvlm.clips.latents import training_latents
 from fvlm.clips.order import rows_at, trained_frames
-from fvlm.clips.reader import BatchMemory, ClipReader, open_clips, training_latents
+from fvlm.clips.reader import BatchMemory, ClipReader, open_clips
 from fvlm.clips.text import CaptionTable
 from fvlm.clips.tokenizer import CaptionTokenizer
 from fvlm.core.device import peak_memory_gib
@@ -34,7 +35,7 @@ from fvlm.training.finished import CURVE, FinishedTrainings, read_curve
 from fvlm.training.longer import whatever_length, where_it_begins
 from fvlm.training.loop import OutOfTimeError, Row, train
 from fvlm.training.optim import TrainParams
-from fvlm.training.start import hash_start, load_start, start_as_copy
+from fvlm.training.start import hash_start, load_start, start_as_ar1
 from fvlm.training.validation import PREFIX, Validation, of_these_clips, plan_validation
 
 DATA_SECTIONS = ("collect", "filter", "decode", "encode")  # of params.yaml
@@ -294,7 +295,7 @@ def _prepare(training: Training, shards: Shards, device: torch.device) -> _Prepa
     if params.start:
         load_start(params.start, model, architecture, tokenizer)
     else:
-        start_as_copy(model, training_latents(shards.encoded, params.num_frames))
+        start_as_ar1(model, training_latents(shards.encoded, params.num_frames))
     if params.encoder_lr > 0:
         model.train_encoder()
     return _Prepared(

@@ -1,6 +1,6 @@
 import torch
 
-from fvlm.model.film_head import FilmHead
+from fvlm.model.film_head import FilmHead, ResidualHead
 
 
 def test_parameter_count_at_the_published_width() -> None:
@@ -46,19 +46,20 @@ def test_not_residual_and_size_free() -> None:
     assert head(torch.randn(1, 2, 16), head.encode_previous(previous)).abs().sum() == 0
 
 
-def test_a_residual_head_starts_as_a_copy_and_adds_what_film_computes() -> None:
+def test_a_residual_head_starts_as_ar1_and_adds_what_film_computes() -> None:
     torch.manual_seed(0)
     film = FilmHead(16, 4, channels=8)
     torch.manual_seed(0)
-    head = FilmHead(16, 4, channels=8, residual=True)
-    assert head.gain is not None
-    previous, hidden = torch.randn(2, 3, 4, 5, 5), torch.randn(2, 3, 16)
+    head = ResidualHead(16, (4, 5, 5), channels=8)
+    previous, hidden, mean = torch.randn(2, 3, 4, 5, 5), torch.randn(2, 3, 16), torch.randn(4, 5, 5)
     head.gain.data.fill_(0.75)
-    assert torch.equal(head(hidden, head.encode_previous(previous)), 0.75 * previous)
+    head.mean.data.copy_(mean)
+    decayed = mean + 0.75 * (previous - mean)
+    assert torch.equal(head(hidden, head.encode_previous(previous)), decayed)
     # All weights but the last convolution's are drawn as in the other head.
     head.after[-1].load_state_dict(film.after[-1].state_dict())
     change = film(hidden, film.encode_previous(previous))
     found = head(hidden, head.encode_previous(previous))
-    torch.testing.assert_close(found, 0.75 * previous + change)
+    torch.testing.assert_close(found, decayed + change)
     more = sum(value.numel() for value in head.parameters())
-    assert more == sum(value.numel() for value in film.parameters()) + 1
+    assert more == sum(value.numel() for value in film.parameters()) + 1 + 4 * 5 * 5
