@@ -148,7 +148,7 @@ def test_earlier_parameters_bring_earlier_results_back(
         (tmp_path / file).write_text(re.sub(r"python -m pipeline\.(\w+)", r"sh \1.sh", text))
     targets = ["train", "evaluate", "uncertainty/dvc.yaml:uncertainty"]
     first, ran = (tmp_path / PARAMS).read_text(), list[list[str]]()
-    for text in (first, re.sub(r"(lr: 3|  p: 0)\.[01]", r"\1.2", first), first):
+    for text in (first, re.sub(r"(lr: 1|  p: 0)\.[01]", r"\1.2", first), first):
         (tmp_path / PARAMS).write_text(text)
         caplog.clear()
         with Repo(str(tmp_path)) as repo:

@@ -111,7 +111,12 @@ BROKEN: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
         {"uncertainty.max_clips": 2},
     ),
     (
-        {"train.input": "frames", "model.query_layers": 0, "model.intermediate_tokens": True},
+        {
+            "train.input": "frames",
+            "train.token_noise": 0.0,
+            "model.query_layers": 0,
+            "model.intermediate_tokens": True,
+        },
         "model.intermediate_tokens: must be false with train.input: frames, got true; "
         "nearest: false",
         {"model.intermediate_tokens": False},
@@ -178,7 +183,12 @@ BROKEN: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
         {"model.query_layers": 1},
     ),
     (
-        {"train.input": "frames", "model.query_layers": 10, "encode.layer": 3},
+        {
+            "train.input": "frames",
+            "train.token_noise": 0.0,
+            "model.query_layers": 10,
+            "encode.layer": 3,
+        },
         "model.query_layers: must be 0 (shallow) to 9, the number of blocks that "
         "encode.dino_layers keeps, got 10; nearest: 9",
         {"model.query_layers": 9},

@@ -21,7 +21,8 @@ def make_model(
 ) -> FoveatedModel:
     torch.manual_seed(1)
     model = tiny.foveated(deep=deep, temperature=temperature, iterations=iterations, head=head)
-    if head == "residual":  # as if it had been trained: it starts as a copy
+    if isinstance(model.head, ResidualHead):  # as if it had been trained
+        torch.nn.init.constant_(model.head.gain, 0.8)
         for parameter in model.head.after[-1].parameters():
             torch.nn.init.normal_(parameter, std=0.1)
     return model

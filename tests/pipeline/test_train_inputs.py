@@ -123,6 +123,7 @@ def test_frames_train_the_encoder_and_both_halves_of_it(project: Path) -> None:
     give_frames(project)
     frames = {
         "input": "frames",
+        "token_noise": 0.0,
         "encoder_lr": 1e-3,
         "gradient_checkpointing": "encoder",
         "compile": "none",
