@@ -203,7 +203,7 @@ def read_from(
     facts = [reader.metadata(row) for row in chosen]
     keys = (reader.keys[row] for row in chosen)
     names = [
-        ClipName(key, fact["video_id"], fact.get("group", ""))
+        ClipName(key, fact["video_id"], fact.get("group", ""), fact.get("start"))
         for key, fact in zip(keys, facts, strict=True)
     ]
     return names, load

@@ -184,7 +184,11 @@ def picture_clips(
                 batch=reader.read([reader.keys.index(clip.key)], kept).to(device),
                 seconds=[facts["pts_seconds"][t] for t in kept],
             )
-            names = {"video_id": facts["video_id"], "caption": captions[place]}
+            span = f"{facts['start']:.1f} to {facts['end']:.1f} s"
+            names = {
+                "video_id": f"{facts['video_id']}, {span}",
+                "caption": captions[place],
+            }
             pictured.append(picture_clip(view, clip, folder=PICTURES, **names))
             progress.advance()
     return pictured

@@ -164,7 +164,7 @@ def render_page(report: Report) -> str:
             for row in report.motion
         ],
         clip_rows=_clip_rows(report.by_clip),
-        clip_title="Ratio by video, frames 3+ (one alone has no interval)"
+        clip_title="Ratio by clip, frames 3+ (one alone has no interval)"
         + (f", the best {LISTED} of {len(report.by_clip)}" if len(report.by_clip) > LISTED else ""),
         charts={name: _uri("image/svg+xml", chart.encode()) for name, chart in charts.items()},
         controls_alt="; ".join(
@@ -286,7 +286,7 @@ def _clip_rows(rows: Sequence[ClipRow]) -> list[Cells]:
 
     return [
         [
-            row.video_id,
+            row.video_id if row.start is None else f"{row.video_id}, from {row.start:.1f} s",
             figure(row.losses.get("persistence"), 5),
             *_both_losses(row),
             figure(row.coarse_fine_ratio_dynamic),

@@ -58,12 +58,14 @@ def measured_controls(names: Container[str]) -> list[str]:
 class ClipName:
     """Sample key of a clip, the video it was taken from, and what that video was cut from.
 
-    Clips of one group are not independent of each other; empty: the video is its own group.
+    start: seconds from the video's first frame; None: not known. Clips of one group are not
+    independent of each other; empty: the video is its own group.
     """
 
     key: str
     video_id: str
     group: str = ""
+    start: float | None = None
 
     @property
     def group_id(self) -> str:

@@ -136,10 +136,14 @@ class Evaluation(Document):
 
 
 class ClipRow(Document):
-    """A row of plots/evaluate.csv: mean losses and ratios of one clip, means over trainings."""
+    """A row of plots/evaluate.csv: mean losses and ratios of one clip, means over trainings.
+
+    start: seconds from the video's first frame.
+    """
 
     video_id: Name
     key: str
+    start: float | None = None
     losses: Annotated[dict[str, float | None], "loss_{}"]
     coarse_fine_ratio: float | None
     coarse_fine_ratio_dynamic: float | None

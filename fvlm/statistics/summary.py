@@ -176,6 +176,7 @@ def clip_rows(trained: Mapping[int, Losses], clips: Sequence[ClipName]) -> Itera
         yield ClipRow(
             video_id=clip.video_id,
             key=clip.key,
+            start=clip.start,
             losses=found,
             coarse_fine_ratio=overall,
             coarse_fine_ratio_dynamic=dynamic,

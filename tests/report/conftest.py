@@ -110,6 +110,7 @@ def make_report(evaluation: Evaluation, clip: PicturedClip) -> Callable[..., Rep
             ClipRow(
                 video_id=f"park/{n}.mp4",
                 key=f"park-{n}",
+                start=None if n == 0 else 5.25 * n,
                 losses=losses[n],
                 coarse_fine_ratio=None,
                 coarse_fine_ratio_dynamic=ratio,

@@ -112,19 +112,19 @@ def test_frames_and_quartiles_stand_beside_their_own_figures(page: Page) -> None
 
 
 def test_clips_are_listed_from_the_best_to_the_worst(page: Page) -> None:
-    table = page.tables["Ratio by video, frames 3+ (one alone has no interval)"]
+    table = page.tables["Ratio by clip, frames 3+ (one alone has no interval)"]
     assert table[1:] == [
-        ["park/2.mp4", "0.52000", "0.22000", "0.12000", "1.2500"],
-        ["park/3.mp4", "0.53000", "0.23000", "0.13000", "1.0500"],
+        ["park/2.mp4, from 10.5 s", "0.52000", "0.22000", "0.12000", "1.2500"],
+        ["park/3.mp4, from 15.8 s", "0.53000", "0.23000", "0.13000", "1.0500"],
         ["park/0.mp4", "0.50000", "0.20000", "0.10000", "0.9500"],
-        ["park/1.mp4", "0.51000", "0.21000", "0.11000", "-"],
+        ["park/1.mp4, from 5.2 s", "0.51000", "0.21000", "0.11000", "-"],
     ]
 
 
 def test_a_cut_list_of_clips_says_so(make_report: MakeReport) -> None:
     clip = make_report().by_clip[0]
     page = Page(render_page(make_report(by_clip=[clip] * (LISTED + 1))))
-    (caption,) = (caption for caption in page.tables if caption.startswith("Ratio by video"))
+    (caption,) = (caption for caption in page.tables if caption.startswith("Ratio by clip"))
     assert caption.endswith(f", the best {LISTED} of {LISTED + 1}")
     assert len(page.tables[caption]) == LISTED + 1  # with its head
 

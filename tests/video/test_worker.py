@@ -197,9 +197,18 @@ def test_workers_die_with_a_killed_parent() -> None:
 
 
 def test_a_worker_has_limits() -> None:
-    [(_, outcome)] = map_isolated(
-        "worker_functions:limits", [{}], processor_seconds=30, memory_bytes=2**29
+    more, outcome = (
+        outcome
+        for _, outcome in map_isolated(
+            "worker_functions:limits",
+            [{"processor_seconds": 300.0}, {}],
+            processor_seconds=30,
+            memory_bytes=2**29,
+            workers=1,
+        )
     )
+    assert isinstance(more, Outcome)
+    assert 300 < more.values["CPU"][0] < 330  # of an item that names its own
     assert isinstance(outcome, Outcome)
     soft, _ = outcome.values.pop("CPU")
     assert 30 < soft < 60  # counted from what start-up took

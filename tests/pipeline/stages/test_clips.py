@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 
@@ -122,3 +123,54 @@ def test_frames_at_three_a_second_are_a_third_of_a_second_apart(folder: Path) ->
         assert gaps.tolist() == pytest.approx([0.5] * 3, abs=0.26)
         assert sample["frames"].shape == (4, 3, 16, 16)
         assert (sample["start"], sample["end"]) == (0.0, 2.0)
+
+
+def render_shots(path: Path, seconds_of_shots: tuple[int, ...], *, seed: int) -> None:
+    """Shots of noise that has nothing in common, 32x24, 4 frames/s."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=4)
+        assert isinstance(stream, av.VideoStream)
+        stream.width, stream.height, stream.pix_fmt = 32, 24, "yuv420p"
+        for shot, seconds in enumerate(seconds_of_shots):
+            drawn = np.random.default_rng((seed, shot)).integers(0, 256, (3, 4, 3), np.uint8)
+            picture = av.VideoFrame.from_ndarray(
+                drawn.repeat(8, axis=0).repeat(8, axis=1), format="rgb24"
+            )
+            for _ in range(4 * seconds):
+                picture.pts = None
+                container.mux(stream.encode(picture))
+        container.mux(stream.encode(None))
+
+
+def test_clips_with_a_change_of_shot_are_left_out_and_told(folder: Path) -> None:
+    """Clips are 2 s; the cuts are at 2 s (between two clips), at 3 s, and in every one."""
+    videos = folder / "shots"
+    videos.mkdir()
+    for name, shots in {
+        "between": (2, 2),
+        "within": (3, 3),
+        "all": (1, 2, 1),
+        "none": (4,),
+    }.items():
+        render_shots(videos / f"{name}.mp4", shots, seed=len(name))
+    sections: dict[str, dict[str, Any]] = {
+        "collect": {"source": "shots"},
+        "filter": {"max_seconds": 9.0},
+        "decode": {"span_seconds": 2.0, "clips_per_video": 0, "frames_per_second": 0.0},
+    }
+    kept = run(folder, **sections)
+    assert {row["cuts"] for row in read_jsonl(paths.MANIFEST)} == {None}  # not looked for
+    assert len(kept) == 2 + 3 + 2 + 2
+    avoided = run(folder, decode={"cuts": "avoid"})
+    rows = {row["video_id"]: row for row in read_jsonl(paths.MANIFEST)}
+    assert rows["within.mp4"]["cuts"] == pytest.approx([3.0], abs=0.01)
+    assert rows["none.mp4"]["cuts"] == []
+    assert (rows["all.mp4"]["status"], rows["all.mp4"]["reason"]) == ("filtered", "cuts_everywhere")
+    spans = {(sample["video_id"], sample["start"]) for sample in avoided}
+    assert spans == {
+        *(("between.mp4", start) for start in (0.0, 2.0)),
+        *(("within.mp4", start) for start in (0.0, 4.0)),
+        *(("none.mp4", start) for start in (0.0, 2.0)),
+    }
+    metrics = read_json(paths.DECODE_METRICS)
+    assert [metrics[name] for name in ("videos", "decoded", "with_cuts")] == [3, 6, 1]
