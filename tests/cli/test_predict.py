@@ -95,6 +95,20 @@ def test_no_file_is_decoded_in_this_process(project: Path, monkeypatch: pytest.M
     assert len(seconds) == FRAMES
 
 
+def test_a_part_of_a_video_is_looked_at(project: Path) -> None:
+    video = project / "street ä.mp4"
+    seconds = {
+        span: predict.decode(video, span, num_frames=FRAMES, size=SIZE)[1]
+        for span in ((0.0, None), (0.0, 1.0), (1.0, None))
+    }
+    assert max(seconds[0.0, 1.0]) < 1 <= min(seconds[1.0, None])
+    assert max(seconds[1.0, None]) == pytest.approx(max(seconds[0.0, None]), abs=0.5)
+    with pytest.raises(FvlmError, match=r"--end \(1\) must be behind --start \(2\)"):
+        predict.main(["street ä.mp4", "--start", "2", "--end", "1"])
+    with pytest.raises(FvlmError, match="too_few_frames: .*; choose fewer with --frames, or more"):
+        predict.main(["street ä.mp4", "--start", "900"])
+
+
 def test_other_encoder_weights_are_refused(project: Path) -> None:
     path = project / "models/foveated" / CONFIG
     config = read_json(path)
