@@ -32,7 +32,14 @@ VIDEOS = [
 TINY: dict[str, dict[str, Any]] = {
     "collect": {"source": "videos"},
     "filter": {"min_seconds": 3.0, "max_seconds": 10.0},
-    "decode": {"num_frames": 6, "frame_size": 32, "clips_per_shard": 2, "max_failed_fraction": 0.2},
+    "decode": {
+        "num_frames": 6,
+        "frame_size": 32,
+        "frames_per_second": 0.0,
+        "clips_per_video": 1,
+        "clips_per_shard": 2,
+        "max_failed_fraction": 0.2,
+    },
     "encode": {
         "dino": "weights/dino",
         "vae": "weights/vae",
@@ -40,8 +47,15 @@ TINY: dict[str, dict[str, Any]] = {
         "layer": 2,
         "batch_frames": 12,
     },
-    "model": {"llm": "weights/llm", "llm_layers": 0, "query_layers": 1},
+    "model": {
+        "llm": "weights/llm",
+        "llm_layers": 0,
+        "query_layers": 1,
+        "head": "film",
+        "head_channels": 256,
+    },
     "train": {
+        "token_noise": 0.0,
         "num_frames": 4,
         "batch_size": 4,
         "max_samples": 64,

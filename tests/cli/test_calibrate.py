@@ -38,7 +38,12 @@ def project(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     preset: dict[str, dict[str, Any]] = {
         "collect": {"control_clips": 6},
         "filter": {"min_seconds": 20.0, "max_seconds": 60.0, "val_fraction": 0.5},
-        "decode": {"num_frames": 8, "frame_size": 16},
+        "decode": {
+            "num_frames": 8,
+            "frame_size": 16,
+            "frames_per_second": 0.0,
+            "clips_per_video": 1,
+        },
         "encode": {
             "dino": str(workspace / "weights/dino"),
             "vae": str(workspace / "weights/vae"),
@@ -46,10 +51,10 @@ def project(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             "layer": 3,
         },
         "model": {
-            **{"llm": "untrained:32x1", "llm_layers": 0, "head_channels": 4},
+            **{"llm": "untrained:32x1", "llm_layers": 0, "head": "film", "head_channels": 4},
             **{"query_layers": 0},
         },
-        "train": {"num_frames": 8, "batch_size": 4, "warmup_samples": 0},
+        "train": {"num_frames": 8, "batch_size": 4, "warmup_samples": 0, "token_noise": 0.0},
         "calibrate": {"seeds": [5]},
     }
     YAML().dump(preset, workspace / paths.CALIBRATION_PRESET)

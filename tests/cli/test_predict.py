@@ -105,7 +105,7 @@ def test_a_part_of_a_video_is_looked_at(project: Path) -> None:
     assert max(seconds[1.0, None]) == pytest.approx(max(seconds[0.0, None]), abs=0.5)
     with pytest.raises(FvlmError, match=r"--end \(1\) must be behind --start \(2\)"):
         predict.main(["street ä.mp4", "--start", "2", "--end", "1"])
-    with pytest.raises(FvlmError, match="too_few_frames: .*; choose fewer with --frames, or more"):
+    with pytest.raises(FvlmError, match=r"too_few_frames: .*; choose fewer with --frames, or more"):
         predict.main(["street ä.mp4", "--start", "900"])
 
 

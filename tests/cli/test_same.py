@@ -25,7 +25,7 @@ def edit_words(copy: Path) -> None:
 
 
 def edit_pixels(copy: Path) -> None:
-    old, new = '{"frames": clip.frames}', '{"frames": clip.frames // 2}'
+    old, new = '{"frames": np.stack(found)}', '{"frames": np.stack(found) // 2}'
     edit(copy / "fvlm/video/decode.py", old, new)
 
 

@@ -33,7 +33,11 @@ PARAMS: dict[str, tuple[str, Any, Any]] = {
 # A file, a text in it, and another one.
 EDITS = {
     "filter": ("fvlm/video/probe.py", "fps=len(shown) / seconds", "fps=2 * len(shown) / seconds"),
-    "decode": ("fvlm/video/decode.py", '{"frames": clip.frames}', '{"frames": clip.frames // 2}'),
+    "decode": (
+        "fvlm/video/decode.py",
+        '{"frames": np.stack(found)}',
+        '{"frames": np.stack(found) // 2}',
+    ),
     "encode": ("fvlm/encoders/frames.py", "tokens.to(torch.float16)", "-tokens.to(torch.float16)"),
     "train": ("fvlm/model/film_head.py", "GELU", "ReLU"),
     "evaluate": (

@@ -40,6 +40,8 @@ def test_lists_the_source(project: Path, capsys: pytest.CaptureFixture[str]) -> 
             "size": 1000,
             "stamp": [1000, 2, status.st_ctime_ns, status.st_ino],
             "caption": caption,
+            "start": None,
+            "end": None,
             "group": name,
         }
         for name, caption in (("a.mkv", ""), ("b.mp4", "Seen."))
@@ -93,5 +95,5 @@ def test_more_frames_than_are_stored_are_refused_in_every_section(project: Path)
     with pytest.raises(ParamsError) as caught:
         overlay_params(Sections, project / "more.yaml")
     for section, got in (("train", 25), ("evaluate", 26)):
-        expected = f"{section}.num_frames: must be <= 24 (decode.num_frames), got {got}"
+        expected = f"{section}.num_frames: must be <= 16 (decode.num_frames), got {got}"
         assert expected in str(caught.value)

@@ -91,7 +91,7 @@ def test_a_stopped_and_resumed_training_is_one_run(
     tags = dict(database.rows("select key, value from tags"))
     assert tags["fvlm.training"] == state.name
     assert {"git_commit", "data", "weights"} <= set(tags)
-    assert ("train.lr", "0.0003") in database.rows("select key, value from params")
+    assert ("train.lr", "0.001") in database.rows("select key, value from params")
     set_params(project, {"train": {"max_samples": 56}})
     train.main()
     longer = "select count(*) from metrics where key = 'loss_fine' group by run_uuid order by 1"

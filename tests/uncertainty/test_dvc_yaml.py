@@ -107,5 +107,5 @@ def test_each_pipeline_runs_its_own_stages_and_reads_its_own_parameters(clone: P
     # `dvc status` alone shows all pipelines; with the last stage as target only the main one.
     assert changed() == {"collect", "uncertainty/dvc.yaml:uncertainty"}
     assert changed(*STATUS) == {"collect"}
-    (clone / "params.yaml").write_text(text.replace("  lr: 3.0e-4", "  lr: 1.0e-4"))
+    (clone / "params.yaml").write_text(text.replace("  lr: 1.0e-3", "  lr: 1.0e-4"))
     assert changed(*STATUS) == {"collect", "train", "report"}

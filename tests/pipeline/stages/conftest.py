@@ -24,7 +24,14 @@ NUM_VIDEOS = 10
 PARAMS: dict[str, dict[str, Any]] = {
     "collect": {"source": "videos"},
     "filter": {"min_seconds": 1.0, "max_seconds": 4.0},
-    "decode": {"num_frames": 3, "frame_size": 16, "clips_per_shard": 2, "max_failed_fraction": 0.3},
+    "decode": {
+        "num_frames": 3,
+        "frame_size": 16,
+        "frames_per_second": 0.0,
+        "clips_per_video": 1,
+        "clips_per_shard": 2,
+        "max_failed_fraction": 0.3,
+    },
     "encode": {
         "dino": "weights/dino",
         "vae": "weights/vae",

@@ -22,7 +22,14 @@ SECONDS = {"shorter": 1.0, "shortest": 2.0, "middle": 4.0, "longest": 6.0, "long
 PARAMS: dict[str, dict[str, Any]] = {
     "collect": {"source": "videos"},
     "filter": {"min_seconds": 2.0, "max_seconds": 6.0},
-    "decode": {"num_frames": 8, "frame_size": 32, "clips_per_shard": 4, "max_failed_fraction": 1.0},
+    "decode": {
+        "num_frames": 8,
+        "frame_size": 32,
+        "frames_per_second": 0.0,
+        "clips_per_video": 1,
+        "clips_per_shard": 4,
+        "max_failed_fraction": 1.0,
+    },
 }
 REASONS = {
     "accepted": {""},
