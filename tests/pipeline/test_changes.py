@@ -26,7 +26,7 @@ OUTPUTS = {
 PARAMS: dict[str, tuple[str, Any, Any]] = {
     "decode": ("num_frames", 6, 7),
     "encode": ("layer", 2, 1),
-    "train": ("lr", 3e-4, 1e-3),
+    "train": ("lr", 1e-3, 2e-3),
     "evaluate": ("bootstrap_samples", 200, 300),
     "report": ("clips", 2, 1),
 }

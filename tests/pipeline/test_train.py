@@ -293,7 +293,7 @@ def test_parts_under_dvc_equal_one_run_and_experiments_keep_to_themselves(
     run("git", "add", ".")
     run("git", "commit", "-q", "-m", "result")
     run("python", "-m", "fvlm", "forget", "train")
-    hours, fast = {"train": {"max_hours": 1e-9}}, {"train": {"max_hours": 1.0, "lr": 3e-4}}
+    hours, fast = {"train": {"max_hours": 1e-9}}, {"train": {"max_hours": 1.0, "lr": 1e-3}}
     for step in (1, 2):
         set_params(workspace, hours)
         assert f"unfinished: stopped after step {step} of 6" in run(*repro, code=255)

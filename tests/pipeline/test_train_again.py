@@ -76,7 +76,7 @@ def test_only_the_last_training_keeps_files_and_all_keep_records(
     assert weights.samefile(project / RESULTS[1])
     assert len(list(Path(".state/train").glob("*/finished.json"))) == 2
     assert not list(Path(".state/train").glob("*/step-*"))
-    set_params(project, {"train": {"lr": 3e-4}})
+    set_params(project, {"train": {"lr": 1e-3}})
     assert not again()
 
 
@@ -131,7 +131,7 @@ def test_dvc_hands_back_what_was_trained_before(project: Path, again: Train) -> 
     assert not repro()
     second = results(project)
     assert second != first
-    for lr, expected in ((3e-4, first), (0.01, second)):
+    for lr, expected in ((1e-3, first), (0.01, second)):
         set_params(project, {"train": {"lr": lr}})
         assert repro()  # dvc.lock names the other one
         assert results(project) == expected
