@@ -17,6 +17,9 @@ from tests.projects import ROOT, output_of, render
 Call = Callable[..., str]
 
 
+WHOLE = {"frames_per_second": 0.0, "clips_per_video": 1}  # a clip is a whole video
+
+
 @pytest.fixture(scope="module")
 def decoded(tmp_path_factory: pytest.TempPathFactory, tiny_models: Path) -> Path:
     """Two videos, filtered and decoded."""
@@ -25,7 +28,7 @@ def decoded(tmp_path_factory: pytest.TempPathFactory, tiny_models: Path) -> Path
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / code, folder / code, ignore=ignored)
     shutil.copy(ROOT / "params.yaml", folder)
-    shape = {"num_frames": 3, "frame_size": 16, "clips_per_shard": 2}
+    shape = {"num_frames": 3, "frame_size": 16, "clips_per_shard": 2, **WHOLE}
     values: dict[str, dict[str, Any]] = {
         "collect": {"source": "videos"},
         "filter": {"min_seconds": 1.0, "max_seconds": 4.0},

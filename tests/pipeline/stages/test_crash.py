@@ -164,8 +164,8 @@ def kill(trials: Trials, *, times: int, seed: int) -> None:
     assert any(0 < kept < sum(trials.clips.values()) for kept in trials.kept_clips)
 
 
-def test_12_kills(trials: Trials) -> None:
-    kill(trials, times=12, seed=0)
+def test_25_kills(trials: Trials) -> None:
+    kill(trials, times=25, seed=0)
 
 
 @pytest.mark.slow
