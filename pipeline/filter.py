@@ -43,7 +43,7 @@ def main() -> None:
     for video, outcome in outcomes.probe():
         accepted.add(video, outcome)
     if sections.decode.cuts == "avoid":
-        look_for_cuts(outcomes, accepted, sections.decode)
+        refuse_for_cuts(outcomes, accepted, sections.decode)
     held_out = hold_out(accepted.sizes(), params.val_fraction, params.max_held_out)
     counts = Counts()
     write_rows(MANIFEST, _rows(outcomes, accepted, held_out, counts))
@@ -114,7 +114,7 @@ class Outcomes:
         return outcome
 
 
-def look_for_cuts(outcomes: Outcomes, accepted: Accepted, params: DecodeParams) -> None:
+def refuse_for_cuts(outcomes: Outcomes, accepted: Accepted, params: DecodeParams) -> None:
     """Refuse the videos that cannot be searched, and those without a clip free of cuts."""
     for video, cuts in outcomes.look_for_cuts(accepted):
         if isinstance(cuts, VideoError):
@@ -134,7 +134,9 @@ def _rows(
     for video in Rows(VIDEOS):
         outcome = outcomes.of(video)
         verdict = accepted.verdict(video, outcome)
-        row = _row(video, outcome, verdict, held_out) | {"cuts": outcomes.cuts(outcome)}
+        # Of the accepted only: of others the record may or may not know cuts from earlier runs.
+        cuts = outcomes.cuts(outcome) if verdict == ACCEPTED else None
+        row = _row(video, outcome, verdict, held_out) | {"cuts": cuts}
         counts.add(row)
         yield row
 

@@ -21,14 +21,13 @@ from pipeline.paths import MANIFEST, VIDEOS
 
 def forecast(params: Sections, parts: Parts) -> Iterator[str]:
     """Lines that say what the stages will take. Raises SourceError as collect does."""
-    videos, several = count_videos(params), params.decode.clips_per_video
+    videos = count_videos(params)
+    clips = None if videos is None else count_clips(params, videos)
     if videos is None:
         yield f"{params.collect.source}: how many videos there are is known after `collect`"
-    elif several == 0 and not MANIFEST.exists():
+    elif clips is None:
         yield f"{videos:,} videos at most: how many clips they have is known after `filter`"
     else:
-        planned = AcceptedVideos(MANIFEST, params.decode).clips if several == 0 else 0
-        clips = planned or videos * several
         yield f"{videos:,} videos, {clips:,} clips at most: filter may accept fewer"
         for stage, size in bytes_of_clip(params, parts).items():
             space = f"{stage}: {in_bytes(size)} a clip, {in_bytes(size * clips)} in all"
@@ -44,6 +43,18 @@ def count_videos(params: Sections) -> int | None:
     if params.collect.source not in ("demo", *RENDERED):
         return len(list_videos(params.collect)[0])
     return Rows(VIDEOS).count() if VIDEOS.exists() else None
+
+
+def count_clips(params: Sections, videos: int) -> int | None:
+    """How many clips so many videos have at most; None where that depends on how long they are.
+
+    The last filter knew that, if it had as many videos.
+    """
+    if params.decode.clips_per_video:
+        return videos * params.decode.clips_per_video
+    if MANIFEST.exists() and Rows(MANIFEST).count() == videos:
+        return AcceptedVideos(MANIFEST, params.decode).clips
+    return None
 
 
 def bytes_of_clip(params: Sections, parts: Parts) -> dict[str, int]:

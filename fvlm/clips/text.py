@@ -23,7 +23,7 @@ def table_beside(shards: Path) -> Path:
 
 
 class CaptionTable:
-    """The captions of the clips `keys`, by row; memory holds where each one stands.
+    """The captions of the clips `keys`, by row; memory holds where each one stands, and its hash.
 
     Raises FvlmError when there is no table.
     """
@@ -32,11 +32,14 @@ class CaptionTable:
         if not first.exists():
             raise FvlmError(f"{first} not found; run `dvc repro filter` to make it")
         rows = {key: row for row, key in enumerate(keys)}
-        self._keys, self._paths = keys, list(parts_of(first))
+        self._paths = list(parts_of(first))
         self._parts, self._places = np.full(len(keys), -1, np.int16), np.zeros(len(keys), np.int64)
+        self._hashes = np.zeros((len(keys), hashlib.sha256().digest_size), np.uint8)
         for part, place, line in Rows(first).with_places():
             if (row := rows.get(line["key"])) is not None and line["caption"].strip():
                 self._parts[row], self._places[row] = part, place
+                text = f"{line['key']} {line['caption']}".encode(errors="surrogatepass")
+                self._hashes[row] = np.frombuffer(hashlib.sha256(text).digest(), np.uint8)
 
     def __getitem__(self, row: int) -> str:
         """The caption of a clip; empty where it has none."""
@@ -51,8 +54,4 @@ class CaptionTable:
 
     def digest(self) -> str:
         """Hex sha256 of all captions with their keys."""
-        digest = hashlib.sha256()
-        for row, key in enumerate(self._keys):
-            if caption := self[row]:
-                digest.update(f"{key} {len(caption)} {caption}".encode(errors="surrogatepass"))
-        return digest.hexdigest()
+        return hashlib.sha256(self._hashes.tobytes()).hexdigest()

@@ -62,14 +62,14 @@ def parse_row(
         raise SourceError(f"{name!r} is a URL: download it first")
     path = os.path.abspath(folder / name)  # noqa: PTH100 - links stay as they are
     try:
-        status = os.stat(path)  # noqa: PTH116
+        status = os.stat(path)  # noqa: PTH116 - a Path a row costs more
     except (OSError, ValueError) as error:  # ValueError: a NUL, or no name that the disk can hold
         raise SourceError(f"{name!r} cannot be found: {error}") from None
     if not stat.S_ISREG(status.st_mode):
         raise SourceError(f"{name!r} is not a regular file")
     caption = (caption or "").strip() or sidecar_caption(path, RegularFiles(path))
     # An absolute path says where a list lies, and belongs into no file name.
-    inside = root or (folder if os.path.isabs(name) else None)  # noqa: PTH117
+    inside = root or (folder if os.path.isabs(name) else None)  # noqa: PTH117 - as above
     own = os.path.relpath(path, inside) if inside else name
     start, end = (_seconds(row, column) for column in ("start", "end"))
     if end is not None and end <= (start or 0):

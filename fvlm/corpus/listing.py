@@ -216,7 +216,7 @@ def _add_metadata(
     videos = [
         replace(video, **{name: getattr(row, name) for name in TOLD})
         for video in videos
-        for row in about.get(os.path.abspath(video.path), [video])  # noqa: PTH100
+        for row in about.get(os.path.abspath(video.path), [video])  # noqa: PTH100 - as in parse_row
     ]
     for video_id, count in Counter(video.video_id for video in videos).items():
         if count > 1:

@@ -7,6 +7,7 @@ clips have one length; candidates begin every `decode.clip_stride_seconds`, and 
 there.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -16,7 +17,6 @@ from pydantic import Field, model_validator
 
 from fvlm.core.params import Params
 from fvlm.core.seeding import unit_hash
-from fvlm.video.sample import target_times
 
 ALWAYS_PASSING = 3  # failures: in a small folder one slow moment is a large fraction
 STRETCH = 64  # clips of one video that are decoded in one go, at most
@@ -108,10 +108,10 @@ def plan_clips(row: Row, params: DecodeParams) -> ClipPlan:
     """
     spans = list(_spans(*asked_span(row, row["duration_seconds"]), params))
     cuts = row["cuts"] or ()
-    is_cut = [has_cut(span, cuts, params.num_frames) for span in spans]
+    is_cut = [bool(cuts) and has_cut(span, cuts, params.num_frames) for span in spans]
     chosen = [n for n in range(len(spans)) if params.cuts == "keep" or not is_cut[n]]
     key = row["key"]
-    if params.clips_per_video:
+    if 0 < params.clips_per_video < len(chosen):
         chosen.sort(key=lambda number: unit_hash(f"{key} {number}", "clip"))
         chosen = sorted(chosen[: params.clips_per_video])
     if params.clip_seconds:
@@ -135,6 +135,7 @@ def _spans(start: float, end: float, params: DecodeParams) -> Iterator[ClipSpan]
 
 
 def has_cut(span: ClipSpan, cuts: Sequence[float], num_frames: int) -> bool:
-    """Whether a new shot begins between the first and the last of the clip's frames."""
-    times = target_times(Fraction(span[0]), Fraction(span[1]), num_frames=num_frames)
-    return any(times[0] < cut <= times[-1] for cut in cuts)
+    """Whether one of the cuts, ascending, lies between the clip's first and last frame."""
+    start, end = map(Fraction, span)
+    margin = (end - start) / (2 * num_frames)  # frames are those at the centres of equal intervals
+    return bisect_right(cuts, start + margin) < bisect_right(cuts, end - margin)

@@ -187,7 +187,7 @@ def probe_all(
             outcome = VideoError(Reason.NOT_A_FILE, "the file changed while it was read")
         if isinstance(key, list):
             record.put(path, key, outcome)
-        if isinstance(outcome, VideoError) and outcome.reason in PASSING:
+        if isinstance(outcome, VideoError) and outcome.reason in PASSING and _hash(path) in parts:
             unremembered[path] = outcome
         yield item, outcome
     again = (video for video, kind in zip(videos, kinds, strict=True) if kind == _AGAIN)
