@@ -15,8 +15,10 @@ from fvlm.cli.parts import Parts
 from fvlm.cli.rules import HEAD, Sections, rules_of
 from fvlm.core.errors import ParamsError
 from fvlm.core.params import PARAMS, is_checked, read_yaml, validate_params
+from fvlm.core.rows import write_rows
 from fvlm.encoders import vae
 from fvlm.model import language
+from pipeline.paths import MANIFEST
 
 ROOT = Path(__file__).parents[2]
 Document = dict[str, dict[str, Any]]
@@ -430,6 +432,14 @@ def test_forecasts_space_hours_and_downloads(
     every = changed({"collect.source": str(tmp_path), "decode.clips_per_video": 0})
     (first, *_) = forecast(validate_params(Sections, every, PARAMS), parts)
     assert first.endswith("how many clips they have is known after `filter`")
+    times = {"start": None, "end": None, "cuts": None, "sha256": "", "group": ""}
+    row = {"video_id": "", "status": "accepted", "split": "train", "duration_seconds": 60.0} | times
+    rows = [row | {"key": f"{number}"} for number in range(3)]
+    write_rows(MANIFEST, rows[:2])  # of another source
+    assert next(forecast(validate_params(Sections, every, PARAMS), parts)) == first
+    write_rows(MANIFEST, rows)
+    (first, *_) = forecast(validate_params(Sections, every, PARAMS), parts)
+    assert first.startswith("3 videos, 33 clips at most")  # of 16/3 seconds
     document = changed({"encode.vae": "nobody/knows-this", "collect.source": str(tmp_path)})
     params = validate_params(Sections, document, PARAMS)
     assert missing(params) == {"encode.vae": "nobody/knows-this"}

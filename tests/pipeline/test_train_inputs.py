@@ -18,9 +18,12 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from fvlm.clips.latents import fit_ar1, training_latents
 from fvlm.core.errors import FvlmError
 from fvlm.core.io import sample_key
+from fvlm.core.params import load_params
 from fvlm.encoders.dino import DinoEncoder, load_dino
+from fvlm.model.film_head import ResidualHead
 from fvlm.model.query_attention import DeepAttention
 from fvlm.model.saved import load_model, load_tokenizer_of
 from fvlm.shards.manifest import EncodedManifest, read_manifest, write_manifest
@@ -167,3 +170,16 @@ def test_without_text_captions_change_no_training(
     write_captions(project, ["other"] * 64)
     train.main()
     assert handed_back() in capsys.readouterr().out
+
+
+def test_a_residual_head_is_trained_from_ar1_on(project: Path) -> None:
+    """At a rate of almost nothing it stays what the training clips gave it."""
+    still = {"lr": 1e-12, "query_lr_factor": 1.0, "warmup_samples": 0}
+    set_params(project, {"model": {"head": "residual"}, "train": still})
+    train.main()
+    head = load_model(paths.MODEL).head
+    assert isinstance(head, ResidualHead)
+    frames = load_params(train.Sections).train.num_frames
+    mean, gain = fit_ar1(training_latents(paths.ENCODED, frames))
+    assert head.gain.item() == pytest.approx(gain, rel=1e-5)
+    torch.testing.assert_close(head.mean.double(), mean, rtol=1e-5, atol=1e-6)

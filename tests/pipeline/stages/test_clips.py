@@ -174,3 +174,11 @@ def test_clips_with_a_change_of_shot_are_left_out_and_told(folder: Path) -> None
     }
     metrics = read_json(paths.DECODE_METRICS)
     assert [metrics[name] for name in ("videos", "decoded", "with_cuts")] == [3, 6, 1]
+    # Of videos that are filtered now, the manifest is the same with and without what is known.
+    run(folder, filter={"max_seconds": 5.0})
+    known = paths.MANIFEST.read_bytes()
+    (row,) = (row for row in read_jsonl(paths.MANIFEST) if row["video_id"] == "within.mp4")
+    assert (row["reason"], row["cuts"]) == ("too_long", None)
+    shutil.rmtree(".state")
+    run(folder)
+    assert paths.MANIFEST.read_bytes() == known
