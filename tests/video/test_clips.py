@@ -61,6 +61,9 @@ def test_thirds_of_a_second_are_no_loss() -> None:
     found = spans(video, num_frames=16, frames_per_second=3.0, clips_per_video=0)
     assert len(found) == 9
     assert found[-1] == (float(Fraction(128, 3)), 48.0)
+    rounded = float(Fraction(16, 3))  # less than 16/3 by the rounding
+    assert Fraction(rounded) < Fraction(16, 3)
+    assert len(spans(row(rounded), num_frames=16, frames_per_second=3.0)) == 1
 
 
 def test_a_hash_chooses_and_more_clips_keep_those_that_were_there() -> None:
