@@ -216,6 +216,14 @@ def test_a_worker_has_limits() -> None:
     assert outcome.values == {name: [limit, limit] for name, limit in expected.items()}
 
 
+def test_an_item_is_told_of_its_own_limit() -> None:
+    requests = [{"how": "use up", "processor_seconds": 1.0}]
+    [(_, outcome)] = map_isolated("worker_functions:misbehave", requests, processor_seconds=30)
+    assert isinstance(outcome, VideoError)
+    assert outcome.reason == Reason.TIMEOUT
+    assert "used up its 1 seconds" in str(outcome)
+
+
 def test_without_a_choice_an_item_has_60_seconds_and_2_gibibytes() -> None:
     """As the table of odd files says."""
     [(_, outcome)] = map_isolated("worker_functions:limits", [{}], workers=1)
