@@ -40,6 +40,7 @@ def test_the_hash_is_that_of_the_clips_and_their_words(tmp_path: Path) -> None:
     assert digest(CAPTIONS | {"b": "A dog."}) != same
     assert digest(CAPTIONS | {"a": CAPTIONS["b"], "b": ""}) != same
     assert digest(CAPTIONS, "ab") != same
+    assert digest({"x": "A cat."}, "x") != digest({"y": "A cat."}, "y")
 
 
 def test_no_table_names_the_command_that_makes_it(tmp_path: Path) -> None:

@@ -117,3 +117,16 @@ def test_facts_depend_on_the_modules_that_probing_imports() -> None:
     imported = set(done.stdout.decode().split())
     assert len(imported) > 3
     assert imported <= closure((module,)).keys()
+
+
+def test_a_file_is_probed_once_for_all_its_parts(tmp_path: Path, probed: tuple[Path, Path]) -> None:
+    """Also one that cannot be read: a line of the record for each file."""
+    parts = [
+        {"path": str(path), "start": start, "end": None, "part": number}
+        for number, start in enumerate((0.0, 1.0, 2.0))
+        for path in probed
+    ]
+    record = tmp_path / "parts.jsonl"
+    found = [(video["path"], video["part"]) for video, _ in probe_all(parts, FactRecord(record))]
+    assert sorted(found) == sorted((part["path"], part["part"]) for part in parts)
+    assert len(record.read_text().splitlines()) == len(probed)

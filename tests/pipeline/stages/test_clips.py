@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from fvlm.core.io import read_json, read_jsonl
-from pipeline import collect, decode, filter, paths
+from fvlm.core.params import load_params
+from pipeline import collect, decode, filter, paths, report
 from tests import tiny
 from tests.pipeline.stages.conftest import render
 
@@ -55,6 +56,10 @@ def test_every_clip_of_every_video_is_accounted_for(folder: Path) -> None:
     assert figures == [10, 20, 18, 2] == [10, 20, len(samples), metrics["reason_decode_error"]]
     (note,) = read_json(paths.FRAMES / "manifest.json")["quarantined"]
     assert (note["video_id"], note["clips"]) == ("4.mp4", 2)
+    cut = list(report.cut_videos(load_params(decode.Sections).decode))
+    assert {video.video_id: (video.clips, video.failed, video.candidates) for video in cut} == {
+        f"{number}.mp4": (0, 2, 2) if number == 4 else (2, 0, 2) for number in range(10)
+    }
     spans = Counter((sample["start"], sample["end"]) for sample in samples)
     assert spans == {(0.0, 1.0): 9, (1.0, 2.0): 9}
     shards = {(sample["video_id"], sample["shard"]) for sample in samples}
