@@ -16,6 +16,7 @@ make the same bytes (`fvlm same`).
 import ast
 import hashlib
 import json
+import threading
 from collections.abc import Callable, Iterator
 from functools import cache
 from importlib.metadata import packages_distributions, version
@@ -44,6 +45,7 @@ NEUTRAL_PACKAGES = (
     "tqdm",
     "yaml",
 )
+_PARSING = threading.Lock()  # Python 3.11 counts the depth of all threads' trees in one place
 
 
 def made_by(*roots: Callable[..., Any] | str) -> str:
@@ -160,7 +162,8 @@ def _content(path: Path) -> bytes:
 @cache
 def _source(path: Path, content: bytes) -> tuple[str, frozenset[str]]:
     """Hash of a file's syntax, whatever its comments and docstrings say; what it imports."""
-    tree = ast.parse(content, filename=str(path))
+    with _PARSING:
+        tree = ast.parse(content, filename=str(path))
     text = json.dumps(_plain(tree), separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest(), frozenset(_imported(tree))
 

@@ -1,18 +1,22 @@
 """Names of kept work change with every deciding line, and with nothing else."""
 
+import ast
 import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from fvlm.core import identity
-from fvlm.core.identity import NEUTRAL, canonical, closure, made_by
+from fvlm.core.identity import NEUTRAL, canonical, closure, hash_source, made_by
 from fvlm.core.io import write_jsonl
 from tests.imports import MODULES, ROOT, reachable
 
@@ -184,6 +188,26 @@ def test_an_edit_while_a_process_runs_does_not_change_its_names(copy: Path) -> N
     assert made_by(late) == loaded_by  # of the process that goes on
     assert names()["train"] != before["train"]
     assert made_by(late) != loaded_by
+
+
+def test_one_thread_parses_at_a_time(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two at once fail in Python 3.11: "AST constructor recursion depth mismatch"."""
+    parse, inside, most = ast.parse, [], []
+
+    def slow(*args: Any, **kwargs: Any) -> ast.AST:
+        inside.append(1)
+        most.append(len(inside))
+        time.sleep(0.01)
+        tree = parse(*args, **kwargs)
+        inside.pop()
+        return tree
+
+    monkeypatch.setattr(ast, "parse", slow)
+    paths = sorted((copy / "fvlm/core").glob("*.py"))
+    with ThreadPoolExecutor(4) as threads:
+        hashes = list(threads.map(hash_source, paths))
+    assert max(most) == 1
+    assert len(set(hashes)) == len(most) == len(paths)
 
 
 def test_joined_hashes_count_as_the_first(copy: Path) -> None:

@@ -155,7 +155,8 @@ def kill(trials: Trials, *, times: int, seed: int) -> None:
     rng = random.Random(seed)
     places = list(trials.places())
     rng.shuffle(places)
-    at_places = places[: times // 2]
+    between = ("rename", trials.operations["rename"] // 2)  # some shards are finished, not all
+    at_places = [between, *places[: times // 2 - 1]]
     for kind, at in at_places:
         trials.kill_at(kind, at)
     missing = times - len(at_places)
