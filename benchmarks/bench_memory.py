@@ -42,7 +42,7 @@ def best_of_three(run: Callable[[], object]) -> float:
 
 
 def run_train() -> float:
-    return best_of_three(Side(make_batch(4, CPU), CPU, layers=4).step)
+    return best_of_three(Side(make_batch(4, CPU), CPU, 4, "float32").step)
 
 
 def run_encode() -> float:

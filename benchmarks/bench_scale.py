@@ -54,7 +54,13 @@ SAMPLE_SECONDS = 0.25
 PARAMS: dict[str, dict[str, Any]] = {
     "collect": {"source": "videos.csv"},
     "filter": {"min_seconds": 1.0, "max_seconds": 60.0, "val_fraction": 0.1, "max_held_out": 0},
-    "decode": {"num_frames": FRAMES, "frame_size": PIXELS, "clips_per_shard": 64},
+    "decode": {
+        "num_frames": FRAMES,
+        "frame_size": PIXELS,
+        "frames_per_second": 0.0,
+        "clips_per_video": 1,
+        "clips_per_shard": 64,
+    },
     "encode": {
         "dino": "weights/dino",
         "vae": "weights/vae",

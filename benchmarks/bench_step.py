@@ -1,12 +1,13 @@
 """A training step at real sizes, against the way it was done before, and against the machine.
 
     python -m benchmarks.bench_step [--batch 4] [--frames-batch 1] [--rounds 3] [--layers 30]
-                                     [--profile]
+                                     [--dtype float32] [--profile]
 
 SmolLM2-135M (random weights of its shape), one fine pass, latents of 256 px. Features: 16 frames of
 325 x 384 tokens. Frames: 8 frames of 256 px through a trained DINOv2 ViT-S/14. The reference,
 benchmarks/reference_step.py, computes the same losses in the plain way; they must agree. The sides
-take turns; every figure is the median over the rounds.
+take turns; every figure is the median over the rounds. The reference computes in float32; --dtype
+is this project's, bfloat16 on a GPU where it is not given.
 
     ratio_features            reference time / this project's time, from tokens
     ratio_frames              the same from frames
@@ -160,10 +161,9 @@ def attention_formulas() -> dict[Any, Callable[..., int]]:
 class Side:
     """This project's training step on one batch, or on any stream of batches."""
 
-    def __init__(self, batch: Batch, device: torch.device, layers: int) -> None:
-        self.batch, self.device = batch, device
+    def __init__(self, batch: Batch, device: torch.device, layers: int, dtype: str) -> None:
+        self.batch, self.device, self.dtype = batch, device, dtype
         self.frames = batch.inputs.dtype == torch.uint8
-        dtype = "bfloat16" if device.type == "cuda" else "float32"
         changes: dict[str, Any] = {"input": "frames", "encoder_lr": 1e-5} if self.frames else {}
         self.params = make_params(len(batch.keys), dtype=dtype, **changes)
         self.model = make_model(layers, frames=self.frames).to(device).train()
@@ -200,7 +200,7 @@ class Reference:
 
 def warm_up_and_compare(side: Side, reference: Reference) -> None:
     """Two steps of each; their losses must agree."""
-    tolerance = 2e-2 if side.device.type == "cuda" else 1e-4
+    tolerance = 2e-2 if side.dtype == "bfloat16" else 1e-4
     for _ in range(2):
         row = side.step()
         for name, expected in reference.step().items():
@@ -261,10 +261,11 @@ def load_batch(reader: ShardReader, positions: range) -> Batch:
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, float]:
-    """All sides in turns, float32 on the CPU and bfloat16 on a GPU."""
+    """All sides in turns."""
     device, size, layers = default_device(), arguments.batch, arguments.layers
-    features = Side(make_batch(size, device), device, layers)
-    frames = Side(make_batch(arguments.frames_batch, device, frames=True), device, layers)
+    features = Side(make_batch(size, device), device, layers, arguments.dtype)
+    pictures = make_batch(arguments.frames_batch, device, frames=True)
+    frames = Side(pictures, device, layers, arguments.dtype)
     references = Reference(features), Reference(frames)
     for side, reference in zip((features, frames), references, strict=True):
         warm_up_and_compare(side, reference)
@@ -301,7 +302,7 @@ def measure_once(
     resident, with_loader = (statistics.mean(times) for times in zip(*pairs, strict=True))
     reference_frames = seconds(references[1].step, device)
     step_frames = seconds(frames.step, device)
-    rates = machine_rates(device, torch.bfloat16 if device.type == "cuda" else torch.float32)
+    rates = machine_rates(device, getattr(torch, features.dtype))
     limits = {
         side: sum(amount / rates[name] for name, amount in found.items())
         for side, found in flops.items()
@@ -330,12 +331,13 @@ def profile_sides(arguments: argparse.Namespace) -> dict[str, Seconds]:
         reader = write_clips(Path(folder))
         positions = (range(n * size, (n + 1) * size) for n in itertools.count())
         with prefetched(lambda p: load_batch(reader, p), positions, device) as loaded:
-            side = Side(make_batch(size, device), device, layers)
+            side = Side(make_batch(size, device), device, layers, arguments.dtype)
             label(side.model)
             side.step(loaded)
             stream = labelled(loaded)
             found["features"] = profile_step(lambda: side.step(stream), steps=arguments.rounds)
-    side = Side(make_batch(arguments.frames_batch, device, frames=True), device, layers)
+    pictures = make_batch(arguments.frames_batch, device, frames=True)
+    side = Side(pictures, device, layers, arguments.dtype)
     label(side.model)
     side.step()
     found["frames"] = profile_step(side.step, steps=arguments.rounds)
@@ -349,7 +351,7 @@ def gpu_table(layers: int) -> None:
     device = default_device()
     print("batch  compiled  samples/s  of matmul rate  GiB")
     for compiled, size in itertools.product((False, True), (8, 16, 32, 48, 64, 80)):
-        side = Side(make_batch(size, device), device, layers)
+        side = Side(make_batch(size, device), device, layers, "bfloat16")
         flops = sum(side.flops().values())
         if compiled:
             compile_parts(side.model, "default")
@@ -366,6 +368,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     for name, default in (("batch", 4), ("frames-batch", 1), ("rounds", 3), ("layers", 30)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    default_dtype = "bfloat16" if default_device().type == "cuda" else "float32"
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default=default_dtype)
     parser.add_argument("--profile", action="store_true")
     arguments = parser.parse_args()
     keep_freed_memory()  # as the stage does; the plain way gains from it, too

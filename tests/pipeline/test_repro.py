@@ -141,9 +141,8 @@ def test_trained_model_loads_with_one_call(workspace: Path) -> None:
 
 def test_the_examples_of_the_docs_go_from_a_video_to_pictures(workspace: Path, run: Run) -> None:
     """The one in Python, then the cells of the notebook, as they are printed."""
-    example, shards, _hub = re.findall(
-        r"```python\n(.*?)```", (ROOT / "docs/python.md").read_text(), re.DOTALL
-    )
+    pages = [(ROOT / name).read_text() for name in ("README.md", "docs/python.md")]
+    shards, example, _hub = re.findall(r"```python\n(.*?)```", "\n".join(pages), re.DOTALL)
     notebook = json.loads((ROOT / "docs/from_video_to_verdict.ipynb").read_text())
     cells = ["".join(c["source"]) for c in notebook["cells"] if c["cell_type"] == "code"]
     said = run("python", "-c", "\n".join([example, shards, *cells]))
