@@ -1,8 +1,10 @@
 """Who may import whom, what starts without heavy imports, and what no module may do."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from graphlib import TopologicalSorter
 
 import pytest
@@ -44,6 +46,21 @@ def test_the_library_imports_downwards_only(module: str) -> None:
             assert other in {"pipeline", "pipeline.paths"}, f"{module} imports {other}"
         elif other in MODULES and part(other) != part(module):
             assert layer(other) < layer(module), f"{module} imports {other}"
+
+
+def test_what_is_imported_is_declared() -> None:
+    """In pyproject.toml, and not only brought by another package."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]["gpu"]
+    words = (re.split("[<>=]", line)[0] for line in [*project["dependencies"], *extras])
+    declared = {word.replace("-", "_").lower() for word in words} | {
+        *("PIL", "yaml", "ruamel", "pynvml"),  # pillow, pyyaml, ruamel.yaml, nvidia-ml-py
+        *("pydantic_core", "dvc_data"),  # parts of pydantic and dvc
+    }
+    found = {name.split(".")[0] for module in MODULES for name in imports(module, deep=True)} - set(
+        sys.stdlib_module_names
+    )
+    assert found - declared == {"fvlm", "pipeline"}
 
 
 def test_no_circles() -> None:
