@@ -164,7 +164,8 @@ class Side:
     def __init__(self, batch: Batch, device: torch.device, layers: int, dtype: str) -> None:
         self.batch, self.device, self.dtype = batch, device, dtype
         self.frames = batch.inputs.dtype == torch.uint8
-        changes: dict[str, Any] = {"input": "frames", "encoder_lr": 1e-5} if self.frames else {}
+        raw = {"input": "frames", "encoder_lr": 1e-5, "token_noise": 0.0}
+        changes: dict[str, Any] = raw if self.frames else {}
         self.params = make_params(len(batch.keys), dtype=dtype, **changes)
         self.model = make_model(layers, frames=self.frames).to(device).train()
         self.losses = Losses(self.model, self.params)

@@ -55,6 +55,7 @@ from pipeline.paths import (
     EVALUATION,
     FRAMES,
     MODEL,
+    POOLED,
 )
 
 
@@ -142,7 +143,10 @@ def measure(
     baselines: Baselines,
     device: torch.device,
 ) -> Losses:
-    """Losses of one trained model, and of its twin without fine passes where that was trained."""
+    """Losses of one trained model, and of its baselines where these were trained.
+
+    These have a coarse pass only: without fine passes, or with pooled tokens and no query.
+    """
     model, size = load_model(folder).to(device), params.batch_size
     losses = evaluate_clips(
         model,
@@ -153,10 +157,13 @@ def measure(
         device=device,
         baselines=baselines,
     )
-    twin = COARSE_ONLY / folder.relative_to(MODEL)
-    if twin.exists():
-        alone, count = load_model(twin).to(device), len(clips)
-        losses["coarse_only"] = coarse_losses(alone, load, count, batch_size=size, device=device)
+    roots = {"coarse_only": COARSE_ONLY}
+    roots |= {f"pooled_{root.name}": root for root in POOLED.glob("*")}
+    for arm, root in roots.items():
+        twin = root / folder.relative_to(MODEL)
+        if twin.exists():
+            alone, count = load_model(twin).to(device), len(clips)
+            losses[arm] = coarse_losses(alone, load, count, batch_size=size, device=device)
     return losses
 
 

@@ -19,9 +19,11 @@ DECODE_METRICS = Path("metrics/decode.json")
 ENCODED = Path("data/encode")
 ENCODE_METRICS = Path("metrics/encode.json")
 
-# train: the first seed's model, seed-N/ below it; and those without fine passes likewise
+# train: the first seed's model, seed-N/ below it; those without fine passes, and those with several
+# tokens a frame and no query, likewise
 MODEL = Path("models/foveated")
 COARSE_ONLY = MODEL / "coarse-only"
+POOLED = MODEL / "pooled"  # a folder for each number of tokens
 TRAIN_METRICS = Path("metrics/train.json")
 CURVES = Path("plots/train.csv")
 VALIDATION = Path("plots/validation.csv")

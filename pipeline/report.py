@@ -64,6 +64,7 @@ from pipeline.paths import (
     MODEL,
     PAGE,
     PICTURES,
+    POOLED,
     TRAIN_METRICS,
     VALIDATION,
 )
@@ -118,6 +119,10 @@ def main() -> None:
         params=sections.model_dump(),
         provenance=provenance(config),
         versions=package_versions(),
+        pooled_flops={
+            f"pooled_{folder.name}": clip_flops(load_model(folder), reader.read([0], kept))
+            for folder in sorted(POOLED.glob("*"), key=lambda folder: int(folder.name))
+        },
     )
     card = render_card(
         config,

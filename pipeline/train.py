@@ -1,5 +1,6 @@
 """Train the foveated model on encoded clips, once for every seed; with train.coarse_only also one
-without fine passes for each.
+without fine passes for each, and for each number of train.pooled_tokens one with so many tokens a
+frame and no query.
 
 Reads   data/encode/, data/decode/ (its frame size; with train.input: frames all of it), data/text/
         (model.text), params.yaml:model, params.yaml:train
@@ -47,6 +48,7 @@ from pipeline.paths import (
     ENCODED,
     FRAMES,
     MODEL,
+    POOLED,
     TRAIN_METRICS,
     VALIDATION,
 )
@@ -116,22 +118,25 @@ def main() -> None:
 
 
 def list_trainings(sections: Sections) -> list[Training]:
-    """The model of the first seed, then its replicates; behind them those without fine passes."""
+    """The model of the first seed, then its replicates; behind them the baselines of each."""
     params = sections.train
+    roots = {MODEL: 0} | ({COARSE_ONLY: 0} if params.coarse_only else {})
+    roots |= {POOLED / str(count): count for count in params.pooled_tokens}
     folders = {
-        (seed, root != MODEL): root if seed == params.seed else root / f"seed-{seed}"
-        for root in ([MODEL, COARSE_ONLY] if params.coarse_only else [MODEL])
+        (root, seed): root if seed == params.seed else root / f"seed-{seed}"
+        for root in roots
         for seed in params.seeds
     }
     return [
         Training(
             sections.model,
             params.model_copy(update={"seeds": [seed]}),
-            coarse_only=coarse_only,
+            coarse_only=root == COARSE_ONLY,
+            pooled_tokens=roots[root],
             folder=folder,
             title=" ".join(["train", *folder.relative_to(MODEL).parts]),
         )
-        for (seed, coarse_only), folder in folders.items()
+        for (root, seed), folder in folders.items()
     ]
 
 

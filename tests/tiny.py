@@ -17,7 +17,7 @@ from fvlm.encoders.dino import DinoEncoder
 from fvlm.model import saved
 from fvlm.model.build import Architecture, Provenance
 from fvlm.model.foveated import FoveatedModel, ModelParams
-from fvlm.model.query_attention import DeepAttention, ShallowAttention
+from fvlm.model.query_attention import DeepAttention, PooledTokens, ShallowAttention
 from fvlm.shards.manifest import (
     Array,
     DinoPart,
@@ -62,6 +62,7 @@ def foveated(
     deep: int = 0,
     iterations: int = 1,
     temperature: float = 0.5,
+    pooled: int = 0,
     language: LlamaConfig | None = None,
     **parts: Any,
 ) -> FoveatedModel:
@@ -70,14 +71,18 @@ def foveated(
     Its head's weights are so large that every input changes the prediction by far more than
     rounding does, as after training.
     """
-    attention: ShallowAttention | DeepAttention = ShallowAttention(16, temperature=temperature)
-    if deep:
-        attention = DeepAttention(DinoEncoder(dinov2()).tail(deep))
+    attention: ShallowAttention | DeepAttention | PooledTokens
+    attention = ShallowAttention(16, temperature=temperature)
+    tail = DinoEncoder(dinov2()).tail(deep) if deep else None
+    if pooled:
+        attention = PooledTokens(16, pooled, tail=tail)
+    elif tail:
+        attention = DeepAttention(tail)
     model = FoveatedModel(
         language=LlamaModel(language or llama(num_hidden_layers=2, initializer_range=0.2)),
         attention=attention,
         latent_shape=(4, 4, 4),
-        fine_iterations=iterations,
+        fine_iterations=0 if pooled else iterations,
         **parts,
     )
     for name, parameter in model.head.named_parameters():

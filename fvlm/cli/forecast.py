@@ -32,7 +32,9 @@ def forecast(params: Sections, parts: Parts) -> Iterator[str]:
         for stage, size in bytes_of_clip(params, parts).items():
             space = f"{stage}: {in_bytes(size)} a clip, {in_bytes(size * clips)} in all"
             yield f"{space}; {hours(stage, 'clips_per_second', clips)}"
-    clips = params.train.max_samples * len(params.train.seeds) * (1 + params.train.coarse_only)
+    train = params.train
+    models = len(train.seeds) * (1 + train.coarse_only + len(train.pooled_tokens))
+    clips = train.max_samples * models
     yield f"train: {clips:,} clips seen; {hours('train', 'samples_per_second', clips)}"
     for key, source in missing(params).items():
         yield f"{key}: {source} will be downloaded"

@@ -4,6 +4,7 @@ A line names the key, what it must be and why, what was got, and the nearest val
 stages check again what they are given: shards and models may be older than params.yaml.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -163,6 +164,7 @@ def rules_of(parts: Parts) -> list[Rule]:
         _query_layers,
         _llm_layers,
         _frame_size,
+        _pooled_grid,
         _tokenizer,
         _towers,
     )
@@ -252,6 +254,17 @@ def _frame_size(parts: Parts, p: Sections) -> Lines:
         for reason, fits in wanted:
             if not fits(size):
                 yield _line("decode.frame_size", reason, size, nearest)
+
+
+def _pooled_grid(parts: Parts, p: Sections) -> Lines:
+    if p.train.pooled_tokens and (dino := parts.dino(p.encode.dino)):
+        side, most = p.decode.frame_size // dino.patch_size, max(p.train.pooled_tokens)
+        if side < (grid := math.isqrt(most)):
+            reason = (
+                f"a grid of {side} x {side}, the patches of a frame of {p.decode.frame_size} px"
+            )
+            fitting = [count for count in p.train.pooled_tokens if math.isqrt(count) <= side]
+            yield _line("train.pooled_tokens", f"at most {reason}", f"{grid} x {grid}", fitting)
 
 
 def _tokenizer(parts: Parts, p: Sections) -> Lines:

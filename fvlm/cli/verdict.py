@@ -15,7 +15,13 @@ from fvlm.core.io import read_json
 from fvlm.core.stage import new_parser
 from fvlm.statistics.evaluation import Evaluation
 from fvlm.statistics.tables import arm_rows, figure, ratio_cells, ratio_rows
-from fvlm.statistics.verdict import count_videos, describe, describe_power, describe_skill
+from fvlm.statistics.verdict import (
+    count_videos,
+    describe,
+    describe_gap,
+    describe_power,
+    describe_skill,
+)
 from pipeline.paths import EVALUATION, FILTER_METRICS, PAGE, TRAIN_METRICS
 
 MIN_WIDTH = 100  # columns; in a log there is no terminal to take the width from
@@ -39,8 +45,8 @@ def main(arguments: Sequence[str]) -> None:
     console.print(arms_table(evaluation))
     console.print(ratio_table(evaluation))
     console.print(describe(evaluation.held_out), style="bold", highlight=False)
-    for sentence in (describe_skill(evaluation.held_out), describe_power(evaluation.held_out)):
-        if sentence:
+    for say in (describe_skill, describe_gap, describe_power):
+        if sentence := say(evaluation.held_out):
             console.print(sentence, highlight=False)
     if PAGE.exists():
         console.print(

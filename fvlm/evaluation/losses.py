@@ -109,7 +109,7 @@ def evaluate_clips(
 def coarse_losses(
     model: FoveatedModel, load: LoadClips, clips: int, *, batch_size: int, device: torch.device
 ) -> NDArray[np.float64]:
-    """Losses [clips,T] of the coarse pass alone: the arm `coarse_only`, of a model of its own."""
+    """Losses [clips,T] of the coarse pass alone: of models of their own, that have no other."""
     found = []
     for start in range(0, clips, batch_size):
         batch = load(range(start, min(start + batch_size, clips))).to(device)

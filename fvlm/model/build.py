@@ -1,6 +1,7 @@
 """Build a foveated model from pretrained parts, or from the description of one."""
 
 import dataclasses
+import math
 from typing import Any, TypeVar
 
 from torch import nn
@@ -20,7 +21,12 @@ from fvlm.model.language import (
     load_output,
     load_tokenizer,
 )
-from fvlm.model.query_attention import DeepAttention, ShallowAttention
+from fvlm.model.query_attention import (
+    DeepAttention,
+    PooledTokens,
+    ShallowAttention,
+    patch_grid,
+)
 from fvlm.shards.manifest import DinoPart, EncodedManifest, Encoder, VaePart
 from fvlm.weights.resolve import resolve
 
@@ -40,6 +46,7 @@ class Architecture(Document):
     """Everything but the weights.
 
     language, encoder: configurations of transformers. token_shape (N,D), latent_shape (C,h,w).
+    pooled_tokens: of each frame, in a baseline without queries; 0: one token, by query.
     """
 
     format: int = FORMAT
@@ -51,6 +58,7 @@ class Architecture(Document):
     token_shape: list[int]
     latent_shape: list[int]
     provenance: Provenance
+    pooled_tokens: int = 0
 
 
 def build_model(
@@ -59,24 +67,28 @@ def build_model(
     *,
     input: Input = "features",
     coarse_only: bool = False,
+    pooled_tokens: int = 0,
 ) -> tuple[FoveatedModel, Architecture]:
     """A model for the shards of this encode manifest, and what describes it.
 
     For `frames` the encoder of these shards becomes a part of the model; the stored tokens are not
-    used, and any `query_layers` fit. `coarse_only` leaves out the fine passes.
+    used, and any `query_layers` fit. `coarse_only` leaves out the fine passes, and so do
+    `pooled_tokens` of each frame, which stand in the place of the one that a query brings back.
 
     Raises ShardError when the stored layer does not fit `model.query_layers` or the encoder is not
-    that of the shards, WeightsError when a pretrained part cannot be found.
+    that of the shards, ParamsError when a frame has fewer patches than are wanted, WeightsError
+    when a pretrained part cannot be found.
     """
     if input == "features":
         check_layer(params, manifest)
     elif params.intermediate_tokens:
         raise ParamsError("model.intermediate_tokens: must be false with train.input: frames")
+    check_grid(pooled_tokens, manifest.tokens.shape[1])
     language, source = load_language(params.llm, layers=params.llm_layers)
     encoder = _load_encoder(manifest) if input == "frames" or params.query_layers > 0 else None
     architecture = Architecture(
         input=input,
-        coarse_only=coarse_only,
+        coarse_only=coarse_only or pooled_tokens > 0,
         model=params,
         language=language.config.to_diff_dict(),
         encoder=encoder.config_dict if encoder else None,
@@ -85,6 +97,7 @@ def build_model(
         provenance=Provenance(
             language=Encoder(**dataclasses.asdict(source)), dino=manifest.dino, vae=manifest.vae
         ),
+        pooled_tokens=pooled_tokens,
     )
     tail = encoder.cut(params.query_layers) if encoder else None
     output = load_output(params.llm) if params.text == "caption" else None
@@ -151,6 +164,16 @@ def check_layer(params: ModelParams, manifest: EncodedManifest) -> None:
         )
 
 
+def check_grid(pooled_tokens: int, tokens: int) -> None:
+    """A frame of so many tokens must have a patch for each cell of the pooled grid."""
+    wanted, side = math.isqrt(pooled_tokens), patch_grid(tokens)[1]
+    if wanted > side:
+        raise ParamsError(
+            f"train.pooled_tokens: {pooled_tokens} is a grid of {wanted} x {wanted}, and a frame "
+            f"has {side} x {side} patches: leave it out, or raise decode.frame_size"
+        )
+
+
 def model_of(architecture: Architecture, model_class: type[M]) -> M:
     """A model of this class with random weights."""
     params = architecture.model
@@ -181,11 +204,15 @@ def _assemble(
         language.set_input_embeddings(nn.Identity())
     width = architecture.token_shape[1]
     temperature, reads = params.temperature, params.query_reads
-    attention = (
-        DeepAttention(tail, role=params.query_role, temperature=temperature, reads=reads)
-        if tail
-        else ShallowAttention(width, temperature=temperature, reads=reads)
-    )
+    attention: DeepAttention | ShallowAttention | PooledTokens
+    if architecture.pooled_tokens:
+        attention = PooledTokens(width, architecture.pooled_tokens, tail=tail)
+    elif tail:
+        attention = DeepAttention(
+            tail, role=params.query_role, temperature=temperature, reads=reads
+        )
+    else:
+        attention = ShallowAttention(width, temperature=temperature, reads=reads)
     channels, height, side = architecture.latent_shape
     return model_class(
         language=language,

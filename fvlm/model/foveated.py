@@ -8,7 +8,10 @@ predicts frame t has not seen frame t.
     fine pass     q_1 = q_init,  q_{t+1} = W_q h(v_t) with h from the pass before
 
 `fine_iterations` K runs coarse -> fine_1 -> .. -> fine_K; inside a pass all frames run in parallel.
-A caption may stand before m (condition), or after v_T to be predicted (caption): see `text.py`.
+A caption may stand before m (condition), or after v_T to be predicted (caption): `captions.py`.
+
+A baseline with P pooled tokens a frame has [m, v_1^1 .. v_1^P, v_2^1 ..] and no query: the states
+at m and at the last token of each frame predict. It has a coarse pass only.
 
 Axes: B batch, T frames, S pixels, N tokens, D token width, H hidden width, C h w latent,
 M caption tokens.
@@ -32,6 +35,7 @@ from fvlm.model.language import causal_states
 from fvlm.model.query_attention import (
     DeepAttention,
     FrameCache,
+    PooledTokens,
     QueryReads,
     QueryRole,
     ShallowAttention,
@@ -71,9 +75,10 @@ class PassOutput:
     """One pass over B clips of T frames.
 
     queries [B,T,D] that read the frames; attention [B,T,N] of each query over its frame's tokens;
-    visual [B,T,H] tokens; predictor [B,T,H] states that predict Y_1 .. Y_T; next_queries [B,T,D]
-    for the following pass, already shifted: q_init, W_q h(v_1) .. W_q h(v_{T-1}); caption [B,M,H]
-    states that predict the caption's tokens, in a pass that was given one.
+    visual [B,T,H] tokens, or P pooled ones a frame [B,T*P,H]; predictor [B,T,H] states that predict
+    Y_1 .. Y_T; next_queries [B,T,D] for the following pass, already shifted: q_init, W_q h(v_1) ..
+    W_q h(v_{T-1}); caption [B,M,H] states that predict the caption's tokens, in a pass that was
+    given one.
     """
 
     queries: Tensor
@@ -123,7 +128,7 @@ class FoveatedModel(nn.Module):
         self,
         *,
         language: LlamaModel,
-        attention: ShallowAttention | DeepAttention,
+        attention: ShallowAttention | DeepAttention | PooledTokens,
         latent_shape: tuple[int, int, int],
         fine_iterations: int,
         encoder: DinoEncoder | None = None,
@@ -158,6 +163,7 @@ class FoveatedModel(nn.Module):
             # Under several processes a weight that no loss reaches is an error.
             for unused in (self.q_init, self.mode_tokens["fine"], *self.to_query.parameters()):
                 unused.requires_grad_(False)
+            self.q_static.requires_grad_(not isinstance(attention, PooledTokens))
 
     @property
     def input(self) -> Input:
@@ -252,13 +258,15 @@ class FoveatedModel(nn.Module):
             sequence.append(self.language.get_input_embeddings()(predicted.ids[:, :-1]))
         states = self.run_language(torch.cat(sequence, dim=1), cache.prefix)
         q_init = self.q_init.expand(B, 1, -1)
+        P = self.attention.tokens_per_frame
+        ends = states[:, : T * P : P]  # at m, and at the last token of each frame but the last
         return PassOutput(
             queries=queries,
             attention=attention,
             visual=visual,
-            predictor=states[:, :T],
-            next_queries=torch.cat([q_init, self.to_query(states[:, 1:T]).to(q_init.dtype)], dim=1),
-            caption=states[:, T:] if predicted else None,
+            predictor=ends,
+            next_queries=torch.cat([q_init, self.to_query(ends[:, 1:]).to(q_init.dtype)], dim=1),
+            caption=states[:, T * P :] if predicted else None,
         )
 
     def run_language(self, sequence: Tensor, prefix: Prefix | None) -> Tensor:
@@ -285,13 +293,16 @@ class FoveatedModel(nn.Module):
     def read_frames(
         self, cache: FrameCache, queries: Tensor, *, look: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Queries [B,T,D] -> visual tokens [B,T,H], attention [B,T,N]; `look` as of `run_pass`."""
+        """Queries [B,T,D] -> visual tokens [B,T,H], attention [B,T,N]; `look` as of `run_pass`.
+
+        Pooled tokens are [B,T*P,H].
+        """
         B, T, _ = queries.shape
         others = {} if look is None else {"look": look.flatten(0, 1)}
         found, attention = self.attention(queries.flatten(0, 1), cache, **others)
         # In float32: under autocast the projection is bfloat16, the norm's weight is not.
         visual = self.visual_norm(self.to_visual(found).float())
-        return visual.unflatten(0, (B, T)), attention.unflatten(0, (B, T))
+        return visual.reshape(B, -1, visual.shape[-1]), attention.unflatten(0, (B, T))
 
     def encode_previous(self, latents: Tensor) -> Previous:
         """What the head needs of [y_init, Y_1 .. Y_{T-1}]; shared by the passes."""

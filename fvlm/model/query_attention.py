@@ -8,7 +8,9 @@ One parameter, `query_layers` = k, spans the two variants here:
     k = 0   ShallowAttention: softmax(q X^T / (sqrt(D) temperature)) X on the stored tokens
     k > 0   DeepAttention: the query is one more CLS-like token in the last k encoder blocks
 
-Axes: F frames (B*T), N tokens, D width, d width of one attention head.
+PooledTokens stands in their place in a baseline: several tokens a frame, and no query.
+
+Axes: F frames (B*T), N tokens, P pooled tokens, D width, d width of one attention head.
 """
 
 import math
@@ -18,6 +20,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fvlm.core.device import product_dtype
 from fvlm.encoders.dino import EncoderBlock, EncoderTail
@@ -63,6 +66,8 @@ class FrameCache:
 class ShallowAttention(nn.Module):
     """Single-head attention of the query over the stored tokens themselves; no weights."""
 
+    tokens_per_frame = 1
+
     def __init__(self, width: int, *, temperature: float, reads: QueryReads = "all") -> None:
         super().__init__()
         self.width, self.reads = width, reads
@@ -97,6 +102,8 @@ class DeepAttention(nn.Module):
     takes its place instead of being added to it. `temperature` divides the attention logits of the
     query, not those of the frame's own tokens; 1 is the encoder's own.
     """
+
+    tokens_per_frame = 1
 
     def __init__(
         self,
@@ -165,6 +172,34 @@ class DeepAttention(nn.Module):
             own_logit = (query * own_key).sum(-1, keepdim=True) * scale
             logits = torch.cat([logits, own_logit], dim=-1)
         return torch.softmax(logits, dim=-1)
+
+
+class PooledTokens(nn.Module):
+    """No query: means over the cells of a grid laid over a frame's patches; CLS is left out.
+
+    With a tail the final tokens are pooled: the frame goes through the blocks that a query would.
+    """
+
+    def __init__(self, width: int, count: int, *, tail: EncoderTail | None = None) -> None:
+        super().__init__()
+        self.width, self.tokens_per_frame = width, count
+        self.tail = tail.requires_grad_(False) if tail else None
+
+    def cache_frames(self, tokens: Tensor, *, dtype: torch.dtype | None = None) -> FrameCache:
+        """Tokens [F,N,D] -> the pooled ones, as keys and values [F,1,P,D]."""
+        tokens = tokens.to(dtype or tokens.dtype)
+        if self.tail:
+            tokens = self.tail.forward_tokens(tokens)
+        before, side = patch_grid(tokens.shape[1])
+        patches = tokens[:, before:].transpose(1, 2).unflatten(2, (side, side))
+        cells = F.adaptive_avg_pool2d(patches, math.isqrt(self.tokens_per_frame))
+        pooled = cells.flatten(2).transpose(1, 2)[:, None]
+        return FrameCache([(pooled, pooled)])
+
+    def forward(self, _queries: Tensor, cache: FrameCache) -> tuple[Tensor, Tensor]:
+        """Pooled tokens [F,P,D], whatever the queries, and an even attention over them [F,P]."""
+        pooled = cache.blocks[0][1][:, 0]
+        return pooled, pooled.new_full(pooled.shape[:2], 1 / self.tokens_per_frame)
 
 
 def _logits(query: Tensor, keys: Tensor, scale: float, *, masked: int) -> Tensor:

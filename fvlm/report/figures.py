@@ -18,7 +18,8 @@ def figure_rows(report: Report) -> list[dict[str, Any]]:
         "filter": report.filtering,
         "decode": report.decoding,
         "parameters": report.parameters,
-        "flops": {f"clip_of_{report.clip_frames}_frames": report.flops},
+        "flops": {f"clip_of_{report.clip_frames}_frames": report.flops}
+        | {f"{arm}_clip": flops for arm, flops in report.pooled_flops.items()},
     }
     tables: dict[str, Mapping[str, Mapping[str, Any]]] = {
         "evaluate by frame": {str(row.frame): flatten(row) for row in report.frames},

@@ -3,7 +3,7 @@
 import base64
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any
 
@@ -27,6 +27,7 @@ from fvlm.report.accounts import (
     cut_title,
     in_plain_words,
 )
+from fvlm.statistics.arms import MEANINGS
 from fvlm.statistics.evaluation import ClipRow, Evaluation, FrameRow, MotionRow
 from fvlm.statistics.ratio import Estimate
 from fvlm.statistics.tables import arm_rows, charted, figure, ratio_cells, ratio_rows
@@ -34,6 +35,7 @@ from fvlm.statistics.verdict import (
     DEMANDS,
     ROUNDING,
     describe,
+    describe_gap,
     describe_power,
     describe_skill,
     in_words,
@@ -83,7 +85,8 @@ class Report:
 
     dataset, date: what the title says: where the videos are from, the day of the code (may be
     empty). figures: the file of all figures. parameters: of the model, by part; flops:
-    floating-point operations a clip of `clip_frames` frames.
+    floating-point operations a clip of `clip_frames` frames; pooled_flops: those of the models with
+    pooled tokens, by arm.
     shown: a sentence on which clips are pictured. tokens: N of a frame. cut: of the first videos.
     unused: rows of videos that were not used, with video_id, status, reason and message. params:
     section -> key -> value.
@@ -112,6 +115,7 @@ class Report:
     params: dict[str, dict[str, Any]]
     provenance: dict[str, str]
     versions: dict[str, str]
+    pooled_flops: Mapping[str, int] = field(default_factory=dict)
 
 
 def render_page(report: Report) -> str:
@@ -140,6 +144,8 @@ def render_page(report: Report) -> str:
         labels=[[in_words(label).capitalize(), demand] for label, demand in DEMANDS.items()],
         power=describe_power(held_out),
         skill=describe_skill(held_out),
+        gap=describe_gap(held_out),
+        pooled=_pooled(report),
         statement=describe(held_out),
         sections=SECTIONS.items(),
         facts=_facts(report.evaluation),
@@ -271,10 +277,28 @@ def _cost(report: Report) -> list[Cells]:
         *([f"parameters: {part}", f"{count:,}"] for part, count in report.parameters.items()),
         [
             f"operations a clip of {report.clip_frames} frames, coarse and fine passes",
-            f"{report.flops / 1e9:.1f} GFLOP",
+            f"{_gflop(report.flops)} GFLOP",
         ],
         ["losses computed as", report.evaluation.arithmetic],
     ]
+
+
+def _pooled(report: Report) -> list[Cells]:
+    """What a token by query and several pooled ones see, and what that costs."""
+    found = report.evaluation.held_out
+    if not report.pooled_flops:
+        return []
+    rows = [["both passes, the fine one's loss", "1", _gflop(report.flops)]]
+    rows[0] += [figure(found.arms["fine"].loss, 5), "-", "-"]
+    for arm, flops in report.pooled_flops.items():
+        tokens, gap = arm.removeprefix("pooled_"), found.gap_closed[arm]
+        loss = figure(found.arms[arm].loss, 5)
+        rows.append([MEANINGS[arm], tokens, _gflop(flops), loss, *ratio_cells(gap)])
+    return rows
+
+
+def _gflop(flops: int) -> str:
+    return f"{flops / 1e9:.1f}"
 
 
 def _clip_rows(rows: Sequence[ClipRow]) -> list[Cells]:

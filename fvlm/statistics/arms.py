@@ -32,7 +32,12 @@ OPTIONAL_ARMS = {
     "message_only": "fine pass with the static query's attention, only carrying the message",
     "coarse_only": "coarse pass of a model trained without fine passes",
 }
-MEANINGS = ARMS | OPTIONAL_ARMS
+# Of models of their own (train.pooled_tokens): what is there to see, for one that need not choose?
+POOLED = {
+    f"pooled_{count}": f"{count} pooled token{'s' * (count > 1)} a frame, no query"
+    for count in (1, 4, 16, 49)
+}
+MEANINGS = ARMS | OPTIONAL_ARMS | POOLED
 
 # What must be worse than the fine pass before a ratio above 1 can be put down to the queries.
 CONTROLS = ("static_in_fine", "shuffled", "random")
@@ -46,7 +51,8 @@ CAPTIONS = ("caption_coarse", "caption_fine")
 
 def measured_arms(names: Container[str]) -> dict[str, str]:
     """Arms and their meanings in the order of every table; optional ones where `names` has them."""
-    return ARMS | {arm: text for arm, text in OPTIONAL_ARMS.items() if arm in names}
+    others = (OPTIONAL_ARMS | POOLED).items()
+    return ARMS | {arm: text for arm, text in others if arm in names}
 
 
 def measured_controls(names: Container[str]) -> list[str]:

@@ -7,7 +7,7 @@ None: undefined.
 
 from typing import Annotated, Literal
 
-from pydantic import SkipValidation
+from pydantic import Field, SkipValidation
 
 from fvlm.core.document import Document
 from fvlm.statistics.arms import BASELINES, MEANINGS, measured_controls
@@ -52,7 +52,8 @@ class HeldOut(Document):
     loss / AR(1) loss over frames t >= 3: 0 is what copying with a decay gains.
     detectable_ratio: the true ratio that is told from 1 in 80% of repeats;
     groups_for_ratio_1_05: how many groups it takes for 1.05. by_seed: of each training, where there
-    are several.
+    are several. gap_closed: (coarse - fine) / (coarse - arm) in losses over frames t >= 3, of the
+    arms with pooled tokens: the share of what there is to see that one token by query brings.
     """
 
     videos: int
@@ -73,6 +74,7 @@ class HeldOut(Document):
     by_seed: Annotated[dict[int, Estimate], "coarse_fine_ratio_dynamic_seed_{}"]
     arms: dict[str, ArmResult]
     captions: CaptionResult | None = None
+    gap_closed: Annotated[dict[str, Estimate], "{}_gap_closed"] = Field(default_factory=dict)
 
     def against(self, arm: str) -> Estimate:
         """Loss of an arm / fine loss over frames t >= 3."""

@@ -124,6 +124,27 @@ class Bootstrap:
         top, bottom = _rows(above, below, since)
         return self._estimate([_rows(above, below, frames), (bottom, top)])
 
+    def share(self, part: Array, whole: Array, frames: slice = ALL) -> Estimate:
+        """mean(part) / mean(whole) of gains [clips,T], which may be negative in some clips.
+
+        Its interval is symmetric: Student's t times the standard error of the linear approximation.
+        """
+        rows = _rows(part, whole, frames)
+        above, below = (_sums(self._group, values) for values in rows)
+        if below.sum() == 0:
+            return UNDEFINED
+        value = float(above.sum() / below.sum())
+        if self.size < 2:
+            return Estimate(value, None, None)
+        error = (above - value * below) / below.sum()
+        errors = [(float((error**2).sum() * self.size / (self.size - 1)), self.size - 1)]
+        if len(set(self.replicates)) > 1:
+            top, bottom = (_sums(self._replicate, values) for values in rows)
+            errors.append((float((top / bottom).var(ddof=1) / len(top)), len(top) - 1))
+        variance, degrees = _total(errors)
+        reach = float(stdtrit(degrees, TAIL) * np.sqrt(variance))
+        return Estimate(value, value - reach, value + reach)
+
     def power(self, above: Array, below: Array, frames: slice = ALL) -> Power | None:
         """What so many groups with the measured spread can tell; None without an interval."""
         errors = self._errors([_rows(above, below, frames)])

@@ -6,7 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fvlm.statistics.arms import CAPTIONS, ClipName, Losses, measured_arms, measured_controls
+from fvlm.statistics.arms import (
+    CAPTIONS,
+    POOLED,
+    ClipName,
+    Losses,
+    measured_arms,
+    measured_controls,
+)
 from fvlm.statistics.evaluation import (
     ArmResult,
     CaptionResult,
@@ -20,6 +27,7 @@ from fvlm.statistics.ratio import (
     ALL,
     DYNAMIC,
     EARLY,
+    UNDEFINED,
     Array,
     Bootstrap,
     Estimate,
@@ -134,6 +142,9 @@ def _held_out(
         },
         arms={arm: _arm(arm, losses, bootstrap) for arm in measured_arms(losses)},
         captions=_captions(losses, bootstrap, about.vocabulary),
+        gap_closed={
+            arm: _gap_closed(losses[arm], losses, bootstrap) for arm in POOLED if arm in losses
+        },
     )
 
 
@@ -147,6 +158,15 @@ def _arm(arm: str, losses: Losses, bootstrap: Bootstrap) -> ArmResult:
         coarse_ratio_dynamic=bootstrap.ratio(losses["coarse"], own, DYNAMIC),
         fine_ratio_dynamic=bootstrap.ratio(own, losses["fine"], DYNAMIC),
     )
+
+
+def _gap_closed(arm: Array, losses: Losses, bootstrap: Bootstrap) -> Estimate:
+    """Undefined where the arm is not shown to be better than the coarse pass: there is no gap."""
+    coarse = losses["coarse"]
+    gap = bootstrap.ratio(coarse, arm, DYNAMIC)
+    if gap.low is None or gap.low <= 1:
+        return UNDEFINED
+    return bootstrap.share(coarse - losses["fine"], coarse - arm, DYNAMIC)
 
 
 def _captions(losses: Losses, bootstrap: Bootstrap, vocabulary: int) -> CaptionResult | None:

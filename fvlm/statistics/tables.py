@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fvlm.statistics.arms import BASELINES, measured_arms
+from fvlm.statistics.arms import BASELINES, POOLED, measured_arms
 from fvlm.statistics.evaluation import Evaluation, short_meaning
 from fvlm.statistics.ratio import Estimate
 
@@ -53,7 +53,8 @@ def arm_rows(evaluation: Evaluation) -> list[ArmRow]:
 def ratio_rows(evaluation: Evaluation) -> list[RatioRow]:
     """The ratio, then what the fine pass is held against, then the same on training clips."""
     found, training = evaluation.held_out, evaluation.on_training_clips
-    arms = [*found.controls, "autoregressive", *BASELINES]
+    pooled = [arm for arm in POOLED if arm in found.arms]
+    arms = [*found.controls, "autoregressive", *pooled, *BASELINES]
     compared = [
         ("coarse", "coarse, all frames", found.coarse_fine_ratio),
         ("coarse", VERDICT_RESTS_ON, found.coarse_fine_ratio_dynamic),

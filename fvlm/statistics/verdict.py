@@ -110,6 +110,21 @@ def describe_skill(found: HeldOut) -> str:
     )
 
 
+def describe_gap(found: HeldOut) -> str:
+    """What one token by query brings of what several tokens do; empty where none were trained."""
+    parts = []
+    for arm, gap in found.gap_closed.items():
+        if gap.value is None:
+            parts.append(f"{short_meaning(arm)}: not shown to be better than the coarse pass")
+        else:
+            ends = "" if gap.low is None else f" ({gap.low:.0%} to {gap.high:.0%})"
+            parts.append(
+                f"{short_meaning(arm)}: the fine pass, with one, closes {gap.value:.0%}{ends} of "
+                "their gap to the coarse pass"
+            )
+    return "; ".join(parts).capitalize() + "." if parts else ""
+
+
 def _signed(skill: float) -> str:
     return f"{skill:+.2%}"
 

@@ -18,6 +18,7 @@ from fvlm.training.blocks import Checkpointing, CompileMode, CompileModes
 from fvlm.training.distributed import Parallel
 
 Schedule = Literal["cosine", "constant"]
+PooledCount = Literal[1, 4, 16, 49]  # square grids
 
 
 class TrainParams(Params):
@@ -46,6 +47,7 @@ class TrainParams(Params):
     compile: CompileMode | CompileModes
     seeds: list[int] = Field(min_length=1)
     coarse_only: bool
+    pooled_tokens: list[PooledCount] = Field(default_factory=list)
     checkpoint_samples: int = Field(ge=1)
     validate_samples: int = Field(ge=0)
     parallel: Parallel

@@ -42,6 +42,7 @@ DATA_SECTIONS = ("collect", "filter", "decode", "encode")  # of params.yaml
 # How a training is run, not what it computes: these may change between its parts.
 NOT_IDENTITY = {
     "coarse_only",
+    "pooled_tokens",
     "max_hours",
     "checkpoint_samples",
     "parallel",
@@ -54,13 +55,17 @@ NOT_IDENTITY = {
 
 @dataclass(frozen=True)
 class Training:
-    """One of the models to train: its parameters, with a single seed, and its folder."""
+    """One of the models to train: its parameters, with a single seed, and its folder.
+
+    coarse_only: without fine passes; pooled_tokens: so many a frame, without queries; 0: one.
+    """
 
     model: ModelParams
     params: TrainParams
     coarse_only: bool
     folder: Path
     title: str
+    pooled_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -107,10 +112,8 @@ def run_training(
     name = hash_json(identity)[:20]
     shared = whatever_length(identity)
     family, steps = hash_json(shared)[:20], training.params.steps
-    if training.params.schedule == "constant":
-        checkpoints = Checkpoints(finished.root, shared, family)
-    else:
-        checkpoints = Checkpoints(finished.root, identity, name)
+    kept_as = (shared, family) if training.params.schedule == "constant" else (identity, name)
+    checkpoints = Checkpoints(finished.root, *kept_as)
     state = checkpoints.folder.name
     check_same("code, parameters, data or weights", name)
     if claims is not None:
@@ -157,6 +160,7 @@ def identify(training: Training, shards: Shards, device: torch.device) -> dict[s
         "device": device.type,
         "model": training.model.model_dump(),
         "coarse_only": training.coarse_only,
+        "pooled_tokens": training.pooled_tokens,
         "seed": params.seed,
         "train": params.model_dump(exclude=NOT_IDENTITY),
         "start": hash_start(params.start),
@@ -166,23 +170,26 @@ def identify(training: Training, shards: Shards, device: torch.device) -> dict[s
 
 
 def _plan_validation(training: Training, shards: Shards) -> Validation | None:
-    params, manifest = training.params, read_manifest(shards.encoded, EncodedManifest)
-    if params.validate_samples == 0 or "val" not in {entry.split for entry in manifest.shards}:
+    params, entries = training.params, read_manifest(shards.encoded, EncodedManifest).shards
+    if params.validate_samples == 0 or "val" not in {entry.split for entry in entries}:
         return None
-    tokenizer = build_tokenizer(training.model)
-    held_out, trained = (
-        open_clips(
-            shards.encoded,
-            shards.frames,
-            split=split,
-            input=params.input,
-            tokenizer=tokenizer,
-            captions=shards.captions,
-        )
-        for split in ("val", "train")
-    )
+    held_out, trained = (_open(split, training, shards) for split in ("val", "train"))
     held_out.check_frames(params.num_frames, "train.num_frames")
     return plan_validation(held_out, trained, params)
+
+
+def _open(
+    split: str, training: Training, shards: Shards, memory: BatchMemory | None = None
+) -> ClipReader:
+    return open_clips(
+        shards.encoded,
+        shards.frames,
+        split=split,
+        input=training.params.input,
+        tokenizer=build_tokenizer(training.model),
+        captions=shards.captions,
+        memory=memory,
+    )
 
 
 def _contents(manifest: Manifest) -> list[str]:
@@ -199,8 +206,7 @@ def _train(
     deadline: float,
 ) -> Trained:
     params, name = training.params, hash_json(identity)[:20]
-    prepared = _prepare(training, shards, device)
-    began, rows = time.monotonic(), list[Row]()
+    prepared, began, rows = _prepare(training, shards, device), time.monotonic(), list[Row]()
     if device.type == "cuda" and is_main():
         tell_gpu_is_unseen()
     with _tracker(training, identity, name) as tracker:
@@ -253,7 +259,9 @@ def _tracker(training: Training, identity: dict[str, Any], name: str) -> Tracker
     document = read_yaml(PARAMS)  # what its data was made with is shown, too
     return Tracker(
         name,
-        title="coarse-only " * training.coarse_only + f"seed {training.params.seed}",
+        title="coarse-only " * training.coarse_only
+        + f"{training.pooled_tokens} pooled tokens, " * (training.pooled_tokens > 0)
+        + f"seed {training.params.seed}",
         params={name: document.get(name, {}) for name in DATA_SECTIONS} | identity,
         tags={
             "git_commit": git_commit(Path()),
@@ -277,20 +285,16 @@ def _prepare(training: Training, shards: Shards, device: torch.device) -> _Prepa
     params = training.params
     manifest = read_manifest(shards.encoded, EncodedManifest)
     tokenizer = build_tokenizer(training.model)
-    reader = open_clips(
-        shards.encoded,
-        shards.frames,
-        split="train",
-        input=params.input,
-        tokenizer=tokenizer,
-        captions=shards.captions,
-        # One batch is computed while the next is read.
-        memory=BatchMemory(2, pinned=device.type == "cuda"),
-    )
+    two = BatchMemory(2, pinned=device.type == "cuda")  # one is computed while the next is read
+    reader = _open("train", training, shards, two)
     reader.check_frames(params.num_frames, "train.num_frames")
     torch.manual_seed(torch_seed(params.seed, "weights"))
     model, architecture = build_model(
-        training.model, manifest, input=params.input, coarse_only=training.coarse_only
+        training.model,
+        manifest,
+        input=params.input,
+        coarse_only=training.coarse_only,
+        pooled_tokens=training.pooled_tokens,
     )
     if params.start:
         load_start(params.start, model, architecture, tokenizer)

@@ -208,6 +208,12 @@ BROKEN: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
         {"decode.frame_size": 104},
     ),
     (
+        {"decode.frame_size": 64, "train.pooled_tokens": [4, 49]},
+        "train.pooled_tokens: must be at most a grid of 4 x 4, the patches of a frame of 64 px, "
+        "got 7 x 7; nearest: [4]",
+        {"train.pooled_tokens": [4]},
+    ),
+    (
         tower(sites=["encoder.layer.9.mlp.fc3"]),
         f"{TOWER}.sites: 'encoder.layer.9.mlp.fc3' fits no linear layer of the tower; nearest: "
         "encoder.layer.9.mlp.fc2, encoder.layer.9.mlp.fc1, encoder.layer.8.mlp.fc2",
@@ -425,6 +431,11 @@ def test_forecasts_space_hours_and_downloads(
     assert said[2].endswith("no rate is known: run it on a few hundred videos first")
     assert said[3].startswith(f"train: {2 * params.train.max_samples:,} clips seen; no rate")
     assert len(said) == 4
+    beside = changed({"train.seeds": [0, 1], "train.pooled_tokens": [1, 4], **whole})
+    seen = 2 * 3 * params.train.max_samples
+    assert f"train: {seen:,} clips seen" in "\n".join(
+        forecast(validate_params(Sections, beside, PARAMS), parts)
+    )
     several = changed({"collect.source": str(tmp_path), "decode.clips_per_video": 5})
     (first, *_) = forecast(validate_params(Sections, several, PARAMS), parts)
     assert first.startswith("3 videos, 15 clips at most")

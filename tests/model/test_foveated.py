@@ -17,10 +17,17 @@ LATENT = (4, 4, 4)
 
 
 def make_model(
-    *, deep: int = 0, temperature: float = 1.0, iterations: int = 1, head: Head = "film"
+    *,
+    deep: int = 0,
+    temperature: float = 1.0,
+    iterations: int = 1,
+    head: Head = "film",
+    pooled: int = 0,
 ) -> FoveatedModel:
     torch.manual_seed(1)
-    model = tiny.foveated(deep=deep, temperature=temperature, iterations=iterations, head=head)
+    model = tiny.foveated(
+        deep=deep, temperature=temperature, iterations=iterations, head=head, pooled=pooled
+    )
     if isinstance(model.head, ResidualHead):  # as if it had been trained
         torch.nn.init.constant_(model.head.gain, 0.8)
         for parameter in model.head.after[-1].parameters():
@@ -250,6 +257,35 @@ def test_tokens_and_latents_enter_as_they_are_stored(model: FoveatedModel) -> No
     tokens, latents = (value.half() for value in clip())
     stored = model(tokens, latents)
     assert torch.equal(stored.fine, model(tokens.float(), latents.float()).fine)
+
+
+@pytest.mark.parametrize("deep", [0, 2])
+@pytest.mark.parametrize("pooled", [1, 4])
+@torch.no_grad()
+def test_pooled_tokens_of_all_earlier_frames_predict_and_no_others(pooled: int, deep: int) -> None:
+    model = make_model(deep=deep, pooled=pooled)
+    tokens, latents = clip()
+    before = model(tokens, latents)
+    assert torch.equal(before.coarse, before.fine)
+    for frame in range(T):
+        for patch in (1, N - 1):  # of the first cell, of the last
+            changed = tokens.clone()
+            changed[:, frame, patch] += 9
+            moved = (model(changed, latents).coarse - before.coarse).abs().amax(dim=(0, 2, 3, 4))
+            assert not moved[: frame + 1].any()
+            assert (moved[frame + 1 :] > 1e-6).all()
+
+
+def test_a_model_of_pooled_tokens_trains_all_but_its_queries() -> None:
+    model = make_model(pooled=4)
+    tokens, latents = clip()
+    frame_losses(model(tokens, latents).coarse, latents).mean().backward()
+    free = {name for name, p in model.named_parameters() if not p.requires_grad}
+    assert free == {"q_static", "q_init", "mode_tokens.fine", "to_query.weight"}
+    for name, parameter in model.named_parameters():
+        if name not in free and name != "language.embed_tokens.weight":
+            assert parameter.grad is not None, name
+            assert parameter.grad.abs().sum() > 0, name
 
 
 def test_frame_losses_are_means_in_float32() -> None:

@@ -13,6 +13,7 @@ from fvlm.encoders.dino import DinoEncoder, EncoderBlock
 from fvlm.model.query_attention import (
     DeepAttention,
     FrameCache,
+    PooledTokens,
     QueryRole,
     ShallowAttention,
 )
@@ -257,3 +258,31 @@ def test_with_the_attention_of_others_only_the_message_differs() -> None:
     assert not torch.allclose(lent, weights)
     for different in (own, attention(other, cache)[0]):
         assert (found - different).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("count", [1, 4, 16])
+def test_pooled_tokens_are_means_over_the_cells_of_a_grid(count: int) -> None:
+    """CLS and a register stand in front and count nowhere."""
+    tokens = torch.randn(2, 2 + 16, D)
+    pooled = PooledTokens(D, count)
+    found, attention = pooled(torch.randn(2, D), pooled.cache_frames(tokens))
+    patches, size = tokens[:, 2:].view(2, 4, 4, D), 4 // math.isqrt(count)
+    cells = [
+        patches[:, row : row + size, column : column + size].mean(dim=(1, 2))
+        for row in range(0, 4, size)
+        for column in range(0, 4, size)
+    ]
+    torch.testing.assert_close(found, torch.stack(cells, dim=1))
+    assert torch.equal(attention, torch.full((2, count), 1 / count))
+
+
+def test_pooled_tokens_of_a_tail_are_the_final_ones(stock: Stock) -> None:
+    encoder = DinoEncoder(stock)
+    pixels = frames()
+    pooled = PooledTokens(D, 4, tail=encoder.tail(2))
+    with torch.no_grad():
+        stored, final = (encoder(pixels, layer=layer) for layer in (L - 2, L))
+        found, _ = pooled(torch.randn(3, D), pooled.cache_frames(stored))
+        alone, _ = PooledTokens(D, 4)(final, PooledTokens(D, 4).cache_frames(final))
+    torch.testing.assert_close(found, alone, rtol=1e-4, atol=1e-5)
+    assert not [p for p in pooled.parameters() if p.requires_grad]

@@ -65,7 +65,10 @@ def save_trained(
     """A model as `pipeline.train` leaves it, with weights of its own."""
     torch.manual_seed(seed)
     coarse_only = folder.is_relative_to(paths.COARSE_ONLY)
-    model, architecture = build_model(params, manifest, coarse_only=coarse_only)
+    pooled = int(folder.relative_to(paths.POOLED).parts[0]) if paths.POOLED in folder.parents else 0
+    model, architecture = build_model(
+        params, manifest, coarse_only=coarse_only, pooled_tokens=pooled
+    )
     tiny.save_model(model, architecture, folder, seed=seed, lambda_coarse=lambda_coarse)
 
 
@@ -197,6 +200,38 @@ def test_a_model_without_fine_passes_becomes_an_arm_and_a_control(
     assert f"{found['loss_coarse_only']:.5f}" in printed
     assert "not shown to beat" in printed
     assert "coarse pass of a model trained without fine passes" in printed.split("not shown")[1]
+
+
+def test_pooled_tokens_become_arms_and_no_controls(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project(7)
+    evaluate.main()
+    before = metrics()
+    for count in (1, 4):
+        add_trained(paths.POOLED / str(count), seed=5)
+    evaluate.main()
+    found = metrics()
+    assert {name: found[name] for name in before} == before  # the statement, too
+    assert {name for name in found.keys() - before.keys() if "pooled_4" in name} == {
+        "loss_pooled_4",
+        *(
+            f"{name}{end}"
+            for name in (
+                "ratio_pooled_4",
+                "ratio_pooled_4_dynamic",
+                "pooled_4_fine_ratio_dynamic",
+                "pooled_4_gap_closed",
+            )
+            for end in ("", "_low", "_high")
+        ),
+    }
+    losses = [found[f"loss_{arm}"] for arm in ("coarse", "pooled_1", "pooled_4")]
+    assert len(set(losses)) == 3
+    verdict.main([])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "4 pooled tokens a frame, no query" in printed
+    assert "1 pooled token a frame, no query: " in printed
 
 
 def test_a_twin_with_the_same_weights_has_the_same_coarse_loss(project: Project) -> None:

@@ -17,6 +17,7 @@ import pytest
 from ruamel.yaml import YAML
 from transformers import LlamaModel
 
+from fvlm.core.errors import ParamsError
 from fvlm.core.io import sample_key
 from fvlm.core.params import load_params
 from fvlm.core.rows import write_rows
@@ -206,6 +207,33 @@ def test_every_seed_has_a_model_and_one_without_fine_passes(
     train.main()
     assert list(paths.MODEL.rglob("config.json")) == [paths.MODEL / "config.json"]
     assert (paths.MODEL / "model.safetensors").read_bytes() == alone
+
+
+def test_models_of_pooled_tokens_are_trained_beside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """With the same batches; the model itself is not trained again for them."""
+    enter_project(tmp_path, monkeypatch)
+    set_params(tmp_path, {"train": {"seeds": [4]}})
+    train.main()
+    set_params(tmp_path, {"train": {"seeds": [4, 2], "pooled_tokens": [1, 4]}})
+    train.main()
+    again = "train: handed back: trained before with the same code, data and parameters"
+    assert capfd.readouterr().out.splitlines() == [again]
+    counts = {"": 0, "seed-2": 0, "pooled/1": 1, "pooled/1/seed-2": 1, "pooled/4": 4}
+    counts["pooled/4/seed-2"] = 4
+    assert {path.parent for path in paths.MODEL.rglob("config.json")} == {
+        paths.MODEL / name for name in counts
+    }
+    models = [load_model(paths.MODEL / name) for name in counts]
+    assert [model.config.pooled_tokens for model in models] == list(counts.values())
+    assert [model.fine_iterations for model in models] == [1, 1, 0, 0, 0, 0]
+    assert [model.attention.tokens_per_frame for model in models] == [1, 1, 1, 1, 4, 4]
+    names = {(paths.MODEL / name / "model.safetensors").read_bytes() for name in counts}
+    assert len(names) == len(counts)
+    set_params(tmp_path, {"train": {"pooled_tokens": [49]}})
+    with pytest.raises(ParamsError, match=r"train.pooled_tokens: 49 is a grid of 7 x 7"):
+        train.main()
 
 
 def test_max_hours_are_those_of_all_trainings_together(

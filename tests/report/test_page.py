@@ -10,7 +10,7 @@ from fvlm.core.document import flatten
 from fvlm.report.figures import figure_rows
 from fvlm.report.page import LISTED, PicturedClip, Report, render_page
 from fvlm.statistics.evaluation import ArmResult, CaptionResult, Evaluation
-from fvlm.statistics.ratio import Estimate
+from fvlm.statistics.ratio import UNDEFINED, Estimate
 
 MakeReport = Callable[..., Report]
 VOID = {"meta", "link", "img", "br"}
@@ -213,6 +213,41 @@ def test_what_was_compared_depends_on_what_was_trained(
     twin = ArmResult(loss=0.25, coarse_ratio_dynamic=ratio, fine_ratio_dynamic=ratio)
     found = changed(evaluation, arms=evaluation.held_out.arms | {"coarse_only": twin})
     assert alone in words(render_page(make_report(evaluation=found)))
+
+
+def test_pooled_tokens_have_a_table_and_a_sentence_where_they_were_trained(
+    make_report: MakeReport, evaluation: Evaluation, page: Page, text: str
+) -> None:
+    title = "One token by query against several pooled ones"
+    assert title not in page.tables
+    assert "pooled" not in text
+    gap, ratio = Estimate(0.25, 0.125, 0.375), Estimate(1.5, 1.4, 1.6)
+    pooled = ArmResult(loss=0.1875, coarse_ratio_dynamic=ratio, fine_ratio_dynamic=ratio)
+    arms = {f"pooled_{count}": pooled for count in (1, 16)}
+    found = changed(
+        evaluation,
+        arms=evaluation.held_out.arms | arms,
+        gap_closed={"pooled_1": UNDEFINED, "pooled_16": gap},
+    )
+    flops = {"pooled_1": 4_100_000_000, "pooled_16": 9_900_000_000}
+    report = make_report(evaluation=found, pooled_flops=flops)
+    html = render_page(report)
+    assert Page(html).tables[title][1:] == [
+        ["both passes, the fine one's loss", "1", "8.3", "0.20291", "-", "-"],
+        ["1 pooled token a frame, no query", "1", "4.1", "0.18750", "-", "-"],
+        [
+            "16 pooled tokens a frame, no query",
+            "16",
+            "9.9",
+            "0.18750",
+            "0.2500",
+            "0.1250 to 0.3750",
+        ],
+    ]
+    assert "with one, closes 25% (12% to 38%) of their gap to the coarse pass" in words(html)
+    assert "and so are those of the models that read several pooled tokens" in words(html)
+    row = {"table": "flops", "row": "", "figure": "pooled_16_clip", "value": 9_900_000_000}
+    assert row in figure_rows(report)
 
 
 def test_the_uncertainty_of_one_and_of_several_trainings(

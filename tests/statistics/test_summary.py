@@ -8,9 +8,9 @@ import pytest
 from fvlm.core.document import flatten
 from fvlm.statistics.arms import ARMS, BASELINES, CONTROLS, ClipName, Losses
 from fvlm.statistics.evaluation import HeldOut, short_meaning
-from fvlm.statistics.ratio import ALL, DYNAMIC, Bootstrap, mean_loss
+from fvlm.statistics.ratio import ALL, DYNAMIC, UNDEFINED, Bootstrap, mean_loss
 from fvlm.statistics.summary import About, clip_rows, on_training_clips, summarize
-from fvlm.statistics.verdict import decide, describe
+from fvlm.statistics.verdict import decide, describe, describe_gap
 
 CLIPS, T = 40, 6
 # Each arm's loss at frames t >= 3, relative to that of the coarse pass.
@@ -87,6 +87,26 @@ def test_a_coarse_pass_that_is_worse_from_frame_2_on_is_handicapped() -> None:
     assert found.coarse_fine_ratio_early.value == pytest.approx(1.014, abs=0.005)
     assert decide(found) == "inconclusive"
     assert "relative to frame 2, where looking cannot help, the ratio is 0.99" in describe(found)
+
+
+def test_the_gap_that_one_token_closes() -> None:
+    """(coarse - fine) / (coarse - pooled) where the pooled tokens are shown to be better."""
+    made = losses(gain=1.25)  # coarse / fine
+    fine, noise = made["fine"], np.linspace(0.99, 1.01, len(made["fine"]))[:, None]
+    made["pooled_4"] = fine * noise * (1.25 - 0.5)  # twice as far from the coarse pass
+    made["pooled_1"] = made["coarse"] * noise
+    found = held_out(made)
+    gap = found.gap_closed["pooled_4"]
+    assert gap.value == pytest.approx(0.5, abs=0.02)
+    assert gap.low is not None
+    assert gap.high is not None
+    assert gap.low < 0.5 < gap.high
+    assert found.gap_closed["pooled_1"] == UNDEFINED
+    said = describe_gap(found)
+    assert "1 pooled token a frame, no query: not shown to be better" in said
+    assert "4 pooled tokens a frame, no query: the fine pass, with one, closes 5" in said
+    assert describe_gap(held_out(losses(gain=1.25))) == ""
+    assert not {"pooled_4", "pooled_1"} & found.controls.keys()
 
 
 def test_a_gain_stands_out_above_an_early_one() -> None:
