@@ -2,24 +2,27 @@
 
 Reads   the source, params.yaml:collect, the sources of pretrained parts that params.yaml names;
         looks back at what filter and decode left out the last time
-Writes  data/collect/videos.jsonl, data/weights/ (what those hold: later stages depend on it)
+Writes  data/collect/videos.jsonl, data/collect/questions.jsonl, data/weights/ (what those sources
+        hold: later stages depend on it)
 """
 
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from pathlib import Path
 
 from fvlm.core.errors import FvlmError, ParamsError
-from fvlm.core.io import read_json, write_json
+from fvlm.core.io import project_root, read_json, write_json
 from fvlm.core.params import PARAMS, Params, is_checked, load_params, read_yaml
 from fvlm.core.rows import Rows, write_rows
 from fvlm.core.stage import run
 from fvlm.corpus.listed import ListedVideo
 from fvlm.corpus.listing import CollectParams, in_words, list_videos
+from fvlm.corpus.questions import list_questions
 from fvlm.video.reasons import PASSING
 from fvlm.weights.listing import list_weights
-from pipeline.paths import FRAMES, MANIFEST, VIDEOS, WEIGHTS
+from pipeline.paths import ASKED, FRAMES, MANIFEST, VIDEOS, WEIGHTS
 
 
 class Sections(Params):
@@ -32,10 +35,15 @@ def main() -> None:
     """Write one line a video, and what tells the pretrained parts apart."""
     params = load_params(Sections).collect
     videos, left_out = list_videos(params)
+    file = project_root() / Path(params.questions).expanduser() if params.questions else None
+    questions = list_questions(videos, file)
     write_rows(VIDEOS, (video.row() for video in videos))
+    write_rows(ASKED, questions)
     captioned = sum(bool(video.caption) for video in videos)
     counted = f"{len(videos)} videos ({sum(video.size for video in videos) / 1e6:.1f} MB)"
     print(f"collect: {counted}, {captioned} with a caption, in {params.source}")
+    if questions:
+        print(f"collect: {len(questions)} questions")
     if left_out:
         print(f"collect: left out {in_words(left_out)}")
     say_what_to_try_again(videos)

@@ -1,12 +1,14 @@
 """Probe every listed video, keep those of a fitting duration, and split them.
 
-Reads   data/collect/videos.jsonl, the videos, params.yaml:filter, params.yaml:decode (clips)
-Writes  data/filter/manifest.jsonl, data/text/captions.jsonl (of the clips to be),
+Reads   data/collect/ (videos and questions), the videos, params.yaml:filter, params.yaml:decode
+        (clips)
+Writes  data/filter/manifest.jsonl, data/text/ (captions and questions of the clips to be),
         metrics/filter.json
 """
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from itertools import groupby
 from typing import Any
 
 from fvlm.core.document import write_figures
@@ -19,11 +21,11 @@ from fvlm.core.progress import Progress
 from fvlm.core.rows import Rows, write_rows
 from fvlm.core.stage import run
 from fvlm.video.accept import ACCEPTED, Accepted, Counts, FilterParams, Verdict, hold_out
-from fvlm.video.clips import DecodeParams, plan_clips
+from fvlm.video.clips import ClipSpan, DecodeParams, plan_clips
 from fvlm.video.cut_record import CUTS, CutRecord, all_cuts
 from fvlm.video.facts import FACTS, FactRecord, Facts, probe_all, probe_folder, probe_version
 from fvlm.video.reasons import PASSING
-from pipeline.paths import CAPTIONS, FILTER_METRICS, MANIFEST, VIDEOS
+from pipeline.paths import ASKED, CAPTIONS, FILTER_METRICS, MANIFEST, QUESTIONS, VIDEOS
 
 Video = Mapping[str, Any]  # a row of the listing
 
@@ -48,7 +50,9 @@ def main() -> None:
     counts = Counts()
     write_rows(MANIFEST, _rows(outcomes, accepted, held_out, counts))
     write_rows(CAPTIONS, _captions(sections.decode))
-    figures = counts.figures()
+    asked = Counter[str]()
+    write_rows(QUESTIONS, _questions(sections.decode, asked))
+    figures = counts.figures() | account_for_questions(asked)
     write_figures(FILTER_METRICS, figures)
     remade("filter")
     summary = ", ".join(f"{count} {name}" for name, count in figures.items())
@@ -148,6 +152,41 @@ def _captions(params: DecodeParams) -> Iterator[dict[str, Any]]:
             for clip in plan_clips(row, params).clips:
                 told = {name: video[name] for name in ("video_id", "caption")}
                 yield {"key": clip.key} | told
+
+
+def _questions(params: DecodeParams, asked: Counter[str]) -> Iterator[dict[str, Any]]:
+    """The lines of the table of questions: each one for every clip that it is asked of; counted.
+
+    With times it is asked of clips that contain these, else of all clips of its video.
+    """
+    remaining = groupby(Rows(ASKED), key=lambda question: question["video_id"])
+    video_id, questions = next(remaining, (None, ()))
+    for row in Rows(MANIFEST):
+        if row["video_id"] != video_id:
+            continue
+        accepted = row["status"] == "accepted"
+        clips = plan_clips(row, params).clips if accepted else ()
+        for question in questions:
+            keys = [clip.key for clip in clips if _contains(clip.span, question)]
+            asked["used" if keys else "outside_clips" if accepted else "without_clips"] += 1
+            yield from ({"key": key, "group": row["group"]} | question for key in keys)
+        video_id, questions = next(remaining, (None, ()))
+    while video_id is not None:  # listed last
+        asked["without_video"] += len(list(questions))
+        video_id, questions = next(remaining, (None, ()))
+
+
+def _contains(span: ClipSpan, question: Mapping[str, Any]) -> bool:
+    times = [seconds for seconds in (question["start"], question["end"]) if seconds is not None]
+    return all(span[0] <= seconds <= span[1] for seconds in times)
+
+
+def account_for_questions(asked: Counter[str]) -> dict[str, int]:
+    """Every question: asked of clips, in none of them, of a video that is not used, of no video."""
+    if not asked:
+        return {}
+    names = ("used", "outside_clips", "without_clips", "without_video")
+    return {"questions": asked.total()} | {f"questions_{name}": asked[name] for name in names}
 
 
 def _row(

@@ -4,11 +4,13 @@ from pathlib import Path
 
 # collect
 VIDEOS = Path("data/collect/videos.jsonl")
+ASKED = Path("data/collect/questions.jsonl")  # about videos
 WEIGHTS = Path("data/weights")  # KIND.json: what the sources of pretrained parts hold
 
 # filter
 MANIFEST = Path("data/filter/manifest.jsonl")
 CAPTIONS = Path("data/text/captions.jsonl")  # of clips, by sample key
+QUESTIONS = Path("data/text/questions.jsonl")  # likewise
 FILTER_METRICS = Path("metrics/filter.json")
 
 # decode: shards of frames

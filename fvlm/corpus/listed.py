@@ -1,10 +1,11 @@
 """One row of a list as a video: the file that it names, or a part of it."""
 
+import json
 import math
 import os
 import re
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,8 @@ class ListedVideo:
     are not UTF-8 are surrogate-escaped. path: absolute. size: bytes. stamp: of the file as it was
     listed (`file_stamp`), so that later stages run when it changes. caption: empty when there is
     none. group: clips of one group are not independent, and are split together. start, end: seconds
-    from the first frame, of a part of the file; None: its beginning, its end.
+    from the first frame, of a part of the file; None: its beginning, its end. questions: of its row
+    of a list, not checked yet.
     """
 
     video_id: str
@@ -36,10 +38,11 @@ class ListedVideo:
     group: str = ""
     start: float | None = None
     end: float | None = None
+    questions: Sequence[Any] = ()
 
     def row(self) -> dict[str, Any]:
-        """Its line of the listing."""
-        return {name: getattr(self, name) for name in self.__slots__}
+        """Its line of the listing; questions have a table of their own."""
+        return {name: getattr(self, name) for name in self.__slots__ if name != "questions"}
 
 
 def parse_row(
@@ -84,7 +87,22 @@ def parse_row(
         group=row.get("group") or (group_of(own) if part else ""),
         start=start,
         end=end,
+        questions=questions_of_row(row.get("questions")),
     )
+
+
+def questions_of_row(value: Any) -> Sequence[Any]:
+    """The column `questions` of a list: objects, or text that is a JSON array of them."""
+    if isinstance(value, str) and value.strip():
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise SourceError(f"`questions` is no JSON: {error}") from None
+    if not value:
+        return ()
+    if not isinstance(value, list):
+        raise SourceError(f"expected an array as `questions`, got {value!r}")
+    return value
 
 
 def _seconds(row: Row, column: str) -> float | None:

@@ -53,7 +53,14 @@ SOURCES = (
     f"({', '.join(LIST_SUFFIXES)}), or demo"
 )
 MAX_FAULTS = 20  # shown of a long list
-TOLD = ("video_id", "caption", "group", "start", "end")  # by rows about the videos of a folder
+TOLD = (
+    "video_id",
+    "caption",
+    "group",
+    "start",
+    "end",
+    "questions",
+)  # by rows about the videos of a folder
 
 
 class CollectParams(Params):
@@ -63,13 +70,15 @@ class CollectParams(Params):
     a list; relative to the project's root. path_column, caption_column: of a list; empty: found by
     its usual names (see tables.py). group: a regular expression on the video id whose first group,
     or else whose match, names the film that the video was cut from; empty: every video is its own
-    group. control_clips, control_seed: size and content of a control corpus.
+    group. questions: a file of them, see questions.py; relative to the project's root.
+    control_clips, control_seed: size and content of a control corpus.
     """
 
     source: str
     path_column: str = ""
     caption_column: str = ""
     group: str = ""
+    questions: str = ""
     control_clips: int = Field(ge=2)
     control_seed: int
 

@@ -187,3 +187,52 @@ def test_clips_with_a_change_of_shot_are_left_out_and_told(folder: Path) -> None
     shutil.rmtree(".state")
     run(folder)
     assert paths.MANIFEST.read_bytes() == known
+
+
+def ask(path: Path, *rows: dict[str, Any]) -> None:
+    told = {"question": "Where is the square?", "answer": "on the left"}
+    path.write_text("".join(json.dumps(told | row) + "\n" for row in rows))
+
+
+def test_a_question_is_asked_of_clips_that_contain_its_times_else_of_all(folder: Path) -> None:
+    """Every question is accounted for, and no shard holds one: another makes none anew."""
+    ask(
+        folder / "videos/0.questions.jsonl",
+        {"id": "all"},
+        {"id": "first", "start": 0.2, "end": 0.9},
+        {"id": "second", "start": 1.5},
+        {"id": "across", "start": 0.5, "end": 1.5},
+        {"id": "behind", "end": 7},
+    )
+    render(folder / "videos/long.mp4", seed=20, seconds=6)
+    ask(folder / "videos/long.questions.jsonl", {"id": "of a video that is too long"})
+    ask(folder / "more.jsonl", {"video": "1.mp4", "id": "of the file"}, {"video": "none.mp4"})
+    run(folder, decode=CLIPS, collect={"questions": "more.jsonl"}, filter={"max_seconds": 5.0})
+    key = {row["video_id"]: row["key"] for row in read_jsonl(paths.MANIFEST)}
+    rows = read_jsonl(paths.QUESTIONS)
+    assert [(row["key"], row["id"]) for row in rows] == [
+        (f"{key['0.mp4']}-000000", "all"),
+        (f"{key['0.mp4']}-000001", "all"),
+        (f"{key['0.mp4']}-000000", "first"),
+        (f"{key['0.mp4']}-000001", "second"),
+        (f"{key['1.mp4']}-000000", "of the file"),
+        (f"{key['1.mp4']}-000001", "of the file"),
+    ]
+    assert rows[0]["group"] == "0.mp4"
+    assert rows[0]["answer"] == "on the left"
+    counts = {k: v for k, v in read_json(paths.FILTER_METRICS).items() if k.startswith("questions")}
+    assert counts == {
+        "questions": 8,
+        "questions_used": 4,
+        "questions_outside_clips": 2,
+        "questions_without_clips": 1,
+        "questions_without_video": 1,
+    }
+    shards = {path.name: path.stat().st_ino for path in paths.FRAMES.glob("*.tar")}
+    ask(folder / "more.jsonl", {"video": "1.mp4", "answer": "in the middle"})
+    run(folder)
+    assert {row["answer"] for row in read_jsonl(paths.QUESTIONS)} == {
+        "on the left",
+        "in the middle",
+    }
+    assert {path.name: path.stat().st_ino for path in paths.FRAMES.glob("*.tar")} == shards
