@@ -84,6 +84,7 @@ def test_every_preset_decides_every_key_but_the_source(path: Path) -> None:
         "path_column",
         "caption_column",
         "group",
+        "questions",
     }  # these are about the user's videos
     assert {section: set(values) for section, values in read_yaml(path).items()} == expected
 
