@@ -149,7 +149,8 @@ def test_collect_names_the_file_that_does_not_fit(filtered: Path) -> None:
         "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n"
         "from fvlm.core.stage import run; from pipeline import collect; run(collect.main)"
     )
-    paths.VIDEOS.unlink()
+    for path in paths.VIDEOS.parent.iterdir():
+        path.unlink()
     done = subprocess.run(
         [sys.executable, "-c", code],
         env=os.environ | {"PYTHONPATH": str(ROOT), "DVC_ROOT": str(filtered)},
@@ -160,4 +161,4 @@ def test_collect_names_the_file_that_does_not_fit(filtered: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("error: no room: ")
     assert str(paths.VIDEOS) in done.stderr
-    assert not list(paths.VIDEOS.parent.iterdir())
+    assert not list(paths.VIDEOS.parent.iterdir())  # no half-written file
