@@ -23,7 +23,7 @@ Seconds = dict[str, dict[str, float]]
 def parts_of(model: FoveatedModel) -> dict[str, list[nn.Module]]:
     """The modules whose time is counted together."""
     parts: dict[str, list[nn.Module]] = {
-        "language model": [model.language],
+        "language model": [*model.language.layers, model.language.norm, model.language.rotary_emb],
         "query attention": [model.attention],
         "projections": [model.to_query, model.to_visual, model.visual_norm],
         "head: FiLM": [model.head.film],
