@@ -18,7 +18,7 @@ from fvlm.core.params import PARAMS, Params, is_checked, load_params, read_yaml
 from fvlm.core.rows import Rows, write_rows
 from fvlm.core.stage import run
 from fvlm.corpus.listed import ListedVideo
-from fvlm.corpus.listing import CollectParams, in_words, list_videos
+from fvlm.corpus.listing import CollectParams, in_words, list_videos, own_copy
 from fvlm.corpus.questions import list_questions
 from fvlm.video.reasons import PASSING
 from fvlm.weights.listing import list_weights
@@ -36,7 +36,7 @@ def main() -> None:
     params = load_params(Sections).collect
     videos, left_out = list_videos(params)
     file = project_root() / Path(params.questions).expanduser() if params.questions else None
-    questions = list_questions(videos, file)
+    questions = list_questions(videos, file and own_copy(file))
     write_rows(VIDEOS, (video.row() for video in videos))
     write_rows(ASKED, questions)
     captioned = sum(bool(video.caption) for video in videos)

@@ -144,7 +144,7 @@ def _list_source(params: CollectParams) -> tuple[list[ListedVideo], Counter[str]
 
 
 def _list_path(path: Path, params: CollectParams) -> tuple[list[ListedVideo], Counter[str]]:
-    rows, suffix = _own_copy(path), path.suffix.lower()
+    rows, suffix = own_copy(path), path.suffix.lower()
     if path.is_dir():
         return _list_folder(path, params=params)
     if rows.is_file() and suffix in LIST_SUFFIXES:
@@ -233,7 +233,7 @@ def _add_metadata(
     return videos
 
 
-def _own_copy(path: Path) -> Path:
+def own_copy(path: Path) -> Path:
     """The list as the experiment that runs here has it, else as it lies in the project.
 
     A queued experiment runs in a folder with the files that git tracks, as they were when it was

@@ -87,7 +87,7 @@ def _beside(video: ListedVideo, faults: list[str]) -> Iterator[tuple[str, Any]]:
     """Those of the video's row, then those of the file beside it."""
     yield from ((f"{video.video_id}, question {n}", q) for n, q in enumerate(video.questions, 1))
     path = os.path.splitext(video.path)[0] + SUFFIX  # noqa: PTH122 - a Path a video costs more
-    if os.path.isfile(path):  # noqa: PTH113
+    if os.path.isfile(path):  # noqa: PTH113 - likewise
         yield from _lines(Path(path), faults)
 
 

@@ -1,5 +1,6 @@
 """The collect stage lists a folder, the same way every time, and fails with one message."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -97,3 +98,21 @@ def test_more_frames_than_are_stored_are_refused_in_every_section(project: Path)
     for section, got in (("train", 25), ("evaluate", 26)):
         expected = f"{section}.num_frames: must be <= 16 (decode.num_frames), got {got}"
         assert expected in str(caught.value)
+
+
+def test_an_experiment_asks_the_questions_of_its_own_copy(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As they were when it was queued, whatever the project's file says since."""
+    (project / "videos/a.mp4").write_bytes(b"x")
+    experiment = project / "experiment"
+    experiment.mkdir()
+    for folder, answer in ((project, "new"), (experiment, "queued")):
+        line = {"video": "a.mp4", "question": "Which?", "answer": answer}
+        (folder / "asked.jsonl").write_text(json.dumps(line))
+    params = (project / "params.yaml").read_text() + "  questions: asked.jsonl\n"
+    (experiment / "params.yaml").write_text(params)
+    monkeypatch.setenv("DVC_ROOT", str(project))
+    monkeypatch.chdir(experiment)
+    collect.main()
+    assert [row["answer"] for row in read_jsonl(paths.ASKED)] == ["queued"]
