@@ -14,6 +14,13 @@ same all over the picture, is the effect. What decides the brightness makes the 
                                 clips alone shows what the model learned by heart
     noise_control               states are independent noise: who predicts them has seen them
 
+Others ask a question about each sprite: how bright its marker is in the last state, one of four
+words. Their brightness is chance. Reading one marker out of many takes knowing the question before
+looking. All draw the clips of question_control:
+
+    question_control            the answer is what the marker shows
+    question_negative           the answer is a coin: no pass can be better than chance
+
 Why so. The effect fills the picture, as FiLM can only act on all of it alike. A cue that stays
 needs no sharp attention of its own. Clips with few sprites teach what a marker means. The
 brightness of the first two states is chance, as no query can help there: the first that knows the
@@ -22,11 +29,15 @@ tint reads state 2, and its effect is state 3.
 
 from typing import Literal, get_args
 
+AskingCorpus = Literal["question_control", "question_negative"]
+ASKING: tuple[AskingCorpus, ...] = get_args(AskingCorpus)
+"""Those with questions beside their clips."""
 RenderedCorpus = Literal[
     "positive_control",
     "positive_control_switching",
     "negative_control",
     "negative_control_memorise",
     "noise_control",
+    AskingCorpus,
 ]
 RENDERED: tuple[RenderedCorpus, ...] = get_args(RenderedCorpus)

@@ -6,18 +6,23 @@ from pathlib import Path
 from fvlm.core.identity import made_by
 from fvlm.core.io import cache_folder, hash_json
 from fvlm.corpus.built import build_once
-from fvlm.corpus.controls import RenderedCorpus
+from fvlm.corpus.controls import ASKING, RenderedCorpus
+from fvlm.corpus.questions import SUFFIX
 
 RENDERER = "fvlm.corpus.rendered_files:render_clip"
 
 
 def rendered_folder(corpus: RenderedCorpus, *, clips: int, seed: int) -> Path:
-    """The folder of `clips` videos with captions beside them, rendered when missing or damaged.
+    """The folder of `clips` videos, rendered when missing or damaged.
+
+    Captions stand beside them; in corpora of ASKING, questions, too.
 
     A pure function of its arguments: clip n is the same in a larger corpus.
     """
     folder = cache_folder() / "rendered" / f"{corpus}-{_version(clips, seed)}"
     names = [clip_name(number) for number in range(clips)]
+    if corpus in ASKING:
+        names += [Path(name).stem + SUFFIX for name in names]
     return build_once(folder, names, partial(_build, corpus, clips=clips, seed=seed))
 
 

@@ -1,10 +1,11 @@
-"""The clips of a control corpus as H.264 files with a caption beside each.
+"""The clips of a control corpus as H.264 files with a caption, and questions, beside each.
 
 Every state is shown for STATE_SECONDS and begins with a keyframe, so that compression leaves
 nothing of one state in the next; the frames after it repeat it and take a few bytes. A file lasts
 24 seconds, as real clips do, and holds about 20 kB.
 """
 
+import json
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -15,6 +16,7 @@ import av
 
 from fvlm.core.progress import Progress
 from fvlm.corpus.controls import RenderedCorpus
+from fvlm.corpus.rendered_questions import ask
 from fvlm.corpus.rendered_scenes import PIXELS, caption, pictures
 
 RATE = 1  # frames per second
@@ -44,7 +46,7 @@ def render_clips(corpus: RenderedCorpus, paths: Sequence[Path], *, seed: int) ->
 
 
 def render_clip(corpus: RenderedCorpus, number: int, path: Path, *, seed: int) -> None:
-    """Write clip `number` and its caption, a text file beside it."""
+    """Write clip `number`; beside it its caption, a text file, and its questions, if it has any."""
     with av.open(str(path), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
         stream = container.add_stream("libx264", rate=RATE, options=OPTIONS)
         stream.width = stream.height = PIXELS
@@ -55,3 +57,6 @@ def render_clip(corpus: RenderedCorpus, number: int, path: Path, *, seed: int) -
                 container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     path.with_suffix(".txt").write_text(caption(corpus, number, seed=seed) + "\n")
+    if questions := ask(corpus, number, seed=seed):
+        lines = "".join(f"{json.dumps(question)}\n" for question in questions)
+        path.with_suffix(".questions.jsonl").write_text(lines)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fvlm.core.seeding import generator
-from fvlm.corpus.controls import RenderedCorpus
+from fvlm.corpus.controls import ASKING, RenderedCorpus
 
 STATES = 8  # pictures of a clip; store as many frames
 PIXELS = (
@@ -60,7 +60,8 @@ class Scene:
 
 def make_scene(corpus: RenderedCorpus, number: int, *, seed: int) -> Scene:
     """The scene of clip `number`, a pure function of its arguments."""
-    rng = generator(seed, f"scene {corpus}", number)
+    drawn = "question_control" if corpus in ASKING else corpus
+    rng = generator(seed, f"scene {drawn}", number)
     counts = np.arange(1, MAX_SPRITES + 1)
     switching = corpus == "positive_control_switching"
     # Few sprites teach what a marker means, but leave little to gain; a cue that moves among many

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 
 from fvlm.corpus import built
-from fvlm.corpus.controls import RENDERED
+from fvlm.corpus.controls import RENDERED, RenderedCorpus
 from fvlm.corpus.listing import CollectParams, list_videos
+from fvlm.corpus.questions import list_questions
 from fvlm.corpus.rendered import clip_name, rendered_folder
+from fvlm.corpus.rendered_questions import ask
 
 
 @pytest.fixture(autouse=True)
@@ -38,12 +40,25 @@ def test_a_larger_corpus_begins_with_the_smaller_one() -> None:
 
 
 @pytest.mark.parametrize("corpus", RENDERED)
-def test_listed_with_captions(corpus: str) -> None:
+def test_listed_with_captions_and_questions(corpus: RenderedCorpus) -> None:
     params = CollectParams(source=corpus, control_clips=2, control_seed=4)
     videos, _ = list_videos(params)
     assert [video.video_id for video in videos] == [clip_name(0), clip_name(1)]
     assert all(video.caption.endswith(".") for video in videos)
     assert {video.stamp[1] for video in videos} == {built.CLIP_TIME_NS}
+    asked = [(clip_name(n), row["question"]) for n in (0, 1) for row in ask(corpus, n, seed=4)]
+    rows = list_questions(videos, None)
+    assert [(row["video_id"], row["question"]) for row in rows] == asked
+
+
+@pytest.mark.parametrize("damage", ["missing", "changed"])
+def test_damaged_questions_are_written_anew(damage: str) -> None:
+    folder = rendered_folder("question_control", clips=2, seed=0)
+    beside = folder / "clip-00001.questions.jsonl"
+    text = beside.read_text()
+    beside.unlink() if damage == "missing" else beside.write_text(text.replace("dark", "pale"))
+    assert rendered_folder("question_control", clips=2, seed=0) == folder
+    assert beside.read_text() == text
 
 
 def test_a_failed_rendering_leaves_nothing(cache: Path) -> None:

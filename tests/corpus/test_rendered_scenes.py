@@ -21,7 +21,9 @@ from fvlm.corpus.rendered_scenes import (
 )
 
 CLIPS = 400
-SCENES: tuple[RenderedCorpus, ...] = RENDERED[:-1]
+SCENES: tuple[RenderedCorpus, ...] = tuple(
+    corpus for corpus in RENDERED if corpus != "noise_control"
+)
 
 
 def scenes(corpus: RenderedCorpus) -> list[Scene]:

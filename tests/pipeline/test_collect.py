@@ -53,6 +53,18 @@ def test_lists_the_source(project: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert paths.VIDEOS.read_bytes() == first
 
 
+def test_a_control_corpus_brings_its_questions(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    params = (project / "params.yaml").read_text().replace("videos", "question_control")
+    (project / "params.yaml").write_text(params)
+    collect.main()
+    rows = read_jsonl(paths.ASKED)
+    assert {row["video_id"] for row in rows} == {"clip-00000.mp4", "clip-00001.mp4"}
+    assert all(row["answer"] in row["options"] for row in rows)
+    assert f"collect: {len(rows)} questions" in capsys.readouterr().out
+
+
 def test_an_empty_source_leaves_nothing(project: Path) -> None:
     with pytest.raises(SourceError, match=r"no videos in .*videos; collect\.source may be"):
         collect.main()

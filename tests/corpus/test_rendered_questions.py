@@ -1,0 +1,99 @@
+"""Answers of control corpora are what the pictures show, or nothing but chance."""
+
+import json
+
+import numpy as np
+import pytest
+
+from fvlm.corpus.controls import ASKING, RENDERED, RenderedCorpus
+from fvlm.corpus.questions import Question
+from fvlm.corpus.rendered_questions import BRIGHTNESS, ask
+from fvlm.corpus.rendered_scenes import (
+    HUES,
+    LEVELS,
+    MARKER,
+    STATES,
+    Picture,
+    hue_colour,
+    make_scene,
+    pictures,
+)
+
+CLIPS = 2000
+
+
+def hue_of(question: str) -> int:
+    """The one hue that a question names."""
+    (hue,) = (hue for hue, name in enumerate(HUES) if f" {name} square " in question)
+    return hue
+
+
+def marker_level(picture: Picture, hue: int) -> int:
+    """Level of the marker inside the square of a hue, found by its colour [P,P,3]."""
+    near = abs(picture / 255 - hue_colour(hue)).max(axis=2) < 0.01
+    rows, columns = np.nonzero(near)
+    top, left = round(rows.mean() - MARKER / 2 + 0.5), round(columns.mean() - MARKER / 2 + 0.5)
+    marker = picture[top : top + MARKER, left : left + MARKER]
+    assert np.ptp(marker) == 0  # all of it, and nothing else
+    return round(float(marker.mean()) / 255 * (LEVELS - 1))
+
+
+@pytest.mark.parametrize("corpus", RENDERED)
+def test_questions_are_a_function_of_corpus_number_and_seed(corpus: RenderedCorpus) -> None:
+    def asked(number: int, seed: int) -> str:
+        return json.dumps(ask(corpus, number, seed=seed))
+
+    assert asked(5, 0) == asked(5, 0)
+    if corpus in ASKING:
+        assert len({asked(5, 0), asked(6, 0), asked(5, 1)}) == 3
+        for number in range(100):
+            for row in ask(corpus, number, seed=0):
+                assert Question.model_validate(row).options == list(row["options"])
+    else:
+        assert asked(5, 0) == "[]"
+
+
+def test_an_answer_is_what_the_last_picture_shows() -> None:
+    """One question for each square; the picture before the last one would answer otherwise."""
+    earlier = []
+    for number in range(40):
+        shown = pictures("question_control", number, seed=3)
+        questions = ask("question_control", number, seed=3)
+        hues = [hue_of(row["question"]) for row in questions]
+        assert sorted(hues) == sorted(make_scene("question_control", number, seed=3).hues)
+        for hue, row in zip(hues, questions, strict=True):
+            assert row["answer"] == BRIGHTNESS[marker_level(shown[STATES - 1], hue)]
+            earlier.append(row["answer"] == BRIGHTNESS[marker_level(shown[STATES - 2], hue)])
+    assert np.mean(earlier) == pytest.approx(1 / LEVELS, abs=0.1)
+
+
+def test_the_coin_knows_nothing_of_the_picture() -> None:
+    """Answer and marker of the same question: every pair of levels is as frequent as another."""
+    pairs = np.zeros((LEVELS, LEVELS))
+    for number in range(CLIPS):
+        shown, coins = (
+            ask(corpus, number, seed=0) for corpus in ("question_control", "question_negative")
+        )
+        for right, coin in zip(shown, coins, strict=True):
+            assert coin | {"answer": right["answer"]} == right
+            pairs[BRIGHTNESS.index(right["answer"]), BRIGHTNESS.index(coin["answer"])] += 1
+    chi_square = ((pairs - pairs.mean()) ** 2 / pairs.mean()).sum()
+    assert chi_square < 30.6  # 15 degrees of freedom: 1% of fair coins are above
+    assert pairs.sum() > 4 * CLIPS
+
+
+def test_the_negative_control_shows_the_clips_of_the_positive_one() -> None:
+    for number in range(3):
+        shown, again = (
+            pictures(corpus, number, seed=0) for corpus in ("question_control", "question_negative")
+        )
+        np.testing.assert_array_equal(shown, again)
+
+
+def test_kinds_tell_among_how_many_squares_one_is_found() -> None:
+    numbers: dict[str, set[int]] = {}
+    for number in range(200):
+        questions = ask("question_control", number, seed=0)
+        (kind,) = {row["kind"] for row in questions}
+        numbers.setdefault(kind, set()).add(len(questions))
+    assert numbers == {"one": {1}, "few": {2, 3, 4}, "many": {5, 6, 7, 8}}
