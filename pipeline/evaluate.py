@@ -35,7 +35,7 @@ from fvlm.evaluation.figures import (
 )
 from fvlm.evaluation.losses import EvaluateParams, LoadClips, coarse_losses, evaluate_clips
 from fvlm.model.foveated import FoveatedModel
-from fvlm.model.saved import load_model, load_tokenizer_of, read_config
+from fvlm.model.saved import load_caption_tokenizer, load_model, read_config
 from fvlm.statistics.arms import ClipName, Losses
 from fvlm.statistics.evaluation import Evaluation
 from fvlm.statistics.summary import About, Summary, clip_rows, on_training_clips, summarize
@@ -169,7 +169,7 @@ def measure(
 
 def open_split(model: FoveatedModel, split: str, params: EvaluateParams) -> ClipReader:
     """All clips of a split, as the model takes them."""
-    tokenizer = load_tokenizer_of(MODEL)
+    tokenizer = load_caption_tokenizer(MODEL)
     reader = open_clips(
         ENCODED,
         FRAMES,

@@ -30,6 +30,23 @@ TRAIN_METRICS = Path("metrics/train.json")
 CURVES = Path("plots/train.csv")
 VALIDATION = Path("plots/validation.csv")
 
+# instruct, prefer: models in folders like those of train
+INSTRUCTED = Path("models/instructed")
+INSTRUCTED_AFTER = INSTRUCTED / "question-after"
+INSTRUCTED_POOLED = INSTRUCTED / "pooled"
+INSTRUCT_METRICS = Path("metrics/instruct.json")
+INSTRUCT_CURVES = Path("plots/instruct.csv")
+INSTRUCT_VALIDATION = Path("plots/instruct_validation.csv")
+PREFERRED = Path("models/preferred")
+PREFER_METRICS = Path("metrics/prefer.json")
+PREFER_CURVES = Path("plots/prefer.csv")
+
+# quiz
+QUIZ = Path("data/quiz.json")
+QUIZ_METRICS = Path("metrics/quiz.json")
+QUIZ_BY_QUESTION = Path("plots/quiz.csv")
+QUIZ_PAGE = Path("plots/quiz")  # index.html and its pictures
+
 # evaluate: its figures in full, and rounded ones for people, git and `dvc metrics diff`
 EVALUATION = Path("data/evaluation.json")
 EVALUATE_METRICS = Path("metrics/evaluate.json")

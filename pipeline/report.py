@@ -28,7 +28,7 @@ from fvlm.core.stage import run
 from fvlm.encoders.vae import load_vae
 from fvlm.model.foveated import FoveatedModel
 from fvlm.model.hub import CONFIG
-from fvlm.model.saved import load_model, load_tokenizer_of
+from fvlm.model.saved import load_caption_tokenizer, load_model
 from fvlm.report.accounts import CutVideo
 from fvlm.report.card import render_card
 from fvlm.report.cost import clip_flops, count_parameters
@@ -151,7 +151,7 @@ def main() -> None:
 
 def open_held_out(model: FoveatedModel) -> ClipReader:
     """The held-out clips as the model takes them."""
-    tokenizer = load_tokenizer_of(MODEL)
+    tokenizer = load_caption_tokenizer(MODEL)
     return open_clips(
         ENCODED,
         FRAMES,

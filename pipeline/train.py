@@ -16,31 +16,14 @@ DVC keeps the stage unfinished, and the next `dvc repro` continues. Started by t
 processes share each training; torchrun itself then exits with 1, as for any code of theirs but 0.
 """
 
-import shutil
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import nullcontext
-from pathlib import Path
-from typing import Any
-
-import numpy as np
-
-from fvlm.core.device import keep_freed_memory, peak_memory_gib, reserved_memory_gib
-from fvlm.core.document import write_figures
-from fvlm.core.io import write_csv, write_timings
-from fvlm.core.kept import Claims, remade
+from fvlm.core.errors import ParamsError
 from fvlm.core.params import Params, check_recorded, load_params
-from fvlm.core.stage import UNFINISHED, run
+from fvlm.core.stage import run
 from fvlm.model.foveated import ModelParams
-from fvlm.model.hub import CONFIG
 from fvlm.shards.manifest import EncodedManifest, read_manifest
-from fvlm.training.distributed import is_main, join_processes, wait_for_all
-from fvlm.training.finished import FinishedTrainings
-from fvlm.training.loop import OutOfTimeError, Row
+from fvlm.training.data import Shards, Training
 from fvlm.training.optim import TrainParams
-from fvlm.training.trainings import Shards, Training, run_training
-from fvlm.training.validation import PREFIX
+from fvlm.training.stage import Results, folders_of, train_all
 from pipeline.paths import (
     CAPTIONS,
     COARSE_ONLY,
@@ -57,8 +40,6 @@ from pipeline.paths import (
 RECORDED = tuple(
     f"encode.{key}" for key in ("batch_frames", "compile", "dino_layers", "dtype", "layer")
 )
-VALIDATION_COLUMNS = ("step", "samples", "coarse_fine_ratio", "loss_coarse", "loss_fine")
-TAIL = 0.1  # share of the steps, at the end, over which the reported losses are means
 
 
 class Sections(Params):
@@ -70,104 +51,41 @@ class Sections(Params):
 
 def main() -> None:
     """Train, or go on training, and write each model when it is finished."""
-    keep_freed_memory()
-    started = time.monotonic()
-    with join_processes() as device:
-        sections = load_params(Sections)
-        encoded = read_manifest(ENCODED, EncodedManifest)
-        check_recorded(RECORDED, encoded.recipe, ENCODED, stage="encode")
-        trainings = list_trainings(sections)
-        finished = FinishedTrainings(MODEL)
-        with Claims(finished.root) if is_main() else nullcontext() as claims:
-            deadline = started + sections.train.max_hours * 3600
-            try:
-                trained = [
-                    run_training(
-                        training,
-                        Shards(ENCODED, FRAMES, CAPTIONS),
-                        finished,
-                        claims,
-                        device=device,
-                        deadline=deadline,
-                    )
-                    for training in trainings
-                ]
-            except OutOfTimeError as stop:
-                if is_main():
-                    print(f"unfinished: {stop}", file=sys.stderr)
-                wait_for_all()  # torchrun kills the others as soon as one has ended with an error
-                sys.exit(UNFINISHED)
-            if claims is None:
-                return
-            names = {name for training in trained for name in (training.name, training.state)}
-            forget_models([training.folder for training in trainings])
-            with claims.alone() as alone:
-                if alone:
-                    finished.forget_files(names)
-        history = trained[0].history
-        write_csv(CURVES, [on_training_clips(row) for row in history])
-        write_csv(VALIDATION, list(on_held_out_clips(history)), VALIDATION_COLUMNS)
-        write_figures(TRAIN_METRICS, summarize(history, sections.train))
-        write_timings(
-            "train",
-            samples_per_second=trained[0].rate,
-            peak_memory_gib=peak_memory_gib(device),
-            reserved_memory_gib=reserved_memory_gib(device),
-        )
-        remade("train")
+    sections = load_params(Sections)
+
+    def plan() -> list[Training]:
+        recipe = read_manifest(ENCODED, EncodedManifest).recipe
+        check_recorded(RECORDED, recipe, ENCODED, stage="encode")
+        return list_trainings(sections)
+
+    train_all(
+        "train",
+        Results(MODEL, CURVES, VALIDATION, TRAIN_METRICS),
+        Shards(ENCODED, FRAMES, CAPTIONS),
+        plan,
+        max_hours=sections.train.max_hours,
+    )
 
 
 def list_trainings(sections: Sections) -> list[Training]:
     """The model of the first seed, then its replicates; behind them the baselines of each."""
     params = sections.train
+    if sections.model.text == "answer":
+        raise ParamsError("model.text: answer is what the stage instruct trains: set none")
     roots = {MODEL: 0} | ({COARSE_ONLY: 0} if params.coarse_only else {})
     roots |= {POOLED / str(count): count for count in params.pooled_tokens}
-    folders = {
-        (root, seed): root if seed == params.seed else root / f"seed-{seed}"
-        for root in roots
-        for seed in params.seeds
-    }
     return [
         Training(
             sections.model,
             params.model_copy(update={"seeds": [seed]}),
             coarse_only=root == COARSE_ONLY,
-            pooled_tokens=roots[root],
+            pooled_tokens=pooled_tokens,
             folder=folder,
             title=" ".join(["train", *folder.relative_to(MODEL).parts]),
         )
-        for (root, seed), folder in folders.items()
+        for root, pooled_tokens in roots.items()
+        for seed, folder in folders_of(root, params.seeds).items()
     ]
-
-
-def forget_models(keep: list[Path]) -> None:
-    """Delete what an earlier run with other seeds left."""
-    for config in list(MODEL.rglob(CONFIG)):
-        if config.parent not in keep:
-            shutil.rmtree(config.parent, ignore_errors=True)
-
-
-def on_training_clips(row: Row) -> Row:
-    """The row of the training's own curves."""
-    return {name: value for name, value in row.items() if not name.startswith(PREFIX)}
-
-
-def on_held_out_clips(history: list[Row]) -> Iterator[Row]:
-    """A row for each time that held-out clips were read on the way."""
-    for row in history:
-        found = {name[len(PREFIX) :]: v for name, v in row.items() if name.startswith(PREFIX)}
-        if found:
-            ratio = {"coarse_fine_ratio": found["loss_coarse"] / found["loss_fine"]}
-            yield {"step": row["step"], "samples": row["samples"], **ratio, **found}
-
-
-def summarize(history: list[Row], params: TrainParams) -> dict[str, Any]:
-    """Losses at the end of training, on training clips: no evidence, see metrics/evaluate.json."""
-    last = history[-max(1, round(TAIL * len(history))) :]
-    names = [name for name in last[0] if name.startswith("loss_")]
-    losses = {name: float(np.mean([row[name] for row in last])) for name in names}
-    samples = len(history) * params.samples_per_step
-    return {"steps": len(history), "samples": samples, **losses}
 
 
 if __name__ == "__main__":

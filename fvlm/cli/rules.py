@@ -20,9 +20,10 @@ from fvlm.core.params import Params, Rule
 from fvlm.corpus.listing import CollectParams
 from fvlm.encoders.frames import EncodeParams
 from fvlm.evaluation.losses import EvaluateParams
+from fvlm.evaluation.quiz import QuizParams
 from fvlm.model.foveated import ModelParams
 from fvlm.report.gallery import ReportParams
-from fvlm.training.optim import TrainParams
+from fvlm.training.optim import InstructParams, PreferParams, TrainParams
 from fvlm.training.start import hash_start
 from fvlm.uncertainty.sampling import TowerParams, UncertaintyParams
 from fvlm.uncertainty.sites import match_sites
@@ -67,7 +68,10 @@ def _tokens_are_final(p: "Sections") -> Lines:
 
 
 def _text_needs_words(p: "Sections") -> Lines:
-    if p.model.text != "none" and p.model.llm.startswith(UNTRAINED):
+    if p.model.text == "answer":
+        reason = "none, condition or caption: the stage instruct makes of it what answers"
+        yield _line("model.text", reason, p.model.text, "none")
+    elif p.model.text != "none" and p.model.llm.startswith(UNTRAINED):
         reason = f"none with model.llm: {p.model.llm}, which has no tokenizer"
         yield _line("model.text", reason, p.model.text, "none")
 
@@ -143,6 +147,9 @@ class Sections(Params):
     evaluate: EvaluateParams
     report: ReportParams
     uncertainty: UncertaintyParams
+    instruct: InstructParams
+    prefer: PreferParams
+    quiz: QuizParams
     calibrate: CalibrateParams
 
 

@@ -165,9 +165,10 @@ def _train(trust: bool) -> Shown:
     from fvlm.core.device import default_device
     from fvlm.model.foveated import ModelParams
     from fvlm.model.saved import read_config
+    from fvlm.training.data import Shards, Training
     from fvlm.training.finished import CURVE, read_curve
     from fvlm.training.optim import TrainParams
-    from fvlm.training.trainings import Shards, Training, first_steps, run_training
+    from fvlm.training.trainings import first_steps, run_training
 
     class Sections(Params):
         model: ModelParams

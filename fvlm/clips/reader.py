@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -155,7 +155,14 @@ def open_clips(
     return ClipReader(shards, frames, tokenizer, table, memory)
 
 
-def rows_of_new_footage(held_out: ClipReader, trained: ClipReader) -> list[int]:
+class Described(Protocol):
+    """What tells of each of its rows from which footage it is."""
+
+    def all_metadata(self) -> Iterator[dict[str, Any]]:
+        """What is known of each clip besides its pixels, in order."""
+
+
+def rows_of_new_footage(held_out: Described, trained: Described) -> list[int]:
     """Rows of the held-out clips whose footage is in no training clip."""
     footage = [clip["footage"] for clip in held_out.all_metadata()]
     seen = show_same(footage, (clip["footage"] for clip in trained.all_metadata()))

@@ -2,19 +2,28 @@
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 from torch import nn
 from transformers import LlamaModel
 
 from fvlm.clips.batch import Input
-from fvlm.clips.tokenizer import CaptionTokenizer
+from fvlm.clips.tokenizer import (
+    AnswerTokenizer,
+    CaptionTokenizer,
+    Chat,
+    Place,
+    word_tokenizer,
+)
 from fvlm.core.document import Document
 from fvlm.core.errors import ParamsError, ShardError
 from fvlm.core.io import hash_json
 from fvlm.encoders.dino import DinoEncoder, EncoderTail, load_dino
+from fvlm.model.captions import PREDICTED
 from fvlm.model.foveated import FoveatedModel, ModelParams
 from fvlm.model.language import (
+    chat_of,
     is_untrained,
     language_from_config,
     load_language,
@@ -68,12 +77,14 @@ def build_model(
     input: Input = "features",
     coarse_only: bool = False,
     pooled_tokens: int = 0,
+    vocabulary: int = 1,
 ) -> tuple[FoveatedModel, Architecture]:
     """A model for the shards of this encode manifest, and what describes it.
 
     For `frames` the encoder of these shards becomes a part of the model; the stored tokens are not
     used, and any `query_layers` fit. `coarse_only` leaves out the fine passes, and so do
     `pooled_tokens` of each frame, which stand in the place of the one that a query brings back.
+    vocabulary: tokens of an untrained language model that reads text.
 
     Raises ShardError when the stored layer does not fit `model.query_layers` or the encoder is not
     that of the shards, ParamsError when a frame has fewer patches than are wanted, WeightsError
@@ -84,7 +95,7 @@ def build_model(
     elif params.intermediate_tokens:
         raise ParamsError("model.intermediate_tokens: must be false with train.input: frames")
     check_grid(pooled_tokens, manifest.tokens.shape[1])
-    language, source = load_language(params.llm, layers=params.llm_layers)
+    language, source = load_language(params.llm, layers=params.llm_layers, vocabulary=vocabulary)
     encoder = _load_encoder(manifest) if input == "frames" or params.query_layers > 0 else None
     architecture = Architecture(
         input=input,
@@ -100,22 +111,37 @@ def build_model(
         pooled_tokens=pooled_tokens,
     )
     tail = encoder.cut(params.query_layers) if encoder else None
-    output = load_output(params.llm) if params.text == "caption" else None
+    output = load_output(params.llm) if params.text in PREDICTED else None
     model = _assemble(FoveatedModel, architecture, language, encoder, tail, output)
     return model, architecture
 
 
 def build_tokenizer(params: ModelParams) -> CaptionTokenizer | None:
-    """What turns captions into tokens for this model; None for a model without text.
+    """What turns captions into tokens for this model; None for a model without captions.
 
     Raises WeightsError when there is no tokenizer beside the language model.
     """
-    if params.text == "none":
+    if params.text == "none" or params.text == "answer":
         return None
     tokenizer, _ = load_tokenizer(params.llm)
     return CaptionTokenizer(
         tokenizer.backend_tokenizer, tokenizer.eos_token_id, params.text, params.max_text_tokens
     )
+
+
+def build_answer_tokenizer(
+    params: ModelParams, place: Place, texts: Iterable[str]
+) -> AnswerTokenizer:
+    """What turns questions and answers into tokens, written as the tokenizer's own chat template.
+
+    texts: all questions and answers of a training, whose words are the vocabulary of an untrained
+    language model. Raises WeightsError when there is no tokenizer beside another one.
+    """
+    if is_untrained(params.llm):
+        return word_tokenizer(texts, place)
+    tokenizer, _ = load_tokenizer(params.llm)
+    chat = Chat(place=place, **chat_of(tokenizer))
+    return AnswerTokenizer(tokenizer.backend_tokenizer, tokenizer.eos_token_id, chat)
 
 
 def _load_encoder(manifest: EncodedManifest) -> DinoEncoder:
@@ -130,7 +156,11 @@ def _load_encoder(manifest: EncodedManifest) -> DinoEncoder:
     return encoder
 
 
-def weights_behind(params: ModelParams, manifest: EncodedManifest) -> dict[str, str]:
+def weights_behind(
+    params: ModelParams,
+    manifest: EncodedManifest,
+    tokenizer: CaptionTokenizer | AnswerTokenizer | None,
+) -> dict[str, str]:
     """Hashes of the pretrained parts that a training starts from.
 
     Those of the encoders tell which weights the shards were made with.
@@ -138,7 +168,6 @@ def weights_behind(params: ModelParams, manifest: EncodedManifest) -> dict[str, 
     language = params.llm
     if not is_untrained(language):
         language = resolve(language, kind="language").provenance.sha256
-    tokenizer = build_tokenizer(params)
     return {
         "language": language,
         "tokenizer": hash_json(tokenizer.tokenizer.to_str()) if tokenizer else "",
@@ -185,7 +214,7 @@ def model_of(architecture: Architecture, model_class: type[M]) -> M:
         tail = EncoderTail.from_config(architecture.encoder, k)
     language = language_from_config(architecture.language)
     hidden, vocabulary = language.config.hidden_size, language.config.vocab_size
-    untied = params.text == "caption" and not language.config.tie_word_embeddings
+    untied = params.text in PREDICTED and not language.config.tie_word_embeddings
     output = nn.Linear(hidden, vocabulary, bias=False) if untied else None
     return _assemble(model_class, architecture, language, encoder, tail, output)
 

@@ -1,7 +1,9 @@
-"""Captions beside the video: their tokens, their place in the sequence, and their loss.
+"""Text beside the video: its tokens, their place in the sequence, and their loss.
 
     condition   [caption, m, v_1 .. v_T]       padded on the left; its keys and values are shared
     caption     [m, v_1 .. v_T, caption, EOS]  padded on the right: nothing real sees padding
+    answer      [question, m, v_1 .. v_T, answer, EOS]: both at once, with loss on the answer alone;
+                or with the question behind the video: [m, v_1 .. v_T, question, answer, EOS]
 
 A padding position is known by the mask alone, never by its token id: the same id can be EOS.
 
@@ -21,7 +23,8 @@ from transformers import DynamicCache, LlamaConfig, LlamaModel
 from fvlm.clips.batch import Captions
 from fvlm.core.device import product_dtype
 
-Text = Literal["none", "condition", "caption"]
+Text = Literal["none", "condition", "caption", "answer"]
+PREDICTED = ("caption", "answer")  # stand behind the video
 # Tokens whose logits exist at once. The library chooses 32 here, which takes a CPU 5 times as long.
 CHUNK = 256
 FUSED = hasattr(F, "linear_cross_entropy")  # since torch 2.13
@@ -113,9 +116,10 @@ class _InFront(DynamicCache):
 def caption_losses(states: Tensor, weight: Tensor, captions: Captions) -> Tensor:
     """Mean cross-entropy of each clip over its caption and EOS, float32 [B]; 0 without a caption.
 
-    states [B,M,H]: the first is that of v_T, each predicts the token of its column; weight [V,H].
+    Of an answer: over the tokens that count. states [B,M,H]: the first is that of v_T, each
+    predicts the token of its column; weight [V,H].
     """
-    mask = captions.mask
+    mask = captions.mask if captions.counted is None else captions.counted
     losses = token_losses(states[mask], weight, captions.ids[mask])
     by_clip = torch.zeros(mask.shape, device=losses.device).masked_scatter(mask, losses)
     return by_clip.sum(1) / mask.sum(1).clamp(min=1)

@@ -8,7 +8,8 @@ predicts frame t has not seen frame t.
     fine pass     q_1 = q_init,  q_{t+1} = W_q h(v_t) with h from the pass before
 
 `fine_iterations` K runs coarse -> fine_1 -> .. -> fine_K; inside a pass all frames run in parallel.
-A caption may stand before m (condition), or after v_T to be predicted (caption): `captions.py`.
+A caption may stand before m (condition), or after v_T to be predicted (caption), a question before
+m and its answer after v_T (answer): `captions.py`.
 
 A baseline with P pooled tokens a frame has [m, v_1^1 .. v_1^P, v_2^1 ..] and no query: the states
 at m and at the last token of each frame predict. It has a coarse pass only.
@@ -29,7 +30,7 @@ from transformers import LlamaModel
 from fvlm.clips.batch import Captions, Input
 from fvlm.core.params import Params
 from fvlm.encoders.dino import DinoEncoder
-from fvlm.model.captions import Prefix, Text, caption_losses
+from fvlm.model.captions import PREDICTED, Prefix, Text, caption_losses
 from fvlm.model.film_head import CHANNELS, FilmHead, Previous, ResidualHead
 from fvlm.model.language import causal_states
 from fvlm.model.query_attention import (
@@ -78,7 +79,7 @@ class PassOutput:
     visual [B,T,H] tokens, or P pooled ones a frame [B,T*P,H]; predictor [B,T,H] states that predict
     Y_1 .. Y_T; next_queries [B,T,D] for the following pass, already shifted: q_init, W_q h(v_1) ..
     W_q h(v_{T-1}); caption [B,M,H] states that predict the caption's tokens, in a pass that was
-    given one.
+    given one; mode: whose mode token stood in front.
     """
 
     queries: Tensor
@@ -87,6 +88,7 @@ class PassOutput:
     predictor: Tensor
     next_queries: Tensor
     caption: Tensor | None = None
+    mode: Mode = "fine"
 
 
 @dataclass(frozen=True)
@@ -105,13 +107,16 @@ class ClipCache:
 class Prediction:
     """Predicted latents [B,T,C,h,w] of the coarse pass and of the last fine pass.
 
-    caption_coarse, caption_fine: each clip's caption loss [B], of a model that predicts captions.
+    caption_coarse, caption_fine: each clip's caption loss [B], of a model that predicts captions;
+    rejected_coarse, rejected_fine: that of other text in its place, where there is some.
     """
 
     coarse: Tensor
     fine: Tensor
     caption_coarse: Tensor | None = None
     caption_fine: Tensor | None = None
+    rejected_coarse: Tensor | None = None
+    rejected_fine: Tensor | None = None
 
 
 class FoveatedModel(nn.Module):
@@ -180,23 +185,35 @@ class FoveatedModel(nn.Module):
                     parameter.requires_grad_("mask_token" not in parameter_name)
 
     def forward(
-        self, inputs: Tensor, latents: Tensor, captions: Captions | None = None
+        self,
+        inputs: Tensor,
+        latents: Tensor,
+        captions: Captions | None = None,
+        rejected: Captions | None = None,
     ) -> Prediction:
         """Predictions of the coarse and of the last fine pass.
 
         inputs: tokens float [B,T,N,D], or frames uint8 [B,T,3,S,S] when there is an encoder;
-        latents [B,T,C,h,w], any float type; captions when `text` is not none.
+        latents [B,T,C,h,w], any float type; captions when `text` is not none; rejected: other text
+        behind the same video, and behind the same question in front of it.
         """
         cache = self.cache_clips(inputs, captions)
         passes = self.run_passes(cache, *inputs.shape[:2], captions=captions)
         previous = self.encode_previous(latents)
         predicted = [self.head(end.predictor, previous) for end in _ends(passes)]
         said = [self.caption_losses(end, captions) for end in _ends(passes)]
+        others = [
+            self.caption_losses(self.repeat_pass(cache, end, rejected), rejected)
+            for end in _ends(passes)
+            if rejected
+        ]
         return Prediction(
             coarse=predicted[0],
             fine=predicted[-1],
             caption_coarse=said[0],
             caption_fine=said[-1],
+            rejected_coarse=others[0] if others else None,
+            rejected_fine=others[-1] if others else None,
         )
 
     def cache_clips(self, inputs: Tensor, captions: Captions | None = None) -> ClipCache:
@@ -212,10 +229,10 @@ class FoveatedModel(nn.Module):
             raise TypeError(f"model.text is {self.text}, got captions {captions}")
         frames = inputs.flatten(0, 1)
         tokens = self.encoder(frames, layer=len(self.encoder.layers)) if self.encoder else frames
-        before = captions is not None and self.text == "condition"
+        before = captions if self.text == "condition" else captions and captions.question
         return ClipCache(
             frames=self.attention.cache_frames(tokens, dtype=self.q_static.dtype),
-            prefix=Prefix.read(self.language, captions) if captions and before else None,
+            prefix=Prefix.read(self.language, before) if before else None,
         )
 
     def run_passes(
@@ -223,10 +240,10 @@ class FoveatedModel(nn.Module):
     ) -> list[PassOutput]:
         """The coarse pass and then the fine passes, each fed with the queries of the one before.
 
-        A caption to be predicted stands in the first and the last pass, whose losses count.
+        Text to be predicted stands in the first and the last pass, whose losses count.
         """
         K = self.fine_iterations
-        predicted = captions if self.text == "caption" else None
+        predicted = captions if self.text in PREDICTED else None
         queries = self.static_queries(B, T)
         passes = [self.run_pass(cache, queries, mode="coarse", predicted=predicted)]
         for k in range(1, K + 1):
@@ -267,7 +284,12 @@ class FoveatedModel(nn.Module):
             predictor=ends,
             next_queries=torch.cat([q_init, self.to_query(ends[:, 1:]).to(q_init.dtype)], dim=1),
             caption=states[:, T * P :] if predicted else None,
+            mode=mode,
         )
+
+    def repeat_pass(self, cache: ClipCache, output: PassOutput, predicted: Captions) -> PassOutput:
+        """The same pass, with other text to be predicted."""
+        return self.run_pass(cache, output.queries, mode=output.mode, predicted=predicted)
 
     def run_language(self, sequence: Tensor, prefix: Prefix | None) -> Tensor:
         """States [B,S,H] of a sequence [B,S,H] after the captions of the prefix, causal."""

@@ -22,21 +22,25 @@ from fvlm.weights.resolve import resolve
 from fvlm.weights.sources import CONFIG, Provenance, unusable
 
 _UNTRAINED = re.compile(r"untrained:(?P<width>\d+)x(?P<blocks>\d+)")
+_WORDS = "<words>"  # stand for a user's in a chat template
 _HEAD = 32  # width of an attention head of an untrained trunk
 
 
-def load_language(source: str, *, layers: int = 0) -> tuple[LlamaModel, Provenance]:
+def load_language(
+    source: str, *, layers: int = 0, vocabulary: int = 1
+) -> tuple[LlamaModel, Provenance]:
     """The first `layers` blocks (0 = all) of a Llama model, float32, in evaluation mode.
 
     `model(inputs_embeds=[B,S,H], attention_mask=..., use_cache=False).last_hidden_state` is [B,S,H]
     after the final norm; H is `model.config.hidden_size`. Blocks that are left out are not read.
     `untrained:WIDTHxBLOCKS` is a trunk with random weights from torch's generator, small enough for
-    control corpora. Raises WeightsError when the source cannot be loaded, ParamsError when it has
-    fewer blocks.
+    control corpora; vocabulary: how many tokens it reads and says, tied. Raises WeightsError when
+    the source cannot be loaded, ParamsError when it has fewer blocks.
     """
     if match := _UNTRAINED.fullmatch(source):
         width, blocks = int(match["width"]), _count_layers(layers, int(match["blocks"]), source)
-        return _make_untrained(width, blocks), Provenance(source, revision="", sha256="")
+        trunk = _make_untrained(width, blocks, vocabulary)
+        return trunk, Provenance(source, revision="", sha256="")
     resolved = resolve(source, kind="language")
     document = read_json(resolved.folder / CONFIG)
     if document.get("model_type") != "llama":
@@ -47,7 +51,7 @@ def load_language(source: str, *, layers: int = 0) -> tuple[LlamaModel, Provenan
         raise unusable(source, "language", f"attention_dropout is {rate} in {CONFIG}, must be 0")
     config = LlamaConfig.from_pretrained(resolved.folder, local_files_only=True)
     config.num_hidden_layers = _count_layers(layers, config.num_hidden_layers, source)
-    trunk: LlamaModel = load_pretrained(LlamaModel, resolved, kind="language", config=config)
+    trunk = load_pretrained(LlamaModel, resolved, kind="language", config=config)
     return fuse_norms(trunk), resolved.provenance
 
 
@@ -58,6 +62,8 @@ def is_untrained(source: str) -> bool:
 
 def load_output(source: str) -> nn.Linear | None:
     """The output head [V,H] of a Llama model, float32; None when it is tied to the embeddings."""
+    if is_untrained(source):
+        return None
     resolved = resolve(source, kind="language")
     config = LlamaConfig.from_pretrained(resolved.folder, local_files_only=True)
     if config.tie_word_embeddings:
@@ -68,7 +74,7 @@ def load_output(source: str) -> nn.Linear | None:
     return head
 
 
-def _make_untrained(width: int, blocks: int) -> LlamaModel:
+def _make_untrained(width: int, blocks: int, vocabulary: int) -> LlamaModel:
     if width % _HEAD or not width or not blocks:
         raise ParamsError(
             f"model.llm: untrained:{width}x{blocks}: the width must be a multiple of {_HEAD}, "
@@ -76,7 +82,8 @@ def _make_untrained(width: int, blocks: int) -> LlamaModel:
         )
     heads = width // _HEAD
     config = LlamaConfig(
-        vocab_size=1,  # it reads visual tokens, no text
+        vocab_size=vocabulary,
+        tie_word_embeddings=vocabulary > 1,
         bos_token_id=None,
         eos_token_id=None,
         hidden_size=width,
@@ -146,3 +153,16 @@ def load_tokenizer(source: str) -> tuple[PreTrainedTokenizerBase, Provenance]:
     except LOAD_ERRORS as error:
         raise unusable(source, "language", f"no tokenizer: {error}") from None
     return tokenizer, resolved.provenance
+
+
+def chat_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """What the tokenizer's chat template writes before and behind a user's words, and the header
+    that opens the answer; of one without a template the usual words.
+    """
+    if not tokenizer.chat_template:
+        return {"before": "Question: ", "behind": "\n", "header": "Answer: "}
+    words = [{"role": "user", "content": _WORDS}]
+    turn = str(tokenizer.apply_chat_template(words, tokenize=False))
+    asked = str(tokenizer.apply_chat_template(words, tokenize=False, add_generation_prompt=True))
+    before, _, behind = turn.partition(_WORDS)
+    return {"before": before, "behind": behind, "header": asked.removeprefix(turn)}

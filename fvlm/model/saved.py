@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from fvlm.clips.batch import Captions
-from fvlm.clips.tokenizer import CaptionTokenizer, read_tokenizer
+from fvlm.clips.tokenizer import AnswerTokenizer, CaptionTokenizer, Chat, read_tokenizer
 from fvlm.core.document import Document
 from fvlm.core.errors import CheckpointError
 from fvlm.core.identity import made_by
@@ -56,7 +56,8 @@ class ModelConfig(Architecture):
     lambda_coarse: weight of the coarse loss in that training; 0 leaves the coarse pass untrained.
     training: the name of the training, a hash of all that decided the weights, "" for weights that
     were changed since; trained_by: hash of the code that trained. made_by: hash of the code that
-    loads it; outputs: what it made of the fixed batch, by pass. eos: of a tokenizer.
+    loads it; outputs: what it made of the fixed batch, by pass. eos: of a tokenizer; chat: how it
+    writes a question and its answer, of a model that answers.
     """
 
     preprocessing: Preprocessing
@@ -68,6 +69,10 @@ class ModelConfig(Architecture):
     weights_sha256: str
     outputs: dict[str, list[float]]
     eos: int | None = None
+    chat: Chat | None = None
+
+
+Tokenizer = CaptionTokenizer | AnswerTokenizer
 
 
 def save_model(
@@ -80,7 +85,7 @@ def save_model(
     lambda_coarse: float,
     training: str,
     trained_by: str,
-    tokenizer: CaptionTokenizer | None = None,
+    tokenizer: Tokenizer | None = None,
 ) -> None:
     """Write a model's `state_dict()` and config, each atomically; the config holds its hash.
 
@@ -105,6 +110,7 @@ def save_model(
         weights_sha256=sha256_file(folder / WEIGHTS),
         outputs=fixed_outputs(model.eval(), architecture),
         eos=tokenizer.eos if tokenizer else None,
+        chat=tokenizer.chat if isinstance(tokenizer, AnswerTokenizer) else None,
     )
     write_json(folder / CONFIG, config.model_dump(mode="json"))
 
@@ -153,8 +159,8 @@ class TrainedModel(
         return _load_folder(folder, **model_kwargs)
 
     @property
-    def tokenizer(self) -> CaptionTokenizer | None:
-        """What turns captions into tokens for it; None for a model without text."""
+    def tokenizer(self) -> Tokenizer | None:
+        """What turns text into tokens for it; None for a model without text."""
         return _read_tokenizer(self.folder, self.config)
 
     def _save_pretrained(self, save_directory: Path) -> None:
@@ -209,8 +215,8 @@ def _load_folder(folder: Path, *, map_location: str = "cpu") -> TrainedModel:
     return model.to(map_location)
 
 
-def load_tokenizer_of(source: str | Path = Path("models/foveated")) -> CaptionTokenizer | None:
-    """What turns captions into tokens for a trained model; None for a model without text.
+def load_tokenizer_of(source: str | Path = Path("models/foveated")) -> Tokenizer | None:
+    """What turns text into tokens for a trained model; None for a model without text.
 
     source, and what is raised: as of `load_model`.
     """
@@ -218,13 +224,25 @@ def load_tokenizer_of(source: str | Path = Path("models/foveated")) -> CaptionTo
     return _read_tokenizer(folder, read_config(folder))
 
 
-def _read_tokenizer(folder: Path, config: ModelConfig) -> CaptionTokenizer | None:
+def load_caption_tokenizer(source: str | Path = Path("models/foveated")) -> CaptionTokenizer | None:
+    """As `load_tokenizer_of`, of a model that answers no questions; CheckpointError otherwise."""
+    tokenizer = load_tokenizer_of(source)
+    if isinstance(tokenizer, AnswerTokenizer):
+        raise CheckpointError(f"{source} answers questions: it is judged by `quiz` instead")
+    return tokenizer
+
+
+def _read_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer | None:
     params = config.model
     if params.text == "none":
         return None
     tokenizer = read_tokenizer(folder / TOKENIZER)
     if config.eos is None:
         raise CheckpointError(f"{folder / CONFIG}: eos is missing")
+    if params.text == "answer":
+        if config.chat is None:
+            raise CheckpointError(f"{folder / CONFIG}: chat is missing")
+        return AnswerTokenizer(tokenizer, config.eos, config.chat)
     return CaptionTokenizer(tokenizer, config.eos, params.text, params.max_text_tokens)
 
 
@@ -255,7 +273,9 @@ def fixed_outputs(model: FoveatedModel, architecture: Architecture) -> dict[str,
     captions = None
     if model.text != "none":
         ids = torch.randint(model.language.config.vocab_size, (1, WORDS), generator=noise)
-        captions = Captions(ids, torch.ones(1, WORDS, dtype=torch.bool))
+        mask = torch.ones(1, WORDS, dtype=torch.bool)
+        question = Captions(ids.flip(1), mask) if model.text == "answer" else None
+        captions = Captions(ids, mask, question=question)
     found = model(inputs, latents, captions)
     outputs = {name: _evenly(getattr(found, name)) for name in ("coarse", "fine")}
     for name in ("caption_coarse", "caption_fine"):

@@ -145,6 +145,10 @@ class Bootstrap:
         reach = float(stdtrit(degrees, TAIL) * np.sqrt(variance))
         return Estimate(value, value - reach, value + reach)
 
+    def difference(self, first: Array, second: Array) -> Estimate:
+        """mean(first) - mean(second) over the entries of [clips,T] that both define."""
+        return self.share(first - second, np.ones_like(first))
+
     def power(self, above: Array, below: Array, frames: slice = ALL) -> Power | None:
         """What so many groups with the measured spread can tell; None without an interval."""
         errors = self._errors([_rows(above, below, frames)])

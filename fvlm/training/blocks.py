@@ -64,7 +64,7 @@ def compile_parts(
                 getattr(module, name), fullgraph=True, dynamic=dynamic, backend=backend, mode=mode
             )
             setattr(module, name, compiled)
-    if model.text == "condition" and modes.language != "none":
+    if model.text in ("condition", "answer") and modes.language != "none":
         config: Any = torch._dynamo.config
         wanted_graphs = GRAPHS_PER_BLOCK * len(model.language.layers)
         config.recompile_limit = max(config.recompile_limit, wanted_graphs)

@@ -43,7 +43,7 @@ from fvlm.training.distributed import from_main, is_main, whole
 SCHEMA = 1
 KEPT = 2
 STATE, MODEL, OPTIMIZER = "state.json", "model.safetensors", "optimizer.safetensors"
-STAGE, FINISHED = "train", "finished"
+FINISHED = "finished"
 
 
 @dataclass
@@ -55,7 +55,10 @@ class TrainState:
 
 
 class Checkpoints:
-    """Checkpoints of the training `name`: `identity` is every parameter and input that matters."""
+    """Checkpoints of the training `name`: `identity` is every parameter and input that matters.
+
+    The folder `root` has the name of the stage.
+    """
 
     def __init__(self, root: Path, identity: dict[str, Any], name: str) -> None:
         # As JSON gives it back: a tuple would differ from the list that was saved.
@@ -89,7 +92,7 @@ class Checkpoints:
 
     def reached(self) -> list[int]:
         """Steps of the checkpoints that count: not of those before `fvlm forget train`."""
-        return [_step_of(path) for path in self._saved() if counts(STAGE, path)]
+        return [_step_of(path) for path in self._saved() if counts(self.folder.parent.name, path)]
 
     def resume(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int | None = None
@@ -125,6 +128,8 @@ class Checkpoints:
         saved = self._saved()
         for old in saved[: len(saved) - keep]:
             shutil.rmtree(old, ignore_errors=True)
+        for path in self.folder.glob("*.safetensors"):  # what only this training could need
+            path.unlink()
         if keep:
             (self.folder / FINISHED).touch()
 

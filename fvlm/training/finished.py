@@ -1,6 +1,6 @@
 """Finished trainings, by name: handed back when the same one is wanted again.
 
-A training leaves a folder: config, weights, curve, with text a tokenizer. `.state/train/NAME/`
+A training leaves a folder: config, weights, curve, with text a tokenizer. `.state/STAGE/NAME/`
 keeps a record of these files, and hard links to them until DVC's cache holds them. A training in
 the output that dvc.lock names needs no record: a fresh clone knows what `dvc pull` brings. It gets
 one when it is handed back, since dvc.lock soon names another.
@@ -22,7 +22,7 @@ from fvlm.core.document import Document
 from fvlm.core.io import state_folder, write_json
 from fvlm.core.kept import DvcCache, counts, link_or_copy, md5_of_cached
 from fvlm.model.hub import CONFIG, TOKENIZER, WEIGHTS
-from fvlm.training.checkpoint import STAGE, forget_finished
+from fvlm.training.checkpoint import forget_finished
 
 CURVE = "train.csv"
 FILES = (CONFIG, WEIGHTS, CURVE, TOKENIZER)  # the last one only of a model with text
@@ -46,10 +46,10 @@ class Record(Document):
 
 
 class FinishedTrainings:
-    """The finished trainings of this project; `out` is the stage's output folder."""
+    """The finished trainings of a stage of this project; `out` is its output folder."""
 
-    def __init__(self, out: Path) -> None:
-        self.root = state_folder() / STAGE
+    def __init__(self, stage: str, out: Path) -> None:
+        self.root, self.stage = state_folder() / stage, stage
         self._cache, self._out = DvcCache(), out
 
     def restore(self, name: str, folder: Path, *, family: str, steps: int) -> bool:
@@ -73,7 +73,7 @@ class FinishedTrainings:
     def shorter(self, family: str, steps: int) -> int:
         """Steps of the longest finished training that differs in nothing but fewer; 0: none."""
         records = [
-            self._read(path) for path in self.root.glob(f"*/{RECORD}") if counts(STAGE, path)
+            self._read(path) for path in self.root.glob(f"*/{RECORD}") if counts(self.stage, path)
         ]
         found = [record.steps for record in records if record and record.family == family]
         return max((length for length in found if length < steps), default=0)
@@ -109,7 +109,7 @@ class FinishedTrainings:
 
     def _kept(self, name: str) -> dict[str, Path] | None:
         path = self.root / name / RECORD
-        record = self._read(path) if counts(STAGE, path) else None
+        record = self._read(path) if counts(self.stage, path) else None
         found = {}
         for file, facts in record.files.items() if record else ():
             places = (path.with_name(file), self._cache.find(facts.md5))
@@ -121,7 +121,7 @@ class FinishedTrainings:
 
     def _last(self, name: str) -> dict[str, Path] | None:
         """Files of the training in the output that dvc.lock names."""
-        files = self._cache.last_output(self._out) if counts(STAGE) else {}
+        files = self._cache.last_output(self._out) if counts(self.stage) else {}
         for inside in files:
             if Path(inside).name == CONFIG:
                 beside = {file: str(Path(inside).with_name(file)) for file in FILES}

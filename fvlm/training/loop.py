@@ -28,7 +28,7 @@ from fvlm.training.distributed import (
     share_of,
     without_exchange,
 )
-from fvlm.training.objective import add_noise, batch_losses
+from fvlm.training.objective import Objective, add_noise, batch_losses
 from fvlm.training.optim import TrainParams, make_optimizer, make_schedule, set_learning_rate
 from fvlm.training.prefetch import prefetched
 from fvlm.training.validation import Validation, measure
@@ -43,13 +43,15 @@ class OutOfTimeError(Exception):
 class Losses(nn.Module):
     """The objective as the forward of a module, which is where several processes hook in."""
 
-    def __init__(self, model: FoveatedModel, params: TrainParams) -> None:
+    def __init__(
+        self, model: FoveatedModel, params: TrainParams, objective: Objective = batch_losses
+    ) -> None:
         super().__init__()
-        self.model, self.params = model, params
+        self.model, self.params, self.objective = model, params, objective
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Scalar losses of a batch; `loss` is the one to minimise."""
-        return batch_losses(self.model, batch, self.params)
+        return self.objective(self.model, batch, self.params)
 
 
 def train(
@@ -65,6 +67,7 @@ def train(
     title: str = "train",
     late: bool | None = None,
     validation: Validation | None = None,
+    objective: Objective = batch_losses,
 ) -> TrainState:
     """Train until `params.max_samples` clips were seen, resuming from the newest checkpoint.
 
@@ -83,7 +86,8 @@ def train(
     reset_peak_memory(device)
     compile_parts(model, params.compile)
     recompute_blocks(model, params.gradient_checkpointing)
-    losses = distribute(Losses(model, params), model, params.parallel, params.dtype, device)
+    module = Losses(model, params, objective)
+    losses = distribute(module, model, params.parallel, params.dtype, device)
     if late is None:
         late = device.type == "cuda" and not isinstance(losses, FSDPModule)
     optimizer = make_optimizer(model, params)

@@ -1,5 +1,6 @@
 """What a training step minimises: the losses of both passes, on latents and on captions."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -10,6 +11,8 @@ from fvlm.core.device import autocast
 from fvlm.core.seeding import torch_seed
 from fvlm.model.foveated import FoveatedModel, frame_losses
 from fvlm.training.optim import TrainParams
+
+Objective = Callable[[FoveatedModel, Batch, TrainParams], dict[str, Tensor]]
 
 
 def batch_losses(model: FoveatedModel, batch: Batch, params: TrainParams) -> dict[str, Tensor]:

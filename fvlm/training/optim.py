@@ -11,6 +11,7 @@ from transformers import get_scheduler
 
 from fvlm.clips.batch import Input
 from fvlm.clips.order import FrameChoice
+from fvlm.clips.tokenizer import Place
 from fvlm.core.device import Dtype
 from fvlm.core.params import Params
 from fvlm.encoders.dino import DinoEncoder, EncoderTail
@@ -104,6 +105,58 @@ class TrainParams(Params):
         """Steps of linear warm-up; of a cosine never all steps."""
         wanted = round(self.warmup_samples / self.samples_per_step)
         return wanted if self.schedule == "constant" else min(wanted, self.steps - 1)
+
+
+class InstructParams(Params):
+    """Section `instruct` of params.yaml: in what it differs from section `train`.
+
+    start: folder of a saved model, "" for pretrained parts alone; question: where questions stand;
+    question_after: whether a model with its questions behind the video is trained too.
+    """
+
+    start: str
+    question: Place
+    question_after: bool
+    pooled_tokens: list[PooledCount]
+    max_text_tokens: int = Field(ge=1)
+    seeds: list[int] = Field(min_length=1)
+    batch_size: int = Field(ge=1)
+    max_samples: int = Field(ge=1)
+    warmup_samples: int = Field(ge=0)
+    lr: float = Field(gt=0)
+    query_lr_factor: float = Field(gt=0)
+    lambda_coarse: float = Field(ge=0)
+    lambda_recon: float = Field(ge=0)
+    checkpoint_samples: int = Field(ge=1)
+    validate_samples: int = Field(ge=0)
+
+    def over(self, train: TrainParams) -> TrainParams:
+        """These where there are any, and all others as in `train`."""
+        known = {name: value for name, value in vars(self).items() if name in vars(train)}
+        return train.model_copy(update={**known, "coarse_only": False, "pooled_tokens": []})
+
+
+class PreferParams(Params):
+    """Section `prefer` of params.yaml; what it does not name is as in `instruct`, then `train`.
+
+    beta: how strongly the model is held to the one it starts from; label_smoothing: share of labels
+    that are taken for wrong; sft_weight: of the chosen answer's cross-entropy.
+    """
+
+    beta: float = Field(gt=0)
+    loss: Literal["sigmoid", "ipo"]
+    label_smoothing: float = Field(ge=0, lt=0.5)
+    sft_weight: float = Field(ge=0)
+    batch_size: int = Field(ge=1)
+    max_samples: int = Field(ge=1)
+    warmup_samples: int = Field(ge=0)
+    lr: float = Field(gt=0)
+    lambda_coarse: float = Field(ge=0)
+
+    def over(self, instruct: TrainParams) -> TrainParams:
+        """These where there are any, and all others as in the stage before."""
+        known = {name: value for name, value in vars(self).items() if name in vars(instruct)}
+        return instruct.model_copy(update={**known, "validate_samples": 0})
 
 
 def make_optimizer(model: nn.Module, params: TrainParams) -> torch.optim.AdamW:

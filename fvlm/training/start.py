@@ -8,18 +8,20 @@ import torch
 from torch import Tensor
 
 from fvlm.clips.latents import fit_ar1
-from fvlm.clips.tokenizer import CaptionTokenizer
 from fvlm.core.errors import CheckpointError, FvlmError
 from fvlm.model.build import Architecture
 from fvlm.model.film_head import ResidualHead
 from fvlm.model.foveated import FoveatedModel
 from fvlm.model.hub import CONFIG
-from fvlm.model.saved import load_model, load_tokenizer_of, read_config
+from fvlm.model.saved import Tokenizer, load_model, load_tokenizer_of, read_config
 from fvlm.training.checkpoint import differences
 from fvlm.weights.resolve import local_folder
 
 # Of the parameters of a model: those that no weight is trained for.
-FREE = {"llm", "llm_layers", "fine_iterations", "max_text_tokens"}
+FREE = {"llm", "llm_layers", "fine_iterations", "max_text_tokens", "text"}
+# Weights that read and say words: of a model without text the pretrained ones stay.
+WORDS = {"language.embed_tokens.weight", "output.weight"}
+WORDLESS = {"vocab_size", "tie_word_embeddings"}  # of the language model, where it has no text
 
 
 def find_start(start: str) -> Path:
@@ -47,24 +49,34 @@ def load_start(
     start: str,
     model: FoveatedModel,
     architecture: Architecture,
-    tokenizer: CaptionTokenizer | None,
+    tokenizer: Tokenizer | None,
 ) -> None:
-    """Give `model` the weights of a saved one.
+    """Give `model` the weights of a saved one; one without text may start one that has some.
 
     Raises CheckpointError where that has another architecture, other encoders or another tokenizer,
     naming what differs, or cannot be loaded.
     """
     folder = find_start(start)
-    there = _decides(read_config(folder), load_tokenizer_of(folder))
-    if different := differences(there, _decides(architecture, tokenizer)):
+    saved = read_config(folder)
+    there, here = _decides(saved, load_tokenizer_of(folder)), _decides(architecture, tokenizer)
+    answers = architecture.model.text == "answer"
+    new = WORDS if answers and saved.model.text == "none" else set()
+    for found, text in ((there, saved.model.text), (here, architecture.model.text)):
+        if new:
+            del found["tokenizer"]
+            found["language"] = {k: v for k, v in found["language"].items() if k not in WORDLESS}
+        elif not answers:
+            found["text"] = text
+    if different := differences(there, here):
         raise CheckpointError(
-            f"train.start: {start} is another model: {', '.join(different)}; set these parameters "
+            f"{start} is another model: {', '.join(different)}; set these parameters "
             "as they were there, or start from a model that has them"
         )
     try:
-        model.load_state_dict(load_model(folder).state_dict())
+        weights = {name: value for name, value in model.state_dict().items() if name in new}
+        model.load_state_dict(weights | load_model(folder).state_dict())
     except (FvlmError, RuntimeError) as error:
-        raise CheckpointError(f"train.start: {start}: {error}") from None
+        raise CheckpointError(f"{start}: {error}") from None
 
 
 def start_as_ar1(model: FoveatedModel, latents: Iterable[Tensor]) -> None:
@@ -81,7 +93,7 @@ def start_as_ar1(model: FoveatedModel, latents: Iterable[Tensor]) -> None:
                 latent.copy_(mean)
 
 
-def _decides(architecture: Architecture, tokenizer: CaptionTokenizer | None) -> dict[str, Any]:
+def _decides(architecture: Architecture, tokenizer: Tokenizer | None) -> dict[str, Any]:
     """What must be the same for weights to mean the same; whether fine passes are run does not."""
     found = architecture.model_dump(
         mode="json",

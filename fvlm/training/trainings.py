@@ -4,7 +4,8 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ import torch
 from fvlm.clips.batch import Batch
 from fvlm.clips.latents import training_latents
 from fvlm.clips.order import rows_at, trained_frames
-from fvlm.clips.reader import BatchMemory, ClipReader, open_clips
-from fvlm.clips.text import CaptionTable
-from fvlm.clips.tokenizer import CaptionTokenizer
+from fvlm.clips.questions import Reader
+from fvlm.clips.reader import BatchMemory
+from fvlm.clips.tokenizer import AnswerTokenizer
 from fvlm.core.device import peak_memory_gib
 from fvlm.core.identity import made_by
 from fvlm.core.io import hash_json, write_csv
@@ -23,18 +24,27 @@ from fvlm.core.kept import Claims
 from fvlm.core.params import PARAMS, read_yaml
 from fvlm.core.provenance import git_commit
 from fvlm.core.seeding import torch_seed
-from fvlm.model.build import Architecture, build_model, build_tokenizer, weights_behind
-from fvlm.model.foveated import FoveatedModel, ModelParams
-from fvlm.model.saved import Preprocessing, save_model
-from fvlm.shards.manifest import EncodedManifest, FrameManifest, Manifest, read_manifest
-from fvlm.shards.read import open_shards
+from fvlm.model.build import Architecture, build_model, weights_behind
+from fvlm.model.foveated import FoveatedModel
+from fvlm.model.saved import Preprocessing, Tokenizer, save_model
+from fvlm.shards.manifest import EncodedManifest, FrameManifest, read_manifest
 from fvlm.tracking.tracker import Tracker, tell_gpu_is_unseen
 from fvlm.training.checkpoint import Checkpoints
+from fvlm.training.data import (
+    Shards,
+    Training,
+    contents_of,
+    has_split,
+    open_split,
+    tokenizer_of,
+)
 from fvlm.training.distributed import check_same, from_main, is_main, verify_together, whole
 from fvlm.training.finished import CURVE, FinishedTrainings, read_curve
 from fvlm.training.longer import whatever_length, where_it_begins
 from fvlm.training.loop import OutOfTimeError, Row, train
+from fvlm.training.objective import Objective, batch_losses
 from fvlm.training.optim import TrainParams
+from fvlm.training.preference import preference_losses, reference_of, with_reference
 from fvlm.training.start import hash_start, load_start, start_as_ar1
 from fvlm.training.validation import PREFIX, Validation, of_these_clips, plan_validation
 
@@ -51,30 +61,6 @@ NOT_IDENTITY = {
     "validate_samples",
     "start",  # by the content of its weights
 }
-
-
-@dataclass(frozen=True)
-class Training:
-    """One of the models to train: its parameters, with a single seed, and its folder.
-
-    coarse_only: without fine passes; pooled_tokens: so many a frame, without queries; 0: one.
-    """
-
-    model: ModelParams
-    params: TrainParams
-    coarse_only: bool
-    folder: Path
-    title: str
-    pooled_tokens: int = 0
-
-
-@dataclass(frozen=True)
-class Shards:
-    """Folders of the encode and the decode shards; the table of captions."""
-
-    encoded: Path
-    frames: Path
-    captions: Path
 
 
 @dataclass(frozen=True)
@@ -149,12 +135,9 @@ def run_training(
 def identify(training: Training, shards: Shards, device: torch.device) -> dict[str, Any]:
     """All that decides a model: code, parameters, data by content, pretrained parts."""
     params, manifest = training.params, read_manifest(shards.encoded, EncodedManifest)
-    data = {"encoded": _contents(manifest)}
-    if params.input == "frames":
-        data["frames"] = _contents(read_manifest(shards.frames, FrameManifest))
-    if training.model.text != "none":
-        keys = open_shards(shards.encoded, split="train").keys
-        data["captions"] = [CaptionTable(shards.captions, keys).digest()]
+    asked: dict[str, Any] = {"asking": asdict(training.asking)} if training.asking else {}
+    if training.prefer:
+        asked["prefer"] = training.prefer.model_dump()
     return {
         "made_by": made_by(run_training),
         "device": device.type,
@@ -164,36 +147,18 @@ def identify(training: Training, shards: Shards, device: torch.device) -> dict[s
         "seed": params.seed,
         "train": params.model_dump(exclude=NOT_IDENTITY),
         "start": hash_start(params.start),
-        "data": hash_json(data),
-        "weights": weights_behind(training.model, manifest),
-    }
+        "data": hash_json(contents_of(training, shards)),
+        "weights": weights_behind(training.model, manifest, tokenizer_of(training, shards)),
+    } | asked
 
 
 def _plan_validation(training: Training, shards: Shards) -> Validation | None:
-    params, entries = training.params, read_manifest(shards.encoded, EncodedManifest).shards
-    if params.validate_samples == 0 or "val" not in {entry.split for entry in entries}:
+    params = training.params
+    if params.validate_samples == 0 or not has_split("val", training, shards):
         return None
-    held_out, trained = (_open(split, training, shards) for split in ("val", "train"))
+    held_out, trained = (open_split(split, training, shards) for split in ("val", "train"))
     held_out.check_frames(params.num_frames, "train.num_frames")
     return plan_validation(held_out, trained, params)
-
-
-def _open(
-    split: str, training: Training, shards: Shards, memory: BatchMemory | None = None
-) -> ClipReader:
-    return open_clips(
-        shards.encoded,
-        shards.frames,
-        split=split,
-        input=training.params.input,
-        tokenizer=build_tokenizer(training.model),
-        captions=shards.captions,
-        memory=memory,
-    )
-
-
-def _contents(manifest: Manifest) -> list[str]:
-    return [entry.sha256 for entry in manifest.shards if entry.split == "train"]
 
 
 def _train(
@@ -206,7 +171,8 @@ def _train(
     deadline: float,
 ) -> Trained:
     params, name = training.params, hash_json(identity)[:20]
-    prepared, began, rows = _prepare(training, shards, device), time.monotonic(), list[Row]()
+    prepared = _prepare(training, shards, device, checkpoints.folder)
+    began, rows = time.monotonic(), list[Row]()
     if device.type == "cuda" and is_main():
         tell_gpu_is_unseen()
     with _tracker(training, identity, name) as tracker:
@@ -228,6 +194,7 @@ def _train(
                 on_step=on_step,
                 title=training.title,
                 validation=validation,
+                objective=prepared.objective,
             )
         except OutOfTimeError:
             tracker.close(status="KILLED")  # it will be resumed
@@ -276,17 +243,23 @@ def _tracker(training: Training, identity: dict[str, Any], name: str) -> Tracker
 class _Prepared:
     model: FoveatedModel
     architecture: Architecture
-    tokenizer: CaptionTokenizer | None
+    tokenizer: Tokenizer | None
     load: Callable[[range], Batch]
+    objective: Objective
 
 
-def _prepare(training: Training, shards: Shards, device: torch.device) -> _Prepared:
-    """The model with its first weights, and what loads its batches."""
+def _prepare(
+    training: Training, shards: Shards, device: torch.device, kept: Path | None = None
+) -> _Prepared:
+    """The model with its first weights, what loads its batches, and what it minimises.
+
+    kept: the folder that may hold what the first weights make of all batches.
+    """
     params = training.params
     manifest = read_manifest(shards.encoded, EncodedManifest)
-    tokenizer = build_tokenizer(training.model)
+    tokenizer = tokenizer_of(training, shards)
     two = BatchMemory(2, pinned=device.type == "cuda")  # one is computed while the next is read
-    reader = _open("train", training, shards, two)
+    reader = open_split("train", training, shards, two)
     reader.check_frames(params.num_frames, "train.num_frames")
     torch.manual_seed(torch_seed(params.seed, "weights"))
     model, architecture = build_model(
@@ -295,6 +268,7 @@ def _prepare(training: Training, shards: Shards, device: torch.device) -> _Prepa
         input=params.input,
         coarse_only=training.coarse_only,
         pooled_tokens=training.pooled_tokens,
+        vocabulary=tokenizer.vocabulary if isinstance(tokenizer, AnswerTokenizer) else 1,
     )
     if params.start:
         load_start(params.start, model, architecture, tokenizer)
@@ -302,9 +276,16 @@ def _prepare(training: Training, shards: Shards, device: torch.device) -> _Prepa
         start_as_ar1(model, training_latents(shards.encoded, params.num_frames))
     if params.encoder_lr > 0:
         model.train_encoder()
-    return _Prepared(
-        model, architecture, tokenizer, lambda positions: load_batch(reader, positions, params)
-    )
+    objective: Objective = batch_losses
+
+    def load(positions: range) -> Batch:
+        return load_batch(reader, positions, params)
+
+    if training.prefer:
+        objective = partial(preference_losses, prefer=training.prefer)
+        known = reference_of(model, load, params, device, kept)
+        load = partial(with_reference, load, known)
+    return _Prepared(model, architecture, tokenizer, load, objective)
 
 
 def first_steps(
@@ -333,11 +314,12 @@ def first_steps(
             device=device,
             on_step=on_step,
             title="the same?",
+            objective=prepared.objective,
         )
     return rows
 
 
-def load_batch(reader: ClipReader, positions: range, params: TrainParams) -> Batch:
+def load_batch(reader: Reader, positions: range, params: TrainParams) -> Batch:
     """The clips at these positions of the sample stream, each with its own frames."""
     rows = rows_at(positions, clips=len(reader), seed=params.seed)
     frames = trained_frames(

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from fvlm.clips.batch import Batch
 from fvlm.clips.order import evaluated_frames
-from fvlm.clips.reader import ClipReader, rows_of_new_footage
+from fvlm.clips.questions import Reader
+from fvlm.clips.reader import rows_of_new_footage
 from fvlm.core.seeding import unit_hash
 from fvlm.training.distributed import count, mean_over_processes, share_of
 from fvlm.training.optim import TrainParams
@@ -57,9 +58,7 @@ def schedule(params: TrainParams, held_out: int) -> tuple[int, frozenset[int]]:
     return clips, frozenset(end - 1 for end in ends)
 
 
-def plan_validation(
-    held_out: ClipReader, trained: ClipReader, params: TrainParams
-) -> Validation | None:
+def plan_validation(held_out: Reader, trained: Reader, params: TrainParams) -> Validation | None:
     """What is read of the held-out clips whose footage was not trained on; None without any.
 
     Clips are chosen by hash of their keys, so that one more video changes one of them at most.

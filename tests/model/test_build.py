@@ -22,7 +22,7 @@ from fvlm.encoders.dino import load_dino
 from fvlm.model.build import Architecture, build_model, build_tokenizer, check_layer
 from fvlm.model.foveated import FoveatedModel, ModelParams, Prediction
 from fvlm.model.query_attention import ShallowAttention
-from fvlm.model.saved import load_model, load_tokenizer_of, read_config
+from fvlm.model.saved import load_caption_tokenizer, load_model, read_config
 from fvlm.shards.manifest import EncodedManifest
 from tests import tiny
 
@@ -152,7 +152,7 @@ def test_a_model_with_text_comes_back_with_its_tokenizer(
     tiny.save_model(model, architecture, tmp_path, tokenizer=tokenizer)
     for name in ("load_language", "load_output", "load_tokenizer"):
         monkeypatch.setattr(f"fvlm.model.build.{name}", None)
-    loaded, words = load_model(tmp_path), load_tokenizer_of(tmp_path)
+    loaded, words = load_model(tmp_path), load_caption_tokenizer(tmp_path)
     assert tokenizer is not None
     assert words is not None
     captions = words(["a cat", "", "cat " * 20])
@@ -166,7 +166,7 @@ def test_a_model_with_text_comes_back_with_its_tokenizer(
         assert torch.equal(found.caption_fine, expected.caption_fine)
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"tokenizer.json: cannot load the tokenizer"):
-        load_tokenizer_of(tmp_path)
+        load_caption_tokenizer(tmp_path)
 
 
 def test_the_output_head_is_the_pretrained_one(folder: Path) -> None:

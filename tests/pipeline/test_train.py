@@ -23,6 +23,7 @@ from fvlm.core.params import load_params
 from fvlm.core.rows import write_rows
 from fvlm.model.saved import load_model
 from fvlm.shards.footage import hash_footage
+from fvlm.training import stage
 from fvlm.training.trainings import run_training
 from pipeline import paths, train
 from tests import tiny
@@ -248,7 +249,7 @@ def test_max_hours_are_those_of_all_trainings_together(
         monkeypatch.setattr(time, "monotonic", lambda: clock() + 3600)
         return trained
 
-    monkeypatch.setattr(train, "run_training", run_for_an_hour)
+    monkeypatch.setattr(stage, "run_training", run_for_an_hour)
     with pytest.raises(SystemExit, match="75"):
         train.main()
     said = capfd.readouterr().err
@@ -269,7 +270,7 @@ def test_held_out_clips_are_shown_on_the_way_and_change_nothing(
     table = paths.VALIDATION.read_text()
     rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(table.splitlines())]
     assert [row["samples"] for row in rows] == [32, 64, 96, 128, 160, 200]
-    assert list(rows[0]) == list(train.VALIDATION_COLUMNS)
+    assert list(rows[0]) == list(stage.VALIDATION_COLUMNS)
     for row in rows:
         assert row["coarse_fine_ratio"] == row["loss_coarse"] / row["loss_fine"]
     assert len({row["loss_fine"] for row in rows}) == len(rows)
@@ -300,7 +301,7 @@ def test_the_metrics_tell_of_captions_in_both_passes() -> None:
     names = ("coarse", "fine", "caption_coarse", "caption_fine")
     row = {f"loss_{name}": float(number) for number, name in enumerate(names, start=1)}
     rows = [{"step": 0.0, "loss": 9.0, **row}] * 10
-    found = train.summarize(rows, params)
+    found = stage.summarize(rows, params)
     assert {name: found[name] for name in row} == row
     assert "loss" not in found
     assert not [name for name in found if "ratio" in name]  # none without an interval

@@ -25,7 +25,7 @@ from fvlm.core.params import load_params
 from fvlm.encoders.dino import DinoEncoder, load_dino
 from fvlm.model.film_head import ResidualHead
 from fvlm.model.query_attention import DeepAttention
-from fvlm.model.saved import load_model, load_tokenizer_of
+from fvlm.model.saved import load_caption_tokenizer, load_model
 from fvlm.shards.manifest import EncodedManifest, read_manifest, write_manifest
 from pipeline import paths, train
 from tests import tiny
@@ -148,7 +148,7 @@ def test_captions_are_read_and_their_tokenizer_is_saved(project: Path, text: str
     set_params(project, {"model": {"text": text}, "train": {"dtype": "bfloat16"}})
     assert_parts_equal_one_run(project)
     assert load_model(paths.MODEL).text == text
-    tokenizer = load_tokenizer_of(paths.MODEL)
+    tokenizer = load_caption_tokenizer(paths.MODEL)
     assert tokenizer is not None
     ends = [0] if text == "caption" else []
     assert tokenizer([CAPTIONS[0]]).ids[0].tolist() == [1, 2, *ends]

@@ -12,7 +12,7 @@ from safetensors.numpy import load
 from fvlm.core.errors import CheckpointError
 from fvlm.core.io import hash_json, read_json, temporary_name, write_json
 from fvlm.core.kept import forget
-from fvlm.training.checkpoint import STAGE, Checkpoints, TrainState, forget_finished
+from fvlm.training.checkpoint import Checkpoints, TrainState, forget_finished
 
 # In the nested form that the train stage uses.
 IDENTITY: dict[str, Any] = {
@@ -285,7 +285,7 @@ def test_after_forget_no_state_counts(tmp_path: Path, monkeypatch: pytest.Monkey
     model, optimizer = make_model()
     checkpoints = Checkpoints(tmp_path, {}, "name")
     checkpoints.save(model, optimizer, TrainState(step=4))
-    forget(STAGE)
+    forget(tmp_path.name)
     assert checkpoints.resume(model, optimizer).step == 0
     checkpoints.save(model, optimizer, TrainState(step=1))
     assert checkpoints.resume(model, optimizer).step == 1
