@@ -45,6 +45,8 @@ PREFER_CURVES = Path("plots/prefer.csv")
 QUIZ = Path("data/quiz.json")
 QUIZ_METRICS = Path("metrics/quiz.json")
 QUIZ_BY_QUESTION = Path("plots/quiz.csv")
+QUIZ_PLOT = Path("plots/quiz.png")
+QUIZ_TOKENS_PLOT = Path("plots/accuracy_by_tokens.png")
 QUIZ_PAGE = Path("plots/quiz")  # index.html and its pictures
 
 # evaluate: its figures in full, and rounded ones for people, git and `dvc metrics diff`

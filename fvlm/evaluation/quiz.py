@@ -15,13 +15,10 @@ options, an arm only has a loss. Frame 1 keeps q_init, which nothing predicts.
 Axes: B questions, T frames, D token width, O options.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
@@ -32,9 +29,8 @@ from fvlm.core.progress import Progress
 from fvlm.evaluation.losses import other_group, random_queries
 from fvlm.model.autoregressive import run_autoregressive
 from fvlm.model.foveated import ClipCache, FoveatedModel, Mode
+from fvlm.statistics.quiz import Answered, Question
 
-Array = NDArray[np.float64]
-Question = Mapping[str, Any]  # as in the table of questions
 LoadRows = Callable[[Sequence[int]], Batch]
 NAN = torch.nan
 LENT = {"shuffled": "clip", "blind": "clip", "other_question": "question"}  # by whom, see partners
@@ -51,19 +47,6 @@ class QuizParams(Params):
     max_questions: int = Field(ge=0)
     bootstrap_samples: int = Field(ge=100)
     seed: int
-
-
-@dataclass(frozen=True)
-class Answered:
-    """By arm, one value a question, NaN where not defined: right float64 [n] (1 or 0), loss float64
-    [n] of the right answer, gained float64 [n], whether that is likelier than the rejected one;
-    said: the option that was chosen, "" for none.
-    """
-
-    right: dict[str, Array]
-    loss: dict[str, Array]
-    gained: dict[str, Array]
-    said: dict[str, list[str]]
 
 
 @dataclass(frozen=True)

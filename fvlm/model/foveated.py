@@ -308,9 +308,13 @@ class FoveatedModel(nn.Module):
         """Each clip's caption loss [B] in a pass that was given captions to predict."""
         if output.caption is None or captions is None:
             return None
+        return caption_losses(output.caption, self.words, captions)
+
+    @property
+    def words(self) -> Tensor:
+        """Weights [V,H] that turn a state into logits of the next token."""
         tied = cast(nn.Embedding, self.language.get_input_embeddings())
-        weight = self.output.weight if self.output else tied.weight
-        return caption_losses(output.caption, weight, captions)
+        return self.output.weight if self.output else tied.weight
 
     def read_frames(
         self, cache: FrameCache, queries: Tensor, *, look: Tensor | None = None

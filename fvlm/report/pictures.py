@@ -162,9 +162,9 @@ def similarity_cell(similarity: Values) -> Image.Image:
     return Image.fromarray(pixels).resize((CELL, CELL), Image.Resampling.NEAREST)
 
 
-def printable(text: str) -> str:
+def printable(text: str, most: int = 60) -> str:
     """A title in the letters of the built-in font, cut to one line."""
-    return text.encode("latin-1", "replace").decode("latin-1")[:60]
+    return text.encode("latin-1", "replace").decode("latin-1")[:most]
 
 
 def write_text(image: Image.Image, x: int, y: int, text: str) -> None:

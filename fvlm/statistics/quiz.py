@@ -5,15 +5,17 @@ highest mean log-probability over the option's tokens and its end. All arms are 
 same questions; intervals come from resampling groups of clips (`ratio.py`).
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
 from fvlm.core.document import Document
-from fvlm.statistics.ratio import UNDEFINED, Array, Bootstrap, Estimate
+from fvlm.statistics.ratio import Array, Bootstrap, Estimate
 
 ARMS = {
     "coarse": "coarse pass: the static query",
@@ -28,6 +30,8 @@ ARMS = {
 }
 # Of models of their own (instruct.question_after, instruct.pooled_tokens).
 OTHERS = {
+    "preferred_coarse": "coarse pass after training on preferences",
+    "preferred": "fine pass after training on preferences",
     "question_after_coarse": "coarse pass, the question behind the video",
     "question_after": "fine pass, the question behind the video: no query can know it",
 } | {
@@ -40,42 +44,58 @@ MUST_LOSE = (
     *("coarse", "static_in_fine", "shuffled", "random", "other_question", "blind"),
     "majority",
 )
-    "coarse",
-    "static_in_fine",
-    "shuffled",
-    "random",
-    "other_question",
-    "blind",
-    "majority",
-)
 MIN_GROUPS = 6  # see verdict.py
 
 Label = Literal["worse", "inconclusive", "one_training", "validated"]
-Answers = dict[str, Array]  # float64 [questions,1] by arm: 1 right, 0 wrong, NaN not defined
+Question = Mapping[str, Any]  # as in the table of questions
+Values = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Answered:
+    """By arm, one value a question, NaN where not defined: right float64 [n] (1 or 0), loss float64
+    [n] of the right answer, gained float64 [n], whether that is likelier than the rejected one;
+    said: the option that was chosen, "" for none.
+    """
+
+    right: dict[str, Values]
+    loss: dict[str, Values]
+    gained: dict[str, Values]
+    said: dict[str, list[str]]
+
+    def with_arms(self, other: "Answered", names: Mapping[str, str]) -> "Answered":
+        """Also the arms `names` of another model, under new names."""
+
+        def joined(field: str) -> dict[str, Any]:
+            own, added = dict(getattr(self, field)), getattr(other, field)
+            return own | {new: added[old] for old, new in names.items()}
+
+        return Answered(*(joined(field) for field in ("right", "loss", "gained", "said")))
 
 
 class ArmAnswers(Document):
     """An arm: the share of its right answers, and that of the fine pass less its own, in points.
 
     balanced: mean over the right answers' words of the accuracy on each. share: of the answer that
-    it gives most often. questions: of how many.
+    it gives most often. log_probability: of the right answer, mean over its tokens and end.
+    preference: of questions with a rejected answer, how often the right one is the likelier.
     """
 
     accuracy: Annotated[Estimate, "accuracy_{}"]
-    fine_minus: Annotated[Estimate, "fine_minus_{}"] = UNDEFINED
-    balanced: Annotated[float | None, "balanced_accuracy_{}"] = None
-    share: Annotated[float | None, "most_frequent_answer_{}"] = None
-    questions: Annotated[int, "questions_{}"] = 0
+    fine_minus: Annotated[Estimate, "fine_minus_{}"]
+    balanced: Annotated[float | None, "balanced_accuracy_{}"]
+    share: Annotated[float | None, "most_frequent_answer_{}"]
+    log_probability: Annotated[float | None, "log_probability_{}"]
+    preference: Annotated[Estimate | None, "preference_accuracy_{}"] = None
 
 
 class QuizResult(Document):
     """Held-out questions, answered by every arm.
 
     chance: the accuracy of a guess. coarse_fine_ratio: of the mean losses of the right answers;
-    after_ratio: the same of the model asked behind the video. kinds: fine less coarse by kind of
-    question. gap_closed: (fine - coarse) / (arm - coarse) in accuracy, of arms with pooled tokens.
-    gained: of questions with a rejected answer, in how many the right one is the more likely, by
-    pass; chosen: its mean log-probability.
+    after_ratio: the same of the model asked behind the video. kinds: fine less coarse, in points,
+    by kind of question. gap_closed: (fine - coarse) / (arm - coarse) in accuracy, of arms with
+    pooled tokens. visual_tokens, gflops: of a question's clip, in arms whose cost is compared.
     """
 
     verdict: Label
@@ -88,70 +108,144 @@ class QuizResult(Document):
     chance: float | None
     arms: dict[str, ArmAnswers]
     coarse_fine_ratio: Annotated[Estimate, "answer_coarse_fine_ratio"]
-    loss_coarse: Annotated[float, "answer_loss_coarse"]
-    loss_fine: Annotated[float, "answer_loss_fine"]
     after_ratio: Annotated[Estimate | None, "question_after_coarse_fine_ratio"] = None
     kinds: Annotated[dict[str, Estimate], "fine_minus_coarse_kind_{}"] = Field(default_factory=dict)
-    gap_closed: Annotated[dict[str, float | None], "{}_gap_closed"] = Field(default_factory=dict)
-    gained: Annotated[dict[str, Estimate], "preference_accuracy_{}"] = Field(default_factory=dict)
-    chosen: Annotated[dict[str, float], "chosen_log_probability_{}"] = Field(default_factory=dict)
+    gap_closed: Annotated[dict[str, Estimate], "{}_gap_closed"] = Field(default_factory=dict)
+    visual_tokens: Annotated[dict[str, int], "visual_tokens_{}"] = Field(default_factory=dict)
+    gflops: Annotated[dict[str, float], "gflops_{}"] = Field(default_factory=dict)
     weights: str = ""
 
-    def minus(self, arm: str) -> Estimate:
-        """The fine pass's accuracy less that of an arm, in points."""
-        return self.arms[arm].fine_minus if arm in self.arms else UNDEFINED
+
+def summarize(
+    questions: Sequence[Question], runs: Mapping[int, Answered], *, samples: int, seed: int
+) -> QuizResult:
+    """What the trainings `runs`, by seed, answered to the same questions."""
+    every = list(questions) * len(runs)
+    groups = [question["group"] for question in every]
+    replicates = np.repeat(list(runs), len(questions)).tolist()
+    bootstrap = Bootstrap(groups, samples, seed, replicates)
+    right, loss, gained = (_joined(runs, field) for field in ("right", "loss", "gained"))
+    said = {arm: [word for run in runs.values() for word in run.said[arm]] for arm in right}
+    words = [question["answer"] for question in every]
+
+    def minus(arm: str, rows: NDArray[np.bool_] | None = None) -> Estimate:
+        first, second = 100 * right["fine"], 100 * right[arm]
+        if rows is not None:
+            first = np.where(rows[:, None], first, np.nan)
+        return bootstrap.difference(first, second)
+
+    arms = {
+        arm: ArmAnswers(
+            accuracy=bootstrap.difference(right[arm], np.zeros_like(right[arm])),
+            fine_minus=minus(arm),
+            balanced=_balanced(right[arm][:, 0], words),
+            share=_most_frequent(said[arm]),
+            log_probability=_mean(-loss[arm]),
+            preference=bootstrap.difference(gained[arm], np.zeros_like(gained[arm]))
+            if np.isfinite(gained[arm]).any()
+            else None,
+        )
+        for arm in MEANINGS
+        if arm in right
+    }
+    kinds = {question["kind"] for question in every} - {""}
+    chosen = [question for question in questions if question["options"]]
+    size = len(set(groups))
+    result = QuizResult(
+        verdict=_decide(arms, groups=size, seeds=len(runs)),
+        statement="",
+        questions=len(questions),
+        multiple_choice=len(chosen),
+        videos=len({question["video_id"] for question in questions}),
+        groups=size,
+        seeds=len(runs),
+        chance=float(np.mean([1 / len(asked["options"]) for asked in chosen])) if chosen else None,
+        arms=arms,
+        coarse_fine_ratio=bootstrap.ratio(loss["coarse"], loss["fine"]),
+        after_ratio=bootstrap.ratio(loss["question_after_coarse"], loss["question_after"])
+        if "question_after" in loss
+        else None,
+        kinds={
+            kind: minus("coarse", np.asarray([question["kind"] == kind for question in every]))
+            for kind in sorted(kinds)
+        },
+        gap_closed={
+            arm: bootstrap.share(right["fine"] - right["coarse"], right[arm] - right["coarse"])
+            for arm in right
+            if arm.startswith("pooled_")
+        },
+    )
+    return result.model_copy(update={"statement": describe(result)})
 
 
-def points(bootstrap: Bootstrap, right: Array, other: Array) -> Estimate:
-    """100 times the difference of two accuracies on the questions that both define."""
-    return bootstrap.difference(100 * right, 100 * other)
+def majority(asked: Sequence[Question], trained: Iterable[Question]) -> Answered:
+    """The arm `majority`: among the options the most frequent answer to training questions of the
+    kind; not defined without options.
+    """
+    counts = defaultdict[str, Counter[str]](Counter)
+    for question in trained:
+        counts[question["kind"]][question["answer"]] += 1
+    said = [
+        max(question["options"], key=counts[question["kind"]].__getitem__, default="")
+        for question in asked
+    ]
+    right = [
+        float(word == question["answer"]) if word else np.nan
+        for word, question in zip(said, asked, strict=True)
+    ]
+    none = {"majority": np.full(len(said), np.nan)}
+    return Answered({"majority": np.asarray(right)}, none, none, {"majority": said})
 
 
-def balanced(right: Array, words: Sequence[str]) -> float | None:
-    """Mean over the words that are right answers of the accuracy on each."""
-    answers, defined = np.asarray(words), np.isfinite(right[:, 0])
+def _joined(runs: Mapping[int, Answered], field: str) -> dict[str, Array]:
+    """Values [n,1] of all trainings by arm."""
+    arms = getattr(next(iter(runs.values())), field)
+    return {
+        arm: np.concatenate([getattr(run, field)[arm] for run in runs.values()])[:, None]
+        for arm in arms
+    }
+
+
+def _mean(values: Array) -> float | None:
+    defined = values[np.isfinite(values)]
+    return float(defined.mean()) if defined.size else None
+
+
+def _balanced(right: Values, words: Sequence[str]) -> float | None:
+    answers, defined = np.asarray(words), np.isfinite(right)
     by_word = [right[(answers == word) & defined].mean() for word in sorted(set(answers[defined]))]
     return float(np.mean(by_word)) if by_word else None
 
 
-def most_frequent(said: NDArray[np.str_]) -> float | None:
-    """The share of the answer that is given most often; "" is none."""
-    given = said[said != ""]
-    return float(np.unique(given, return_counts=True)[1].max() / len(given)) if len(given) else None
+def _most_frequent(said: Sequence[str]) -> float | None:
+    given = Counter(word for word in said if word)
+    return max(given.values()) / given.total() if given else None
 
 
-def decide(found: Mapping[str, ArmAnswers], *, groups: int, seeds: int) -> Label:
+def _decide(found: Mapping[str, ArmAnswers], *, groups: int, seeds: int) -> Label:
     """Validated only where the fine pass beats the coarse one and every control."""
-    against = [found[arm].fine_minus for arm in MUST_LOSE if arm in found]
     coarse = found["coarse"].fine_minus
     if groups < MIN_GROUPS:
         return "inconclusive"
     if coarse.high is not None and coarse.high < 0:
         return "worse"
-    if not all(is_above(estimate) for estimate in against):
+    if unbeaten(found):
         return "inconclusive"
     return "validated" if seeds > 1 else "one_training"
 
 
-def is_above(points_: Estimate) -> bool:
-    """Whether the whole interval of a difference is above 0."""
-    return points_.low is not None and points_.low > 0
-
-
 def unbeaten(found: Mapping[str, ArmAnswers]) -> list[str]:
-    """What the fine pass is not shown to beat."""
-    return [arm for arm in MUST_LOSE if arm in found and not is_above(found[arm].fine_minus)]
+    """What the fine pass is not shown to beat: the interval of its lead is not above 0."""
+    return [arm for arm in MUST_LOSE if arm in found and not (found[arm].fine_minus.low or 0) > 0]
 
 
 def in_points(estimate: Estimate) -> str:
     """A difference and its interval, in words."""
     if estimate.value is None:
         return "undefined"
-    ends = (
-        "no interval"
-        if estimate.low is None
-        else f"95% interval {estimate.low:+.1f} to {estimate.high:+.1f}"
-    )
+    ends = "no interval: that takes at least 2 groups of videos"
+    if estimate.low is not None and estimate.high is not None:
+        ends = f"95% interval {estimate.low:+.1f} to {estimate.high:+.1f}"
     return f"{estimate.value:+.1f} points ({ends})"
 
 
@@ -160,17 +254,17 @@ def describe(found: QuizResult) -> str:
     coarse, fine = (found.arms[name].accuracy.value for name in ("coarse", "fine"))
     if coarse is None or fine is None:
         return "Inconclusive: no held-out question has options to choose from."
-    label = found.verdict.replace("_", " ").capitalize()
     remaining = [MEANINGS[arm] for arm in unbeaten(found.arms)]
-    beats = (
-        "the fine pass beats every control"
-        if not remaining
-        else f"the fine pass is not shown to beat: {'; '.join(remaining)}"
-    )
-    few = f"; a verdict takes at least {MIN_GROUPS} groups of videos" * (found.groups < MIN_GROUPS)
-    alone = "; one training: another seed may say otherwise" * (found.seeds == 1)
-    return (
-        f"{label}: of {found.multiple_choice} questions about {found.videos} videos the coarse pass"
-        f" answers {coarse:.1%}, the fine pass {fine:.1%}: {in_points(found.minus('coarse'))}; "
-        f"{beats}{few}{alone}."
-    )
+    parts = [
+        f"{found.verdict.replace('_', ' ').capitalize()}: of {found.multiple_choice} questions "
+        f"about {found.videos} videos the coarse pass answers {coarse:.1%}, the fine pass "
+        f"{fine:.1%} (chance {found.chance:.1%}): {in_points(found.arms['coarse'].fine_minus)}",
+        f"the fine pass is not shown to beat: {', '.join(remaining)}"
+        if remaining
+        else "the fine pass beats every control",
+    ]
+    if found.groups < MIN_GROUPS:
+        parts.append(f"a verdict takes at least {MIN_GROUPS} groups of videos")
+    if found.seeds == 1:
+        parts.append("one training: another seed may say otherwise")
+    return "; ".join(parts) + "."
