@@ -2,8 +2,8 @@
 
 Reads   data/collect/ (videos and questions), the videos, params.yaml:filter, params.yaml:decode
         (clips)
-Writes  data/filter/manifest.jsonl, data/text/ (captions and questions of the clips to be),
-        metrics/filter.json
+Writes  data/filter/manifest.jsonl, data/text/ and data/questions/ (captions and questions of the
+        clips to be), metrics/filter.json
 """
 
 from collections import Counter

@@ -1,6 +1,6 @@
 """Train the model to answer questions about clips, from the model that `train` left.
 
-Reads   data/encode/, data/decode/ (its frame size; with train.input: frames all of it), data/text/,
+Reads   data/encode/, data/decode/ (its frame size; with train.input: frames all of it), data/questions/,
         models/foveated/ (instruct.start), params.yaml:instruct, params.yaml:model,
         params.yaml:train (what instruct does not name)
 Writes  models/instructed/ (the first seed's model, others in folders below), metrics/instruct.json,
@@ -19,7 +19,6 @@ from fvlm.training.data import Asking, Shards, Training, count_questions
 from fvlm.training.optim import InstructParams, TrainParams
 from fvlm.training.stage import Results, folders_of, train_all
 from pipeline.paths import (
-    CAPTIONS,
     ENCODED,
     FRAMES,
     INSTRUCT_CURVES,
@@ -32,7 +31,7 @@ from pipeline.paths import (
     QUESTIONS,
 )
 
-SHARDS = Shards(ENCODED, FRAMES, CAPTIONS, QUESTIONS)
+SHARDS = Shards(ENCODED, FRAMES, questions=QUESTIONS)
 
 
 class Sections(Params):

@@ -10,7 +10,7 @@ WEIGHTS = Path("data/weights")  # KIND.json: what the sources of pretrained part
 # filter
 MANIFEST = Path("data/filter/manifest.jsonl")
 CAPTIONS = Path("data/text/captions.jsonl")  # of clips, by sample key
-QUESTIONS = Path("data/text/questions.jsonl")  # likewise
+QUESTIONS = Path("data/questions/questions.jsonl")  # about clips, likewise
 FILTER_METRICS = Path("metrics/filter.json")
 
 # decode: shards of frames

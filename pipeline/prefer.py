@@ -1,6 +1,6 @@
 """Train the model that answers on preferences: of two answers, which one is better (DPO).
 
-Reads   data/encode/, data/decode/ (its frame size; with train.input: frames all of it), data/text/
+Reads   data/encode/, data/decode/ (its frame size; with train.input: frames all of it), data/questions/
         (questions with a `rejected` answer), models/instructed/, params.yaml:prefer,
         params.yaml:instruct and params.yaml:train (what prefer does not name), params.yaml:model
 Writes  models/preferred/ (the first seed's model, others in folders below), metrics/prefer.json,
@@ -17,7 +17,6 @@ from fvlm.training.data import Asking, Shards, Training, count_questions
 from fvlm.training.optim import InstructParams, PreferParams, TrainParams
 from fvlm.training.stage import Results, folders_of, train_all
 from pipeline.paths import (
-    CAPTIONS,
     ENCODED,
     FRAMES,
     INSTRUCTED,
@@ -27,7 +26,7 @@ from pipeline.paths import (
     QUESTIONS,
 )
 
-SHARDS = Shards(ENCODED, FRAMES, CAPTIONS, QUESTIONS)
+SHARDS = Shards(ENCODED, FRAMES, questions=QUESTIONS)
 
 
 class Sections(Params):

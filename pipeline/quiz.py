@@ -1,6 +1,6 @@
 """Ask the trained models the held-out questions, with every control.
 
-Reads   models/instructed/, models/preferred/, data/encode/, data/decode/, data/text/,
+Reads   models/instructed/, models/preferred/, data/encode/, data/decode/, data/questions/,
         params.yaml:quiz
 Writes  data/quiz.json (every figure in full), metrics/quiz.json (rounded), plots/quiz.csv
         (questions), plots/quiz.png, plots/accuracy_by_tokens.png, plots/quiz/index.html (a page)

@@ -26,7 +26,7 @@ from fvlm.core.params import PARAMS, Params, read_yaml
 from pipeline import paths
 from tests.imports import MODULES, ROOT, parsed, reachable
 
-FILES = ("dvc.yaml", "uncertainty/dvc.yaml")
+FILES = ("answers/dvc.yaml", "dvc.yaml", "uncertainty/dvc.yaml")
 STAGES: dict[str, dict[str, Any]] = {
     name: entry
     for file in FILES
@@ -35,7 +35,7 @@ STAGES: dict[str, dict[str, Any]] = {
 CODE = ("fvlm/", "pipeline/", "assets/")
 YAML = sorted(
     str(path.relative_to(ROOT))
-    for pattern in ("*.yaml", "*.lock", "presets/*.yaml", "uncertainty/*", ".ci/*.y*ml")
+    for pattern in ("*.yaml", "*.lock", "answers/*", "presets/*.yaml", "uncertainty/*", ".ci/*.y*ml")
     for path in ROOT.glob(pattern)
 )
 # What collect, which always runs, says of the stages behind it: a dependency would be a circle.

@@ -12,10 +12,12 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 from fvlm.core.errors import SourceError
-from fvlm.core.io import atomic_write, cache_folder, hash_json
+from fvlm.core.io import atomic_write, cache_folder, hash_json, iterate_jsonl
 from fvlm.corpus.built import build_once
 from fvlm.corpus.demo_clips import CLIPS
 
@@ -27,6 +29,8 @@ ARCHIVE = (
 )
 FILM = "moviepy_10_minutes/resources/bbb.mp4"
 FILM_SHA256 = "475fbbf34c4c367998f80c29ea03b15a743941179b12da3373fc6706e68621d0"
+
+QUESTIONS = Path(__file__).with_name("demo_questions.jsonl")
 
 FETCH_SECONDS = 1200.0  # 58 MB at 50 KB/s
 
@@ -47,6 +51,17 @@ def clip_names() -> list[str]:
 def demo_captions() -> dict[str, str]:
     """The caption of each clip, by file name."""
     return {name: clip.caption for name, clip in zip(clip_names(), CLIPS, strict=True)}
+
+
+def demo_questions() -> dict[str, list[dict[str, Any]]]:
+    """The questions about each clip, by file name; written from the frames, as captions are.
+
+    Left and right are those of the picture, whose centre square was looked at.
+    """
+    asked = defaultdict[str, list[dict[str, Any]]](list)
+    for _, row in iterate_jsonl(QUESTIONS):
+        asked[row.pop("video")].append(row)
+    return dict(asked)
 
 
 def fetch_sdist(folder: Path, *, pip: tuple[str, ...] = (sys.executable, "-m", "pip")) -> Path:

@@ -27,7 +27,7 @@ class ListedVideo:
     listed (`file_stamp`), so that later stages run when it changes. caption: empty when there is
     none. group: clips of one group are not independent, and are split together. start, end: seconds
     from the first frame, of a part of the file; None: its beginning, its end. questions: of its row
-    of a list, not checked yet.
+    of a list, or the demo's, not checked yet.
     """
 
     video_id: str

@@ -30,7 +30,7 @@ from fvlm.core.io import file_stamp, project_root
 from fvlm.core.params import Params
 from fvlm.corpus.captions import sidecar_caption
 from fvlm.corpus.controls import RENDERED
-from fvlm.corpus.demo import demo_captions, demo_folder
+from fvlm.corpus.demo import demo_captions, demo_folder, demo_questions
 from fvlm.corpus.listed import URL, ListedVideo, parse_row
 from fvlm.corpus.rendered import rendered_folder
 from fvlm.corpus.tables import LIST_SUFFIXES, Numbered, read_table
@@ -127,9 +127,12 @@ def list_videos(params: CollectParams) -> tuple[list[ListedVideo], Counter[str]]
 def _list_source(params: CollectParams) -> tuple[list[ListedVideo], Counter[str]]:
     source = params.source
     if source == "demo":
-        captions = demo_captions()
+        captions, asked = demo_captions(), demo_questions()
         listed, left_out = _list_folder(demo_folder())
-        named = [replace(video, caption=captions[video.video_id]) for video in listed]
+        named = [
+            replace(video, caption=captions[video.video_id], questions=asked[video.video_id])
+            for video in listed
+        ]
         return named, left_out
     for corpus in RENDERED:
         if source == corpus:

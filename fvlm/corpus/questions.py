@@ -6,6 +6,7 @@ They stand beside a video in NAME.questions.jsonl, as `questions` in a row of a 
 file, collect.questions, whose rows name their `video` by its id. `options`: the answer is one of
 them. `rejected`: a worse answer. `start`, `end`: what the question is about, in seconds from the
 file's first frame. `kind`: what accuracies are told by. `id`: else the video's with a number.
+The demo brings its own: demo_questions.jsonl.
 """
 
 import os

@@ -200,11 +200,11 @@ class FoveatedModel(nn.Module):
         cache = self.cache_clips(inputs, captions)
         passes = self.run_passes(cache, *inputs.shape[:2], captions=captions)
         previous = self.encode_previous(latents)
-        predicted = [self.head(end.predictor, previous) for end in _ends(passes)]
-        said = [self.caption_losses(end, captions) for end in _ends(passes)]
+        predicted = [self.head(end.predictor, previous) for end in ends_of(passes)]
+        said = [self.caption_losses(end, captions) for end in ends_of(passes)]
         others = [
             self.caption_losses(self.repeat_pass(cache, end, rejected), rejected)
-            for end in _ends(passes)
+            for end in ends_of(passes)
             if rejected
         ]
         return Prediction(
@@ -338,7 +338,7 @@ class FoveatedModel(nn.Module):
         return self.head.encode_previous(previous)
 
 
-def _ends(passes: list[PassOutput]) -> list[PassOutput]:
+def ends_of(passes: list[PassOutput]) -> list[PassOutput]:
     """The passes whose losses count: the first and the last."""
     return [passes[0], *passes[1:][-1:]]
 

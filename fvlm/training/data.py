@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fvlm.clips.questions import AskedClips, QuestionTable, Reader, ask, read_questions
 from fvlm.clips.reader import BatchMemory, open_clips
-from fvlm.clips.text import CaptionTable
+from fvlm.clips.text import CaptionTable, table_beside
 from fvlm.clips.tokenizer import AnswerTokenizer, CaptionTokenizer, Place
 from fvlm.core.errors import CheckpointError
 from fvlm.model.build import build_answer_tokenizer, build_tokenizer
@@ -53,7 +53,7 @@ class Shards:
 
     encoded: Path
     frames: Path
-    captions: Path
+    captions: Path | None = None
     questions: Path | None = None
 
 
@@ -123,7 +123,8 @@ def contents_of(training: Training, shards: Shards) -> dict[str, list[str]]:
         contents["questions"] = [_questions("train", training.asking, shards).digest]
     elif training.model.text != "none":
         keys = open_shards(shards.encoded, split="train").keys
-        contents["captions"] = [CaptionTable(shards.captions, keys).digest()]
+        captions = CaptionTable(shards.captions or table_beside(shards.encoded), keys)
+        contents["captions"] = [captions.digest()]
     return contents
 
 
