@@ -1,7 +1,7 @@
 """Train the model to answer questions about clips, from the model that `train` left.
 
-Reads   data/encode/, data/decode/ (its frame size; with train.input: frames all of it), data/questions/,
-        models/foveated/ (instruct.start), params.yaml:instruct, params.yaml:model,
+Reads   data/encode/, data/decode/ (its frame size; with train.input: frames all of it),
+        data/questions/, models/foveated/ (instruct.start), params.yaml:instruct, params.yaml:model,
         params.yaml:train (what instruct does not name)
 Writes  models/instructed/ (the first seed's model, others in folders below), metrics/instruct.json,
         plots/instruct.csv and plots/instruct_validation.csv (of the first seed)

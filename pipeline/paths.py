@@ -42,7 +42,6 @@ PREFER_METRICS = Path("metrics/prefer.json")
 PREFER_CURVES = Path("plots/prefer.csv")
 
 # quiz
-QUIZ = Path("data/quiz.json")
 QUIZ_METRICS = Path("metrics/quiz.json")
 QUIZ_BY_QUESTION = Path("plots/quiz.csv")
 QUIZ_PLOT = Path("plots/quiz.png")
@@ -74,3 +73,5 @@ CALIBRATION_PRESET = Path("presets/calibration.yaml")
 CALIBRATION_WORK = Path("build/calibrate")
 CALIBRATE_METRICS = Path("metrics/calibrate.json")
 CALIBRATE_PLOT = Path("plots/calibrate.png")
+CALIBRATE_ANSWERS_METRICS = Path("metrics/calibrate_answers.json")
+CALIBRATE_ANSWERS_PLOT = Path("plots/calibrate_answers.png")

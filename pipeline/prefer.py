@@ -1,7 +1,7 @@
 """Train the model that answers on preferences: of two answers, which one is better (DPO).
 
-Reads   data/encode/, data/decode/ (its frame size; with train.input: frames all of it), data/questions/
-        (questions with a `rejected` answer), models/instructed/, params.yaml:prefer,
+Reads   data/encode/, data/decode/ (its frame size; with train.input: frames all of it),
+        data/questions/ (those with a `rejected` answer), models/instructed/, params.yaml:prefer,
         params.yaml:instruct and params.yaml:train (what prefer does not name), params.yaml:model
 Writes  models/preferred/ (the first seed's model, others in folders below), metrics/prefer.json,
         plots/prefer.csv (of the first seed)

@@ -2,8 +2,8 @@
 
 Reads   models/instructed/, models/preferred/, data/encode/, data/decode/, data/questions/,
         params.yaml:quiz
-Writes  data/quiz.json (every figure in full), metrics/quiz.json (rounded), plots/quiz.csv
-        (questions), plots/quiz.png, plots/accuracy_by_tokens.png, plots/quiz/index.html (a page)
+Writes  metrics/quiz.json, plots/quiz.csv (questions), plots/quiz.png, plots/accuracy_by_tokens.png,
+        plots/quiz/index.html (a page)
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +18,7 @@ from fvlm.clips.questions import QuestionTable, read_questions
 from fvlm.clips.reader import ClipReader, Indices, open_clips, rows_of_new_footage
 from fvlm.clips.tokenizer import AnswerTokenizer
 from fvlm.core.device import default_device, keep_freed_memory
-from fvlm.core.document import write_document, write_figures
+from fvlm.core.document import write_figures
 from fvlm.core.errors import FvlmError
 from fvlm.core.io import atomic_write, write_csv
 from fvlm.core.params import Params, load_params
@@ -37,7 +37,14 @@ from fvlm.report.answers import (
 )
 from fvlm.report.cost import clip_flops
 from fvlm.shards.read import open_shards
-from fvlm.statistics.quiz import Answered, Question, QuizResult, majority, summarize
+from fvlm.statistics.quiz import (
+    Answered,
+    Question,
+    QuizResult,
+    majority,
+    question_rows,
+    summarize,
+)
 from pipeline.paths import (
     ENCODED,
     FRAMES,
@@ -46,15 +53,12 @@ from pipeline.paths import (
     INSTRUCTED_POOLED,
     PREFERRED,
     QUESTIONS,
-    QUIZ,
     QUIZ_BY_QUESTION,
     QUIZ_METRICS,
     QUIZ_PAGE,
     QUIZ_PLOT,
     QUIZ_TOKENS_PLOT,
 )
-
-BOTH = ("coarse", "fine")
 
 
 class Sections(Params):
@@ -82,9 +86,9 @@ def main() -> None:
         )
     result = summarize(questions, runs, samples=params.bootstrap_samples, seed=params.seed)
     result = result.model_copy(update=costs(model, load, questions[0], rows[0]))
-    write_document(QUIZ, result)
     write_figures(QUIZ_METRICS, result)
-    write_csv(QUIZ_BY_QUESTION, list(question_rows(questions, clips, rows, runs)))
+    keys = [clips.keys[row] for row in rows]
+    write_csv(QUIZ_BY_QUESTION, list(question_rows(questions, keys, next(iter(runs.values())))))
     title = title_of(result)
     high = accuracies_height(result)
     write_chart(QUIZ_PLOT, partial(draw_accuracies, result=result), title=title, height=high)
@@ -208,18 +212,6 @@ def costs(
         "visual_tokens": {n: T * m.attention.tokens_per_frame for n, m in models.items()},
         "gflops": {n: clip_flops(m, batch) / 1e9 for n, m in models.items()},
     }
-
-
-def question_rows(
-    questions: Sequence[Question], clips: ClipReader, rows: Sequence[int], runs: dict[int, Answered]
-) -> Iterator[dict[str, object]]:
-    """Each question with what every arm of the first training said."""
-    first = next(iter(runs.values()))
-    for number, (question, row) in enumerate(zip(questions, rows, strict=True)):
-        told = {name: question[name] for name in ("video_id", "id", "kind", "question", "answer")}
-        loss = {f"loss_{arm}": first.loss[arm][number] for arm in BOTH}
-        said = {f"said_{arm}": values[number] for arm, values in first.said.items()}
-        yield {"key": clips.keys[row], **told, **said, **loss}
 
 
 def title_of(result: QuizResult) -> str:

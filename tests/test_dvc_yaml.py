@@ -35,7 +35,14 @@ STAGES: dict[str, dict[str, Any]] = {
 CODE = ("fvlm/", "pipeline/", "assets/")
 YAML = sorted(
     str(path.relative_to(ROOT))
-    for pattern in ("*.yaml", "*.lock", "answers/*", "presets/*.yaml", "uncertainty/*", ".ci/*.y*ml")
+    for pattern in (
+        "*.yaml",
+        "*.lock",
+        "answers/*",
+        "presets/*.yaml",
+        "uncertainty/*",
+        ".ci/*.y*ml",
+    )
     for path in ROOT.glob(pattern)
 )
 # What collect, which always runs, says of the stages behind it: a dependency would be a circle.

@@ -8,6 +8,7 @@ from fvlm.calibration.trials import Trial, TrialResult
 from fvlm.evaluation.figures import BLUE, GREY, ORANGE, counted, picture
 from fvlm.statistics.arms import CONTROLS
 from fvlm.statistics.evaluation import short_meaning
+from fvlm.statistics.quiz import MEANINGS, QuizResult
 
 
 def plot_calibration(
@@ -39,6 +40,38 @@ def plot_calibration(
         )
         by_label = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
         axes.legend(by_label.values(), by_label, frameon=False, fontsize=9, loc="best")
+
+
+def plot_answers(results: Mapping[str, QuizResult], path: Path) -> None:
+    """Accuracy of both passes and of what must be no better, for each trial; with chance."""
+    shown = {"fine": (BLUE, "o"), "coarse": (ORANGE, "o")}
+    shown |= dict.fromkeys(("static_in_fine", "other_question", "blind"), (GREY, ""))
+    marks = iter("s^v")
+    with picture(path, height=0.9 + 0.7 * len(results)) as axes:
+        for arm, (colour, mark) in shown.items():
+            mark = mark or next(marks)
+            for height, result in enumerate(reversed(results.values())):
+                found = result.arms[arm].accuracy
+                low, value, high = (
+                    100 * _place(end) for end in (found.low, found.value, found.high)
+                )
+                axes.plot([low, high], [height, height], color=colour, lw=4, alpha=0.4)
+                axes.plot(value, height, mark, color=colour, mfc="none", label=MEANINGS[arm])
+        for height, result in enumerate(reversed(results.values())):
+            chance = 100 * (result.chance or 0)
+            axes.plot([chance] * 2, [height - 0.3, height + 0.3], color=GREY, lw=1, ls="--")
+        names = [
+            f"{name.replace('_', ' ')}\n{counted(result.seeds, 'seed')}"
+            for name, result in results.items()
+        ]
+        axes.set_yticks(range(len(results)), names[::-1])
+        axes.set_ylim(-0.5, len(results) - 0.3)
+        axes.set_xlim(0, 104)
+        axes.set_xlabel("right answers on held-out clips, % (95% interval; dashed: chance)")
+        by_label = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+        axes.figure.legend(
+            by_label.values(), by_label, frameon=False, fontsize=9, loc="outside lower center"
+        )
 
 
 def _place(value: float | None) -> float:

@@ -1,5 +1,7 @@
 """Calibrate the instrument: the whole pipeline on corpora whose outcome is known.
 
+`fvlm calibrate answers` does the same for questions and their answers.
+
 Reads   params.yaml, presets/calibration.yaml
 Writes  metrics/calibrate.json, plots/calibrate.png, build/calibrate/ (what the stages made there)
 
@@ -39,6 +41,7 @@ from fvlm.calibration.trials import (
     figures_of,
     measure,
 )
+from fvlm.cli import calibrate_answers
 from fvlm.cli.folders import Changes, Folders
 from fvlm.clips.batch import Batch
 from fvlm.clips.reader import ClipReader, open_clips
@@ -76,7 +79,9 @@ class Sections(Params):
 
 def command_line() -> ArgumentParser:
     """What the command is given."""
-    return new_parser(__doc__, "fvlm calibrate")
+    parser = new_parser(__doc__, "fvlm calibrate")
+    parser.add_argument("what", nargs="?", choices=["answers"], help="default: the two passes")
+    return parser
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -84,6 +89,9 @@ def main(arguments: Sequence[str]) -> None:
 
     Raises FvlmError, with the figures written, when the instrument misses a requirement.
     """
+    if arguments[:1] == ["answers"]:
+        calibrate_answers.main(arguments[1:])
+        return
     command_line().parse_args(arguments)
     started = time.monotonic()
     torch.set_num_threads(1)  # several trainings side by side use the cores better

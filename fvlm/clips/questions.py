@@ -1,7 +1,7 @@
 """Questions about clips, read with the clips: each row is one question about one clip.
 
-data/questions/questions.jsonl (of many also questions.1.jsonl and so on) has a line for each question
-and clip that it is asked of: {"key", "video_id", "question", "answer", "options", "rejected", ..}.
+data/questions/questions.jsonl (of many also questions.1.jsonl and so on) has a line for each
+question and clip that it is asked of: {"key", "video_id", "question", "answer", "options", ..}.
 Shards hold no text: another question makes no shard anew.
 """
 

@@ -5,8 +5,9 @@ highest mean log-probability over the option's tokens and its end. All arms are 
 same questions; intervals come from resampling groups of clips (`ratio.py`).
 """
 
+import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -45,6 +46,7 @@ MUST_LOSE = (
     "majority",
 )
 MIN_GROUPS = 6  # see verdict.py
+COLUMNS = ("group", "video_id", "id", "kind", "question", "answer", "options")  # of a question
 
 Label = Literal["worse", "inconclusive", "one_training", "validated"]
 Question = Mapping[str, Any]  # as in the table of questions
@@ -94,7 +96,7 @@ class QuizResult(Document):
 
     chance: the accuracy of a guess. coarse_fine_ratio: of the mean losses of the right answers;
     after_ratio: the same of the model asked behind the video. kinds: fine less coarse, in points,
-    by kind of question. gap_closed: (fine - coarse) / (arm - coarse) in accuracy, of arms with
+    by kind of question; by_kind: the accuracies behind them. gap_closed: (fine - coarse) / (arm - coarse) in accuracy, of arms with
     pooled tokens. visual_tokens, gflops: of a question's clip, in arms whose cost is compared.
     """
 
@@ -110,6 +112,7 @@ class QuizResult(Document):
     coarse_fine_ratio: Annotated[Estimate, "answer_coarse_fine_ratio"]
     after_ratio: Annotated[Estimate | None, "question_after_coarse_fine_ratio"] = None
     kinds: Annotated[dict[str, Estimate], "fine_minus_coarse_kind_{}"] = Field(default_factory=dict)
+    by_kind: Annotated[dict[str, float], "accuracy_{}"] = Field(default_factory=dict)
     gap_closed: Annotated[dict[str, Estimate], "{}_gap_closed"] = Field(default_factory=dict)
     visual_tokens: Annotated[dict[str, int], "visual_tokens_{}"] = Field(default_factory=dict)
     gflops: Annotated[dict[str, float], "gflops_{}"] = Field(default_factory=dict)
@@ -169,6 +172,12 @@ def summarize(
             kind: minus("coarse", np.asarray([question["kind"] == kind for question in every]))
             for kind in sorted(kinds)
         },
+        by_kind={
+            f"{arm}_kind_{kind}": value
+            for kind in sorted(kinds)
+            for arm in ("coarse", "fine")
+            if (value := _mean(right[arm][[asked["kind"] == kind for asked in every]])) is not None
+        },
         gap_closed={
             arm: bootstrap.share(right["fine"] - right["coarse"], right[arm] - right["coarse"])
             for arm in right
@@ -195,6 +204,50 @@ def majority(asked: Sequence[Question], trained: Iterable[Question]) -> Answered
     ]
     none = {"majority": np.full(len(said), np.nan)}
     return Answered({"majority": np.asarray(right)}, none, none, {"majority": said})
+
+
+def question_rows(
+    questions: Sequence[Question], keys: Sequence[str], run: Answered
+) -> Iterator[dict[str, Any]]:
+    """Rows of plots/quiz.csv: each question, with what every arm said, its loss of the right answer
+    and whether that was likelier than the rejected one.
+    """
+    for number, (question, key) in enumerate(zip(questions, keys, strict=True)):
+        row = {"key": key} | {name: question[name] for name in COLUMNS}
+        row["options"] = json.dumps(question["options"], ensure_ascii=False)
+        for field in ("said", "loss", "gained"):
+            for arm, values in getattr(run, field).items():
+                value = values[number]
+                row[f"{field}_{arm}"] = None if value != value else value  # NaN stays empty
+        yield row
+
+
+def read_question_rows(rows: Iterable[Mapping[str, Any]]) -> tuple[list[Question], Answered]:
+    """The questions and answers that `question_rows` told of."""
+    table = list(rows)
+    questions: list[Question] = [
+        {name: row[name] for name in COLUMNS} | {"options": json.loads(row["options"])}
+        for row in table
+    ]
+    arms = [name.removeprefix("said_") for name in table[0] if name.startswith("said_")]
+
+    def values(field: str) -> dict[str, Values]:
+        return {
+            arm: np.asarray([float(row[f"{field}_{arm}"] or "nan") for row in table])
+            for arm in arms
+        }
+
+    said = {arm: [str(row[f"said_{arm}"] or "") for row in table] for arm in arms}
+    right = {
+        arm: np.asarray(
+            [
+                float(word == row["answer"]) if word else np.nan
+                for word, row in zip(words, table, strict=True)
+            ]
+        )
+        for arm, words in said.items()
+    }
+    return questions, Answered(right, values("loss"), values("gained"), said)
 
 
 def _joined(runs: Mapping[int, Answered], field: str) -> dict[str, Array]:
