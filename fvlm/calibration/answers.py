@@ -57,7 +57,7 @@ TRIALS = (
 # Points of accuracy.
 GAIN, STATIC, CHANCE, CHANCE_WITHIN, EASY, BY_FRAME = 12.0, 2.0, 25.0, 4.0, 80.0, 0.5
 AFTER_WITHIN, PREFERRED, UNCHANGED = 0.02, 0.9, 5.0
-GUESSES = ("blind", "majority")
+PASSES, GUESSES = ("coarse", "fine"), ("blind", "majority")
 Requirement = tuple[str, Callable[[float], bool], str]
 
 
@@ -84,9 +84,7 @@ def _requirements(trial: AnswerTrial, figures: Mapping[str, Any]) -> list[Requir
         return abs(100 * value - CHANCE) <= CHANCE_WITHIN
 
     guessed = f"within {CHANCE_WITHIN:g} points of {CHANCE:g}%"
-    coarse, fine = (
-        figures.get(f"{trial.name}_accuracy_{name}") or 0 for name in ("coarse", "fine")
-    )
+    coarse, fine = (figures.get(f"{trial.name}_accuracy_{name}") or 0 for name in PASSES)
     match trial.name:
         case "question_control":
             gain = 100 * (fine - coarse)
@@ -123,9 +121,6 @@ def _requirements(trial: AnswerTrial, figures: Mapping[str, Any]) -> list[Requir
         case "question_pooled":
             return [("pooled_16_gap_closed", lambda value: value > 0, "> 0")]
     return []
-
-
-PASSES = ("coarse", "fine")
 
 
 def _missed(

@@ -48,16 +48,16 @@ def plot_answers(results: Mapping[str, QuizResult], path: Path) -> None:
     shown |= dict.fromkeys(("static_in_fine", "other_question", "blind"), (GREY, ""))
     marks = iter("s^v")
     with picture(path, height=0.9 + 0.7 * len(results)) as axes:
-        for arm, (colour, mark) in shown.items():
-            mark = mark or next(marks)
-            for height, result in enumerate(reversed(results.values())):
+        for arm, (colour, round_mark) in shown.items():
+            mark = round_mark or next(marks)
+            for height, result in enumerate(reversed(list(results.values()))):
                 found = result.arms[arm].accuracy
                 low, value, high = (
                     100 * _place(end) for end in (found.low, found.value, found.high)
                 )
                 axes.plot([low, high], [height, height], color=colour, lw=4, alpha=0.4)
                 axes.plot(value, height, mark, color=colour, mfc="none", label=MEANINGS[arm])
-        for height, result in enumerate(reversed(results.values())):
+        for height, result in enumerate(reversed(list(results.values()))):
             chance = 100 * (result.chance or 0)
             axes.plot([chance] * 2, [height - 0.3, height + 0.3], color=GREY, lw=1, ls="--")
         names = [

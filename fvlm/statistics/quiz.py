@@ -96,8 +96,9 @@ class QuizResult(Document):
 
     chance: the accuracy of a guess. coarse_fine_ratio: of the mean losses of the right answers;
     after_ratio: the same of the model asked behind the video. kinds: fine less coarse, in points,
-    by kind of question; by_kind: the accuracies behind them. gap_closed: (fine - coarse) / (arm - coarse) in accuracy, of arms with
-    pooled tokens. visual_tokens, gflops: of a question's clip, in arms whose cost is compared.
+    by kind of question; by_kind: the accuracies behind them. gap_closed: (fine - coarse) /
+    (arm - coarse) in accuracy, of arms with pooled tokens. visual_tokens, gflops: of a question's
+    clip, in arms whose cost is compared.
     """
 
     verdict: Label
