@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fvlm.core.seeding import generator
-from fvlm.corpus.controls import ASKING, RenderedCorpus
+from fvlm.corpus.controls import RenderedCorpus
 
 STATES = 8  # pictures of a clip; store as many frames
 PIXELS = (
@@ -27,6 +27,7 @@ JITTER = 2
 MARKER = 10  # pixels; small, as what markers show next is chance and adds to every loss
 LEVELS = 4  # of markers and of brightness, evenly spaced from 0 to 1
 MAX_SPRITES = 8
+EASY_SPRITES = 4  # at most, where they are to be counted
 SWITCHING = 0.3  # probability a state that the cue moves on
 
 HUES = ("red", "amber", "lime", "green", "cyan", "blue", "violet", "pink")
@@ -36,6 +37,12 @@ CONTRAST = 0.8  # between the darkest and the brightest background, in [0, 1]
 TEXTURE = 0.02  # standard deviation of the background's smooth pattern
 NOISE_CELLS = 7  # blocks of noise on a side
 NOISE = 0.25  # standard deviation of their colours
+
+# Corpora that draw another one's scenes, so that only what is asked differs.
+DRAWN_AS: dict[RenderedCorpus, RenderedCorpus] = {
+    "question_negative": "question_control",
+    "preference_control": "question_control",
+}
 
 Picture = NDArray[np.uint8]
 Levels = NDArray[np.int64]
@@ -60,13 +67,12 @@ class Scene:
 
 def make_scene(corpus: RenderedCorpus, number: int, *, seed: int) -> Scene:
     """The scene of clip `number`, a pure function of its arguments."""
-    drawn = "question_control" if corpus in ASKING else corpus
-    rng = generator(seed, f"scene {drawn}", number)
-    counts = np.arange(1, MAX_SPRITES + 1)
+    rng = generator(seed, f"scene {DRAWN_AS.get(corpus, corpus)}", number)
+    counts = np.arange(1, (EASY_SPRITES if corpus == "question_easy" else MAX_SPRITES) + 1)
     switching = corpus == "positive_control_switching"
     # Few sprites teach what a marker means, but leave little to gain; a cue that moves among many
     # is hard to follow.
-    weights = 1 / counts if switching else np.ones(MAX_SPRITES)
+    weights = 1 / counts if switching else np.ones(len(counts))
     K = int(rng.choice(counts, p=weights / weights.sum()))
     markers = rng.integers(LEVELS, size=(STATES, K))
     cue = _cues(rng, K, switching=switching)
