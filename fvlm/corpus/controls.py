@@ -20,6 +20,7 @@ looking. They show the same sprites in clips of the same numbers:
 
     question_control            the answer is what the marker shows
     question_negative           the answer is a coin: no pass can be better than chance
+    question_on_film            as question_control, on pictures of the demo film as background
     preference_control          as question_control, with rejected answers: wrong ones in every
                                 other clip (kind "wrong"), else right ones in more words ("style")
     question_easy               clips of their own with one to four sprites: how many there are, and
@@ -36,6 +37,7 @@ from typing import Literal, get_args
 AskingCorpus = Literal[
     "question_control",
     "question_negative",
+    "question_on_film",
     "preference_control",
     "question_easy",
 ]

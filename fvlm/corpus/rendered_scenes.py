@@ -8,6 +8,7 @@ and the tint of one sprite's hue, the *cue*.
 Axes: S states, K sprites, P pixels.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,9 +39,10 @@ TEXTURE = 0.02  # standard deviation of the background's smooth pattern
 NOISE_CELLS = 7  # blocks of noise on a side
 NOISE = 0.25  # standard deviation of their colours
 
-# Corpora that draw another one's scenes, so that only what is asked differs.
+# Corpora that draw another one's scenes, so that only what is asked, or what lies behind, differs.
 DRAWN_AS: dict[RenderedCorpus, RenderedCorpus] = {
     "question_negative": "question_control",
+    "question_on_film": "question_control",
     "preference_control": "question_control",
 }
 
@@ -107,16 +109,22 @@ def _brightness(
     return brightness
 
 
-def draw(scene: Scene, state: int) -> Picture:
-    """Picture of one state, RGB uint8 [P,P,3]."""
-    level = 0.5 + CONTRAST * (scene.brightness[state] / (LEVELS - 1) - 0.5)
-    hue = hue_colour(int(scene.hues[scene.cue[state]]))
-    picture = level + scene.texture[:, :, None] + TINT * (hue - hue.mean())
+def draw(scene: Scene, state: int, *, behind: Picture | None = None) -> Picture:
+    """Picture of one state, RGB uint8 [P,P,3]; behind: a background that is not the scene's own."""
+    picture = _background(scene, state) if behind is None else behind / 255
     for sprite, cell in enumerate(scene.cells):
         centre = CELL * np.array(divmod(int(cell), GRID)) + CELL // 2 + scene.shifts[sprite]
         picture[_square(centre, SPRITE)] = hue_colour(int(scene.hues[sprite]))
         picture[_square(centre, MARKER)] = scene.markers[state, sprite] / (LEVELS - 1)
     return _to_uint8(picture)
+
+
+def _background(scene: Scene, state: int) -> NDArray[np.float64]:
+    """Of the cue's tint and the state's brightness [P,P,3]."""
+    level = 0.5 + CONTRAST * (scene.brightness[state] / (LEVELS - 1) - 0.5)
+    hue = hue_colour(int(scene.hues[scene.cue[state]]))
+    background: NDArray[np.float64] = level + scene.texture[:, :, None] + TINT * (hue - hue.mean())
+    return background
 
 
 def draw_noise(number: int, state: int, *, seed: int) -> Picture:
@@ -127,11 +135,15 @@ def draw_noise(number: int, state: int, *, seed: int) -> Picture:
     return _to_uint8(blocks.repeat(side, axis=0).repeat(side, axis=1))
 
 
-def pictures(corpus: RenderedCorpus, number: int, *, seed: int) -> list[Picture]:
-    """All states of clip `number`."""
+def pictures(
+    corpus: RenderedCorpus, number: int, *, seed: int, behind: Sequence[Picture] = ()
+) -> list[Picture]:
+    """All states of clip `number`; behind: their backgrounds, where these are not drawn."""
     if corpus == "noise_control":
         return [draw_noise(number, state, seed=seed) for state in range(STATES)]
     scene = make_scene(corpus, number, seed=seed)
+    if behind:
+        return [draw(scene, state, behind=behind[state]) for state in range(STATES)]
     return [draw(scene, state) for state in range(STATES)]
 
 

@@ -83,11 +83,19 @@ def test_the_coin_knows_nothing_of_the_picture() -> None:
     assert pairs.sum() > 4 * CLIPS
 
 
-@pytest.mark.parametrize("corpus", ["question_negative", "preference_control"])
+@pytest.mark.parametrize("corpus", ["question_negative", "question_on_film", "preference_control"])
 def test_corpora_that_ask_of_one_marker_show_the_same_sprites(corpus: AskingCorpus) -> None:
     for number in range(3):
         shown, again = (pictures(name, number, seed=0) for name in ("question_control", corpus))
         np.testing.assert_array_equal(shown, again)
+
+
+def test_on_film_the_same_is_asked_and_answered() -> None:
+    for number in range(100):
+        shown, on_film = (
+            ask(corpus, number, seed=0) for corpus in ("question_control", "question_on_film")
+        )
+        assert shown == on_film
 
 
 def test_a_rejected_answer_is_wrong_or_longer() -> None:
