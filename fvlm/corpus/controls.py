@@ -16,10 +16,15 @@ same all over the picture, is the effect. What decides the brightness makes the 
 
 Others ask a question about each sprite: how bright its marker is in the last state, one of four
 words. Their brightness is chance. Reading one marker out of many takes knowing the question before
-looking. All draw the clips of question_control:
+looking. They show the same sprites in clips of the same numbers:
 
     question_control            the answer is what the marker shows
     question_negative           the answer is a coin: no pass can be better than chance
+    question_on_film            as question_control, on pictures of the demo film as background
+    preference_control          as question_control, with rejected answers: wrong ones in every
+                                other clip (kind "wrong"), else right ones in more words ("style")
+    question_easy               clips of their own with one to four sprites: how many there are, and
+                                which tint the background has. One look shows it: both passes answer
 
 Why so. The effect fills the picture, as FiLM can only act on all of it alike. A cue that stays
 needs no sharp attention of its own. Clips with few sprites teach what a marker means. The
@@ -29,7 +34,13 @@ tint reads state 2, and its effect is state 3.
 
 from typing import Literal, get_args
 
-AskingCorpus = Literal["question_control", "question_negative"]
+AskingCorpus = Literal[
+    "question_control",
+    "question_negative",
+    "question_on_film",
+    "preference_control",
+    "question_easy",
+]
 ASKING: tuple[AskingCorpus, ...] = get_args(AskingCorpus)
 """Those with questions beside their clips."""
 RenderedCorpus = Literal[

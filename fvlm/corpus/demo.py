@@ -40,7 +40,7 @@ def demo_folder() -> Path:
 
     Raises SourceError, which names `collect.source`, when the film cannot be fetched.
     """
-    return build_once(cache_folder() / "demo" / _version(), clip_names(), _build)
+    return build_once(cache_folder() / "demo" / film_version(), clip_names(), _build)
 
 
 def clip_names() -> list[str]:
@@ -117,7 +117,7 @@ def _build(folder: Path) -> None:
         cut_film(film, starts=[clip.start for clip in CLIPS], targets=clips)
 
 
-def _version() -> str:
+def film_version() -> str:
     """Another film or other cuts live in another folder; new captions do not."""
     return hash_json([FILM_SHA256, [clip.start for clip in CLIPS]])[:12]
 

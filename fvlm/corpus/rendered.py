@@ -7,6 +7,7 @@ from fvlm.core.identity import made_by
 from fvlm.core.io import cache_folder, hash_json
 from fvlm.corpus.built import build_once
 from fvlm.corpus.controls import ASKING, RenderedCorpus
+from fvlm.corpus.demo import clip_names, demo_folder, film_version
 from fvlm.corpus.questions import SUFFIX
 
 RENDERER = "fvlm.corpus.rendered_files:render_clip"
@@ -19,7 +20,7 @@ def rendered_folder(corpus: RenderedCorpus, *, clips: int, seed: int) -> Path:
 
     A pure function of its arguments: clip n is the same in a larger corpus.
     """
-    folder = cache_folder() / "rendered" / f"{corpus}-{_version(clips, seed)}"
+    folder = cache_folder() / "rendered" / f"{corpus}-{_version(corpus, clips, seed)}"
     names = [clip_name(number) for number in range(clips)]
     if corpus in ASKING:
         names += [Path(name).stem + SUFFIX for name in names]
@@ -35,9 +36,12 @@ def _build(corpus: RenderedCorpus, folder: Path, *, clips: int, seed: int) -> No
     # PyAV and numpy cost more time to import than all of `collect` takes.
     from fvlm.corpus.rendered_files import render_clips
 
-    render_clips(corpus, [folder / clip_name(number) for number in range(clips)], seed=seed)
+    film = [demo_folder() / name for name in clip_names()] if corpus == "question_on_film" else []
+    paths = [folder / clip_name(number) for number in range(clips)]
+    render_clips(corpus, paths, seed=seed, film=film)
 
 
-def _version(clips: int, seed: int) -> str:
-    """Another renderer, another x264 (it comes with PyAV) or size lives in another folder."""
-    return hash_json([made_by(RENDERER), clips, seed])[:12]
+def _version(corpus: RenderedCorpus, clips: int, seed: int) -> str:
+    """Another renderer, another x264 (it comes with PyAV), size or film lives in another folder."""
+    film = [film_version()] if corpus == "question_on_film" else []
+    return hash_json([made_by(RENDERER), clips, seed, *film])[:12]

@@ -2,7 +2,7 @@
 
 Every state is shown for STATE_SECONDS and begins with a keyframe, so that compression leaves
 nothing of one state in the next; the frames after it repeat it and take a few bytes. A file lasts
-24 seconds, as real clips do, and holds about 20 kB.
+24 seconds, as real clips do, and holds about 20 kB, or 60 kB where footage lies behind.
 """
 
 import json
@@ -16,6 +16,7 @@ import av
 
 from fvlm.core.progress import Progress
 from fvlm.corpus.controls import RenderedCorpus
+from fvlm.corpus.rendered_film import footage
 from fvlm.corpus.rendered_questions import ask
 from fvlm.corpus.rendered_scenes import PIXELS, caption, pictures
 
@@ -33,9 +34,11 @@ OPTIONS = {
 CHUNK = 16  # clips handed to a process at once
 
 
-def render_clips(corpus: RenderedCorpus, paths: Sequence[Path], *, seed: int) -> None:
-    """Render clip 0, 1, .. to `paths`, on all cores."""
-    render = partial(render_clip, corpus, seed=seed)
+def render_clips(
+    corpus: RenderedCorpus, paths: Sequence[Path], *, seed: int, film: Sequence[Path] = ()
+) -> None:
+    """Render clip 0, 1, .. to `paths`, on all cores. film: see `render_clip`."""
+    render = partial(render_clip, corpus, seed=seed, film=film)
     # Spawned: a forked process would inherit the locks of torch's threads.
     with (
         ProcessPoolExecutor(mp_context=get_context("spawn")) as workers,
@@ -45,13 +48,19 @@ def render_clips(corpus: RenderedCorpus, paths: Sequence[Path], *, seed: int) ->
             progress.advance()
 
 
-def render_clip(corpus: RenderedCorpus, number: int, path: Path, *, seed: int) -> None:
-    """Write clip `number`; beside it its caption, a text file, and its questions, if it has any."""
+def render_clip(
+    corpus: RenderedCorpus, number: int, path: Path, *, seed: int, film: Sequence[Path] = ()
+) -> None:
+    """Write clip `number`; beside it its caption, a text file, and its questions, if it has any.
+
+    film: the clips that question_on_film takes its backgrounds from.
+    """
+    behind = footage(film, number, seed=seed) if corpus == "question_on_film" else ()
     with av.open(str(path), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
         stream = container.add_stream("libx264", rate=RATE, options=OPTIONS)
         stream.width = stream.height = PIXELS
         stream.pix_fmt = "yuv420p"
-        for picture in pictures(corpus, number, seed=seed):
+        for picture in pictures(corpus, number, seed=seed, behind=behind):
             for _ in range(FRAMES_PER_STATE):
                 frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
                 container.mux(stream.encode(frame))

@@ -8,6 +8,7 @@ and the tint of one sprite's hue, the *cue*.
 Axes: S states, K sprites, P pixels.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +28,7 @@ JITTER = 2
 MARKER = 10  # pixels; small, as what markers show next is chance and adds to every loss
 LEVELS = 4  # of markers and of brightness, evenly spaced from 0 to 1
 MAX_SPRITES = 8
+EASY_SPRITES = 4  # at most, where they are to be counted
 SWITCHING = 0.3  # probability a state that the cue moves on
 
 HUES = ("red", "amber", "lime", "green", "cyan", "blue", "violet", "pink")
@@ -36,6 +38,13 @@ CONTRAST = 0.8  # between the darkest and the brightest background, in [0, 1]
 TEXTURE = 0.02  # standard deviation of the background's smooth pattern
 NOISE_CELLS = 7  # blocks of noise on a side
 NOISE = 0.25  # standard deviation of their colours
+
+# Corpora that draw another one's scenes, so that only what is asked, or what lies behind, differs.
+DRAWN_AS: dict[RenderedCorpus, RenderedCorpus] = {
+    "question_negative": "question_control",
+    "question_on_film": "question_control",
+    "preference_control": "question_control",
+}
 
 Picture = NDArray[np.uint8]
 Levels = NDArray[np.int64]
@@ -60,13 +69,13 @@ class Scene:
 
 def make_scene(corpus: RenderedCorpus, number: int, *, seed: int) -> Scene:
     """The scene of clip `number`, a pure function of its arguments."""
-    drawn = "question_control" if corpus in ASKING else corpus
-    rng = generator(seed, f"scene {drawn}", number)
-    counts = np.arange(1, MAX_SPRITES + 1)
+    rng = generator(seed, f"scene {DRAWN_AS.get(corpus, corpus)}", number)
+    counts = np.arange(1, (EASY_SPRITES if corpus == "question_easy" else MAX_SPRITES) + 1)
     switching = corpus == "positive_control_switching"
     # Few sprites teach what a marker means, but leave little to gain; a cue that moves among many
-    # is hard to follow.
-    weights = 1 / counts if switching else np.ones(MAX_SPRITES)
+    # is hard to follow. Where each sprite is asked for, one of few is asked for seldom.
+    asked = corpus in ASKING and corpus != "question_easy"
+    weights = counts ** (-1.0 if switching else -0.5 if asked else 0.0)
     K = int(rng.choice(counts, p=weights / weights.sum()))
     markers = rng.integers(LEVELS, size=(STATES, K))
     cue = _cues(rng, K, switching=switching)
@@ -101,16 +110,22 @@ def _brightness(
     return brightness
 
 
-def draw(scene: Scene, state: int) -> Picture:
-    """Picture of one state, RGB uint8 [P,P,3]."""
-    level = 0.5 + CONTRAST * (scene.brightness[state] / (LEVELS - 1) - 0.5)
-    hue = hue_colour(int(scene.hues[scene.cue[state]]))
-    picture = level + scene.texture[:, :, None] + TINT * (hue - hue.mean())
+def draw(scene: Scene, state: int, *, behind: Picture | None = None) -> Picture:
+    """Picture of one state, RGB uint8 [P,P,3]; behind: a background that is not the scene's own."""
+    picture = _background(scene, state) if behind is None else behind / 255
     for sprite, cell in enumerate(scene.cells):
         centre = CELL * np.array(divmod(int(cell), GRID)) + CELL // 2 + scene.shifts[sprite]
         picture[_square(centre, SPRITE)] = hue_colour(int(scene.hues[sprite]))
         picture[_square(centre, MARKER)] = scene.markers[state, sprite] / (LEVELS - 1)
     return _to_uint8(picture)
+
+
+def _background(scene: Scene, state: int) -> NDArray[np.float64]:
+    """Of the cue's tint and the state's brightness [P,P,3]."""
+    level = 0.5 + CONTRAST * (scene.brightness[state] / (LEVELS - 1) - 0.5)
+    hue = hue_colour(int(scene.hues[scene.cue[state]]))
+    background: NDArray[np.float64] = level + scene.texture[:, :, None] + TINT * (hue - hue.mean())
+    return background
 
 
 def draw_noise(number: int, state: int, *, seed: int) -> Picture:
@@ -121,11 +136,15 @@ def draw_noise(number: int, state: int, *, seed: int) -> Picture:
     return _to_uint8(blocks.repeat(side, axis=0).repeat(side, axis=1))
 
 
-def pictures(corpus: RenderedCorpus, number: int, *, seed: int) -> list[Picture]:
-    """All states of clip `number`."""
+def pictures(
+    corpus: RenderedCorpus, number: int, *, seed: int, behind: Sequence[Picture] = ()
+) -> list[Picture]:
+    """All states of clip `number`; behind: their backgrounds, where these are not drawn."""
     if corpus == "noise_control":
         return [draw_noise(number, state, seed=seed) for state in range(STATES)]
     scene = make_scene(corpus, number, seed=seed)
+    if behind:
+        return [draw(scene, state, behind=behind[state]) for state in range(STATES)]
     return [draw(scene, state) for state in range(STATES)]
 
 

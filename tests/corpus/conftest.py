@@ -28,6 +28,27 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def footage_film(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two clips of 12 s with red at the sides; in the middle, see `footage_level`."""
+    folder = tmp_path_factory.mktemp("footage")
+    for clip in (0, 1):
+        with av.open(str(folder / f"{clip}.mp4"), "w") as container:
+            stream = container.add_stream("libx264", rate=4, options={"crf": "4"})
+            stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+            for frame in range(48):
+                picture = np.full((48, 64, 3), footage_level(clip, frame // 4), np.uint8)
+                picture[:, :8] = picture[:, 56:] = 255, 0, 0
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            container.mux(stream.encode(None))
+    return [folder / "0.mp4", folder / "1.mp4"]
+
+
+def footage_level(clip: int, second: int) -> int:
+    """Grey of `footage_film`."""
+    return 30 + 100 * clip + 8 * second
+
+
 def touch(path: Path, content: bytes = b"video") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)

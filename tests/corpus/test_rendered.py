@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fvlm.corpus import built
+from fvlm.corpus import built, rendered
 from fvlm.corpus.controls import RENDERED, RenderedCorpus
 from fvlm.corpus.listing import CollectParams, list_videos
 from fvlm.corpus.questions import list_questions
@@ -17,6 +17,13 @@ from fvlm.corpus.rendered_questions import ask
 def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setenv("FVLM_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
+
+
+@pytest.fixture(autouse=True)
+def demo(monkeypatch: pytest.MonkeyPatch, footage_film: list[Path]) -> None:
+    """Another film stands for the demo's, which would be fetched."""
+    monkeypatch.setattr(rendered, "demo_folder", lambda: footage_film[0].parent)
+    monkeypatch.setattr(rendered, "clip_names", lambda: [path.name for path in footage_film])
 
 
 def test_rendered_once_and_alike() -> None:
@@ -37,6 +44,17 @@ def test_a_larger_corpus_begins_with_the_smaller_one() -> None:
     assert small != large
     for number in range(2):
         assert (small / clip_name(number)).read_bytes() == (large / clip_name(number)).read_bytes()
+
+
+def test_another_film_makes_another_corpus_on_film(monkeypatch: pytest.MonkeyPatch) -> None:
+    def names() -> list[str]:
+        corpora: list[RenderedCorpus] = ["question_control", "question_on_film"]
+        return [rendered_folder(corpus, clips=2, seed=0).name for corpus in corpora]
+
+    control, on_film = names()
+    monkeypatch.setattr(rendered, "film_version", lambda: "another")
+    assert names()[0] == control
+    assert names()[1] != on_film
 
 
 @pytest.mark.parametrize("corpus", RENDERED)

@@ -7,15 +7,18 @@ import pytest
 
 from fvlm.corpus.controls import RENDERED, RenderedCorpus
 from fvlm.corpus.rendered_files import render_clip, render_clips
+from fvlm.corpus.rendered_film import footage
 from fvlm.corpus.rendered_scenes import PIXELS, STATES, caption, make_scene, pictures
 from fvlm.video.decode import decode_video
 from fvlm.video.probe import probe_video
 
 
 @pytest.mark.parametrize("corpus", RENDERED)
-def test_a_clip_decodes_to_its_states(corpus: RenderedCorpus, tmp_path: Path) -> None:
+def test_a_clip_decodes_to_its_states(
+    corpus: RenderedCorpus, tmp_path: Path, footage_film: list[Path]
+) -> None:
     path = tmp_path / "clip.mp4"
-    render_clip(corpus, 7, path, seed=3)
+    render_clip(corpus, 7, path, seed=3, film=footage_film)
     facts = probe_video(str(path))
     assert (facts.codec, facts.container, facts.width, facts.height) == (
         "h264",
@@ -27,7 +30,8 @@ def test_a_clip_decodes_to_its_states(corpus: RenderedCorpus, tmp_path: Path) ->
     assert path.stat().st_size < 50_000
     clip = decode_video(str(path), num_frames=STATES, size=PIXELS)
     assert clip.pts_seconds == [3 * state + 1 for state in range(STATES)]
-    drawn = np.array(pictures(corpus, 7, seed=3)).transpose(0, 3, 1, 2)
+    behind = footage(footage_film, 7, seed=3) if corpus == "question_on_film" else ()
+    drawn = np.array(pictures(corpus, 7, seed=3, behind=behind)).transpose(0, 3, 1, 2)
     # Colour has half the resolution in H.264: edges differ, areas do not.
     error = abs(clip.frames.astype(int) - drawn)
     assert np.median(error) <= 2

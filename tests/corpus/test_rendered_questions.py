@@ -5,10 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from fvlm.corpus.controls import ASKING, RENDERED, RenderedCorpus
+from fvlm.corpus.controls import ASKING, RENDERED, AskingCorpus, RenderedCorpus
 from fvlm.corpus.questions import Question
 from fvlm.corpus.rendered_questions import BRIGHTNESS, ask
 from fvlm.corpus.rendered_scenes import (
+    CELL,
     HUES,
     LEVELS,
     MARKER,
@@ -82,12 +83,62 @@ def test_the_coin_knows_nothing_of_the_picture() -> None:
     assert pairs.sum() > 4 * CLIPS
 
 
-def test_the_negative_control_shows_the_clips_of_the_positive_one() -> None:
+@pytest.mark.parametrize("corpus", ["question_negative", "question_on_film", "preference_control"])
+def test_corpora_that_ask_of_one_marker_show_the_same_sprites(corpus: AskingCorpus) -> None:
     for number in range(3):
-        shown, again = (
-            pictures(corpus, number, seed=0) for corpus in ("question_control", "question_negative")
-        )
+        shown, again = (pictures(name, number, seed=0) for name in ("question_control", corpus))
         np.testing.assert_array_equal(shown, again)
+
+
+def test_on_film_the_same_is_asked_and_answered() -> None:
+    for number in range(100):
+        shown, on_film = (
+            ask(corpus, number, seed=0) for corpus in ("question_control", "question_on_film")
+        )
+        assert shown == on_film
+
+
+def test_a_rejected_answer_is_wrong_or_longer() -> None:
+    """Half of the clips have the one, half the other; all else is as in question_control."""
+    kinds, wrong = [], np.zeros((LEVELS, LEVELS))
+    for number in range(CLIPS):
+        rows = ask("preference_control", number, seed=0)
+        for row, plain in zip(rows, ask("question_control", number, seed=0), strict=True):
+            assert row | {"kind": plain["kind"]} == plain | {"rejected": row["rejected"]}
+            assert row["rejected"] != row["answer"]
+            if row["kind"] == "wrong":
+                wrong[BRIGHTNESS.index(row["answer"]), BRIGHTNESS.index(row["rejected"])] += 1
+            else:
+                assert row["rejected"] == f"it is {row['answer']}"
+        (kind,) = {row["kind"] for row in rows}
+        kinds.append(kind)
+    assert (kinds.count("wrong"), kinds.count("style")) == (CLIPS / 2, CLIPS / 2)
+    others = wrong[~np.eye(LEVELS, dtype=bool)]
+    assert abs(others / others.mean() - 1).max() < 0.25  # each wrong level is as frequent
+
+
+def test_easy_questions_ask_what_every_picture_shows() -> None:
+    """The number of squares, found by colour; the tint, found on the borders between cells."""
+    for number in range(40):
+        shown = np.array(pictures("question_easy", number, seed=1)) / 255
+        count, tint = ask("question_easy", number, seed=1)
+        near = [abs(shown[-1] - hue_colour(hue)).max(axis=2) < 0.01 for hue in range(len(HUES))]
+        assert count["answer"] == count["options"][sum(mask.sum() > 100 for mask in near) - 1]
+        colour = shown[:, ::CELL].mean(axis=(0, 1, 2))
+        like = [hue_colour(HUES.index(name)) for name in tint["options"]]
+        agree = [(colour - colour.mean()) @ (hue - hue.mean()) for hue in like]
+        assert tint["answer"] == tint["options"][int(np.argmax(agree))]
+
+
+def test_easy_answers_are_balanced() -> None:
+    """Every option of each kind is right as often, and stands as often where it stands."""
+    places: dict[str, list[int]] = {}
+    for number in range(CLIPS):
+        for row in ask("question_easy", number, seed=0):
+            places.setdefault(row["kind"], []).append(row["options"].index(row["answer"]))
+    assert set(places) == {"count", "tint"}
+    for answers in places.values():
+        assert (abs(np.bincount(answers, minlength=4) / CLIPS - 1 / 4) < 0.03).all()
 
 
 def test_kinds_tell_among_how_many_squares_one_is_found() -> None:
