@@ -25,7 +25,7 @@ CLIPS = 2000
 
 def hue_of(question: str) -> int:
     """The one hue that a question names."""
-    (hue,) = (hue for hue, name in enumerate(HUES) if f" {name} square " in question)
+    (hue,) = (hue for hue, name in enumerate(HUES) if question == f"{name.capitalize()}?")
     return hue
 
 
@@ -80,7 +80,7 @@ def test_the_coin_knows_nothing_of_the_picture() -> None:
             pairs[BRIGHTNESS.index(right["answer"]), BRIGHTNESS.index(coin["answer"])] += 1
     chi_square = ((pairs - pairs.mean()) ** 2 / pairs.mean()).sum()
     assert chi_square < 30.6  # 15 degrees of freedom: 1% of fair coins are above
-    assert pairs.sum() > 4 * CLIPS
+    assert pairs.sum() > 3 * CLIPS
 
 
 @pytest.mark.parametrize("corpus", ["question_negative", "question_on_film", "preference_control"])
