@@ -17,6 +17,10 @@ DEEP: Changes = {
 }
 
 
+# Corpora with other questions about the very same pictures, which are decoded and encoded once.
+SAME_PICTURES = dict.fromkeys(("question_negative", "preference_control"), "question_control")
+
+
 @dataclass(frozen=True)
 class AnswerTrial:
     """A corpus, and the parameters in which its training differs.
@@ -30,6 +34,11 @@ class AnswerTrial:
     replicated: bool = False
     prefers: bool = False
     only_all: bool = False
+
+    @property
+    def pictures(self) -> str:
+        """The corpus whose pictures it shares, or its own."""
+        return SAME_PICTURES.get(self.corpus, self.corpus)
 
 
 TRIALS = (

@@ -11,13 +11,12 @@ is not made again as long as its parameters and this code stay the same.
 import time
 from argparse import ArgumentParser
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fvlm.calibration.answers import TRIALS, AnswerTrial, Changes, failures
+from fvlm.calibration.answers import SAME_PICTURES, TRIALS, AnswerTrial, Changes, failures
 from fvlm.calibration.figures import plot_answers
 from fvlm.calibration.trials import CalibrateParams
 from fvlm.cli.folders import Folders
@@ -104,11 +103,12 @@ def seeds_of(trial: AnswerTrial, seeds: Sequence[int]) -> Sequence[int]:
 
 def _decode(folders: Folders, corpus: str) -> None:
     changes: Changes = {"collect": {"source": corpus}}
-    folders.make(WORK / corpus, changes, {}, ["collect", "filter", "decode"])
+    stages = ["collect", "filter", *(["decode"] * (corpus not in SAME_PICTURES))]
+    folders.make(WORK / corpus, changes, {}, stages)
 
 
 def _encode(folders: Folders, trial: AnswerTrial) -> None:
-    links = {FRAMES: WORK / trial.corpus / FRAMES}
+    links = {FRAMES: WORK / trial.pictures / FRAMES}
     changes = {name: trial.changes[name] for name in ("encode",) if name in trial.changes}
     folders.make(_encoded(trial), changes, links, ["encode"])
 
@@ -116,7 +116,7 @@ def _encode(folders: Folders, trial: AnswerTrial) -> None:
 def _train(folders: Folders, trial: AnswerTrial, seed: int) -> None:
     links = {
         ENCODED: _encoded(trial) / ENCODED,
-        FRAMES: WORK / trial.corpus / FRAMES,
+        FRAMES: WORK / trial.pictures / FRAMES,
         QUESTIONS.parent: WORK / trial.corpus / QUESTIONS.parent,
     }
     changes: Changes = {name: dict(values) for name, values in trial.changes.items()}
@@ -127,7 +127,7 @@ def _train(folders: Folders, trial: AnswerTrial, seed: int) -> None:
 
 def _encoded(trial: AnswerTrial) -> Path:
     chosen: dict[str, Any] = trial.changes.get("encode", {})
-    return WORK / "-".join([trial.corpus, "encoded", *(str(value) for value in chosen.values())])
+    return WORK / "-".join([trial.pictures, "encoded", *(str(value) for value in chosen.values())])
 
 
 def _trained(trial: AnswerTrial, seed: int) -> Path:
@@ -135,12 +135,10 @@ def _trained(trial: AnswerTrial, seed: int) -> Path:
 
 
 def _measure(trial: AnswerTrial, seeds: Sequence[int], params: QuizParams) -> QuizResult:
-    read = partial(_read, trial)
-    found = {seed: read(seed) for seed in seeds_of(trial, seeds)}
+    found = {
+        seed: read_question_rows(read_csv(_trained(trial, seed) / QUIZ_BY_QUESTION))
+        for seed in seeds_of(trial, seeds)
+    }
     questions = next(iter(found.values()))[0]
     runs = {seed: answered for seed, (_, answered) in found.items()}
     return summarize(questions, runs, samples=params.bootstrap_samples, seed=params.seed)
-
-
-def _read(trial: AnswerTrial, seed: int) -> Any:
-    return read_question_rows(read_csv(_trained(trial, seed) / QUIZ_BY_QUESTION))

@@ -56,11 +56,14 @@ def demo_captions() -> dict[str, str]:
 def demo_questions() -> dict[str, list[dict[str, Any]]]:
     """The questions about each clip, by file name; written from the frames, as captions are.
 
+    Each has a wrong option as its rejected answer.
+
     Left and right are those of the picture, whose centre square was looked at.
     """
     asked = defaultdict[str, list[dict[str, Any]]](list)
     for _, row in iterate_jsonl(QUESTIONS):
-        asked[row.pop("video")].append(row)
+        wrong = row["options"].index(row["answer"]) - 1  # the option in front of it, or the last
+        asked[row.pop("video")].append(row | {"rejected": row["options"][wrong]})
     return dict(asked)
 
 

@@ -5,6 +5,7 @@ Axes: T frames, S pixels of a stored frame, side patches along a frame.
 
 import base64
 import io
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -175,7 +176,7 @@ def draw_accuracies(axes: Axes, result: QuizResult) -> None:
             ha="center",
             size=9,
         )
-    labels = [MEANINGS[arm].replace(", ", "\n").replace(": ", "\n") for arm in arms]
+    labels = [textwrap.fill(MEANINGS[arm].partition(":")[0], 30) for arm in arms]
     axes.set_yticks(range(len(arms)), labels[::-1], size=9)
     axes.set_ylim(-0.6, len(arms) - 0.3)
     axes.set_xlim(0, 104)
