@@ -12,7 +12,6 @@ from torch import nn
 from transformers import Dinov2Config, Dinov2Model, LlamaConfig, LlamaModel
 
 from fvlm.clips.batch import Input
-from fvlm.clips.tokenizer import CaptionTokenizer
 from fvlm.encoders.dino import DinoEncoder
 from fvlm.model import saved
 from fvlm.model.build import Architecture, Provenance
@@ -138,7 +137,7 @@ def save_model(
     seed: int = 0,
     lambda_coarse: float = 1.0,
     frame_size: int = 40,
-    tokenizer: CaptionTokenizer | None = None,
+    tokenizer: saved.Tokenizer | None = None,
 ) -> None:
     """As a training leaves it."""
     saved.save_model(

@@ -227,7 +227,7 @@ def read_question_rows(rows: Iterable[Mapping[str, Any]]) -> tuple[list[Question
     """The questions and answers that `question_rows` told of."""
     table = list(rows)
     questions: list[Question] = [
-        {name: row[name] for name in COLUMNS} | {"options": json.loads(row["options"])}
+        {name: row[name] or "" for name in COLUMNS} | {"options": json.loads(row["options"])}
         for row in table
     ]
     arms = [name.removeprefix("said_") for name in table[0] if name.startswith("said_")]

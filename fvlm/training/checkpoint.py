@@ -43,6 +43,7 @@ from fvlm.training.distributed import from_main, is_main, whole
 SCHEMA = 1
 KEPT = 2
 STATE, MODEL, OPTIMIZER = "state.json", "model.safetensors", "optimizer.safetensors"
+REFERENCE = "reference-{}.safetensors"  # beside the checkpoints: see preference.py
 FINISHED = "finished"
 
 
@@ -128,7 +129,7 @@ class Checkpoints:
         saved = self._saved()
         for old in saved[: len(saved) - keep]:
             shutil.rmtree(old, ignore_errors=True)
-        for path in self.folder.glob("*.safetensors"):  # what only this training could need
+        for path in self.folder.glob(REFERENCE.format("*")):  # only this training could need it
             path.unlink()
         if keep:
             (self.folder / FINISHED).touch()

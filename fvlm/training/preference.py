@@ -28,11 +28,11 @@ from fvlm.core.device import autocast
 from fvlm.core.io import atomic_write
 from fvlm.core.progress import Progress
 from fvlm.model.foveated import FoveatedModel, Prediction
+from fvlm.training.checkpoint import REFERENCE
 from fvlm.training.distributed import is_main, share_of
 from fvlm.training.objective import add_noise
 from fvlm.training.optim import PreferParams, TrainParams
 
-REFERENCE = "reference-{}.safetensors"  # of each process
 PASSES = ("coarse", "fine")
 
 
@@ -110,8 +110,10 @@ def reference_of(
     """
     size = params.batch_size
     shares = [share_of(range(n * size, (n + 1) * size)) for n in range(_forwards(params))]
-    path = kept and kept / REFERENCE.format(f"{shares[0].start}-{len(shares[0])}")
     positions = [position for share in shares for position in share]
+    # Of each process; a longer training has the same folder where the rate is constant.
+    named = f"{shares[0].start}-{len(shares[0])}-{len(positions)}"
+    path = kept and kept / REFERENCE.format(named)
     if path and path.is_file():
         return dict(zip(positions, load_file(path)["reference"], strict=True))
     model.to(device).eval()

@@ -130,6 +130,12 @@ BROKEN: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
         {"model.text": "none"},
     ),
     (
+        {"model.text": "answer"},
+        "model.text: must be none, condition or caption: the stage instruct makes of it what "
+        "answers, got answer; nearest: none",
+        {"model.text": "none"},
+    ),
+    (
         {"model.llm": "untrained:100x4"},
         f"model.llm: must be untrained:WIDTHxBLOCKS with a width that is a multiple of {HEAD}, "
         "got untrained:100x4; nearest: untrained:96x4",

@@ -11,36 +11,63 @@ import pytest
 
 from fvlm import __main__ as door
 from fvlm.cli import predict
+from fvlm.clips.tokenizer import word_tokenizer
 from fvlm.core.errors import FvlmError, WeightsError
 from fvlm.core.io import read_json, write_json
 from fvlm.encoders.dino import load_dino
 from fvlm.encoders.vae import load_vae
 from fvlm.model.build import build_model
 from fvlm.model.hub import CONFIG
+from fvlm.model.saved import load_model
 from fvlm.model.video import load_encoders
+from fvlm.shards.manifest import EncodedManifest
 from tests import tiny
 
 SIZE, FRAMES = 32, 5
+ASK, OPTIONS = "what moves over the noise?", "a square, a dog,nothing at all"
 
 
 @pytest.fixture
-def project(video_folder: Path, tiny_models: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with encoders, a model for their tokens, and a video."""
-    monkeypatch.chdir(video_folder)
+def manifest(tiny_models: Path) -> EncodedManifest:
+    """Of clips of the tiny encoders, of which one block is left for the queries."""
     (dino, dino_source), (vae, vae_source) = (
         load_dino(f"{tiny_models}/dino"),
         load_vae(f"{tiny_models}/vae"),
     )
-    manifest = tiny.encoded_manifest(
+    return tiny.encoded_manifest(
         (8, dino.num_tokens(SIZE), 16),
         (8, *vae.latent_shape(SIZE)),
         dino=asdict(dino_source) | {"blocks": dino.blocks, "layer": dino.blocks - 1},
         vae=asdict(vae_source),
     )
+
+
+@pytest.fixture
+def project(
+    video_folder: Path,
+    tiny_models: Path,
+    manifest: EncodedManifest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Path:
+    """A folder with encoders, a model for their tokens, and a video."""
+    monkeypatch.chdir(video_folder)
     params = tiny.model_params(f"{tiny_models}/llm", query_layers=1, head_channels=8)
     model, architecture = build_model(params, manifest)
     tiny.save_model(model, architecture, video_folder / "models/foveated", frame_size=SIZE)
     return video_folder
+
+
+@pytest.fixture
+def asked(project: Path, manifest: EncodedManifest) -> Path:
+    """The project, with a model that answers questions beside."""
+    words = word_tokenizer([ASK, OPTIONS.replace(",", " ")], "before")
+    params = tiny.model_params("untrained:32x1", text="answer", query_layers=1, head_channels=8)
+    model, architecture = build_model(params, manifest, vocabulary=words.vocabulary)
+    for parameter in model.language.parameters():
+        parameter.data.mul_(10)  # so large that an answer is no coin
+    folder = project / "models/instructed"
+    tiny.save_model(model, architecture, folder, frame_size=SIZE, tokenizer=words)
+    return project
 
 
 def test_one_video_becomes_film_sheets_and_latents(
@@ -67,6 +94,70 @@ def test_one_video_becomes_film_sheets_and_latents(
     assert facts["losses"]["persistence"][0] is None
     assert facts["pts_seconds"] == sorted(facts["pts_seconds"])
     assert len(facts["fixations"]["fine"]) == FRAMES
+
+
+@pytest.mark.parametrize("options", ["", OPTIONS])
+def test_a_question_about_a_video_is_answered_in_both_passes(
+    asked: Path, options: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The film is of this question; the answer to another one may differ, and so do the looks."""
+    call = ["street ä.mp4", "--frames", str(FRAMES)] + (["--options", options] if options else [])
+    predict.main([*call, "--ask", f" {ASK} ", "--out", "found"])
+    said = capsys.readouterr().out
+    out = asked / "found"
+    names = ["answers.json", "attention.png", "fixations.mp4"]
+    assert sorted(path.name for path in out.iterdir()) == names
+    with av.open(str(out / "fixations.mp4")) as container:
+        assert len(list(container.decode(video=0))) == FRAMES
+    facts = json.loads((out / "answers.json").read_text())
+    assert facts["question"] == ASK
+    assert list(facts["answers"]) == ["coarse", "fine"]
+    for name, given in facts["answers"].items():
+        assert f"{name} pass: {given['text']} (probability {given['probability']:.2f})" in said
+        assert 0 < given["probability"] <= 1
+        if options:
+            assert given["text"] in ("a square", "a dog", "nothing at all")
+            assert given["probability"] > 1 / 3
+        else:
+            words = load_model(asked / "models/instructed").tokenizer
+            assert words is not None
+            assert set(given["text"].split()) <= words.tokenizer.get_vocab().keys()
+    assert facts["pts_seconds"] == sorted(facts["pts_seconds"])
+    assert len(facts["fixations"]["fine"]) == FRAMES
+    predict.main([*call, "--ask", "nothing", "--out", "again"])
+    other = json.loads((asked / "again/answers.json").read_text())
+    assert other["answers"] != facts["answers"]
+    assert other["pts_seconds"] == facts["pts_seconds"]
+
+
+def test_a_question_takes_a_model_that_answers_and_one_of_those_a_question(asked: Path) -> None:
+    needed = r"models/foveated answers no questions: `dvc repro answers/dvc.yaml` trains models/in"
+    with pytest.raises(FvlmError, match=needed):
+        predict.main(["street ä.mp4", "--ask", ASK, "--model", "models/foveated"])
+    with pytest.raises(FvlmError, match=r"models/instructed answers questions: give it one with"):
+        predict.main(["street ä.mp4", "--model", "models/instructed"])
+    shutil.rmtree(asked / "models/instructed")
+    with pytest.raises(FvlmError, match=r"models/instructed: no such folder"):
+        predict.main(["street ä.mp4", "--ask", ASK])
+    assert not (asked / "predictions").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--ask", "  "], "a question has words"),
+        (["--ask", ASK, "--options", "a dog"], "must be two or more that differ, separated by co"),
+        (["--ask", ASK, "--options", "a dog,,a cat"], "must be two or more that differ"),
+        (["--ask", ASK, "--options", "a dog, a dog"], "must be two or more that differ"),
+        (["--options", "a,b"], "--options needs --ask"),
+    ],
+)
+def test_a_question_that_is_none_is_refused(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        predict.main(["street ä.mp4", *arguments])
+    assert message in capsys.readouterr().err
 
 
 def test_a_bad_file_is_a_clear_error(project: Path) -> None:

@@ -17,12 +17,25 @@ from transformers import (
 )
 
 from fvlm.clips.batch import Input
+from fvlm.clips.tokenizer import AnswerTokenizer
 from fvlm.core.errors import CheckpointError, ParamsError, ShardError
+from fvlm.core.io import read_json, write_json
 from fvlm.encoders.dino import load_dino
-from fvlm.model.build import Architecture, build_model, build_tokenizer, check_layer
+from fvlm.model.build import (
+    Architecture,
+    build_answer_tokenizer,
+    build_model,
+    build_tokenizer,
+    check_layer,
+)
 from fvlm.model.foveated import FoveatedModel, ModelParams, Prediction
 from fvlm.model.query_attention import ShallowAttention
-from fvlm.model.saved import load_caption_tokenizer, load_model, read_config
+from fvlm.model.saved import (
+    load_caption_tokenizer,
+    load_model,
+    load_tokenizer_of,
+    read_config,
+)
 from fvlm.shards.manifest import EncodedManifest
 from tests import tiny
 
@@ -167,6 +180,40 @@ def test_a_model_with_text_comes_back_with_its_tokenizer(
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"tokenizer.json: cannot load the tokenizer"):
         load_caption_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("llm", ["llama", "untied", "untrained:32x1"])
+def test_a_model_that_answers_comes_back_with_its_chat(
+    folder: Path, tmp_path: Path, llm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = make_params(folder, text="answer", llm=llm if ":" in llm else str(folder / llm))
+    tokenizer = build_answer_tokenizer(params, "before", ["a cat ?"])
+    manifest = make_manifest(folder, "dinov2", layer=L)
+    model, architecture = build_model(params, manifest, vocabulary=tokenizer.vocabulary)
+    assert (model.output is None) == (llm != "untied")
+    assert len(model.words) == (5 if ":" in llm else 8)
+    written = ("", "", "") if ":" in llm else ("Question: ", "\n", "Answer: ")
+    chat = tokenizer.chat
+    assert (chat.before, chat.behind, chat.header) == written
+    tiny.save_model(model, architecture, tmp_path, tokenizer=tokenizer)
+    for name in ("load_language", "load_output", "load_tokenizer"):
+        monkeypatch.setattr(f"fvlm.model.build.{name}", None)
+    loaded = load_model(tmp_path)
+    words = loaded.tokenizer
+    assert isinstance(words, AnswerTokenizer)
+    assert (words.chat, words.eos) == (chat, tokenizer.eos)
+    captions = words(["a cat ?", "cat"], ["cat", "a a a"])
+    assert torch.equal(captions.ids, tokenizer(["a cat ?", "cat"], ["cat", "a a a"]).ids)
+    inputs, latents = torch.randn(2, 2, 10, D), torch.randn(2, 2, 4, 5, 5)
+    with torch.no_grad():
+        found, expected = (m(inputs, latents, captions) for m in (loaded, model.eval()))
+    for name in ("fine", "caption_coarse", "caption_fine"):
+        assert torch.equal(getattr(found, name), getattr(expected, name))
+    with pytest.raises(CheckpointError, match="answers questions: it is judged by `quiz`"):
+        load_caption_tokenizer(tmp_path)
+    write_json(tmp_path / "config.json", read_json(tmp_path / "config.json") | {"chat": None})
+    with pytest.raises(CheckpointError, match=r"config.json: chat is missing"):
+        load_tokenizer_of(tmp_path)
 
 
 def test_the_output_head_is_the_pretrained_one(folder: Path) -> None:

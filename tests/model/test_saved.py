@@ -50,6 +50,7 @@ KINDS: list[dict[str, Any]] = [
     {},
     {"query_layers": 1, "text": "caption"},
     {"query_layers": 1, "text": "condition", "input": "frames"},
+    {"text": "answer"},
 ]
 
 
@@ -147,8 +148,8 @@ def test_another_format_and_a_missing_folder_are_refused(save: Save, tmp_path: P
         load_model(tmp_path / "nowhere")
     save(query_layers=1)
     saved = read_json(tmp_path / CONFIG)
-    # eos is of a tokenizer, pooled_tokens of a baseline.
-    for missing in saved.keys() - {"format", "eos", "pooled_tokens"}:
+    # eos and chat are of a tokenizer, pooled_tokens of a baseline.
+    for missing in saved.keys() - {"format", "eos", "chat", "pooled_tokens"}:
         write_json(tmp_path / CONFIG, {k: v for k, v in saved.items() if k != missing})
         with pytest.raises(CheckpointError, match=rf"config\.json is invalid: {missing}: .*requ"):
             load_model(tmp_path)

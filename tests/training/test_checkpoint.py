@@ -12,7 +12,13 @@ from safetensors.numpy import load
 from fvlm.core.errors import CheckpointError
 from fvlm.core.io import hash_json, read_json, temporary_name, write_json
 from fvlm.core.kept import forget
-from fvlm.training.checkpoint import Checkpoints, TrainState, forget_finished
+from fvlm.training.checkpoint import (
+    MODEL,
+    REFERENCE,
+    Checkpoints,
+    TrainState,
+    forget_finished,
+)
 
 # In the nested form that the train stage uses.
 IDENTITY: dict[str, Any] = {
@@ -301,3 +307,14 @@ def test_finishing_deletes_the_states_of_that_training_alone(tmp_path: Path) -> 
     finished.finish()
     assert finished.resume(*make_model()).step == 0
     assert other.resume(*make_model()).step == 2
+
+
+def test_finishing_leaves_the_finished_model_that_lies_beside(tmp_path: Path) -> None:
+    """What is handed back later has the same folder; what was noted for this training goes."""
+    model, optimizer = make_model()
+    checkpoints = Checkpoints(tmp_path, {}, "name")
+    checkpoints.save(model, optimizer, TrainState(step=1))
+    for name in (MODEL, REFERENCE.format("0-4-8")):
+        (checkpoints.folder / name).touch()
+    checkpoints.finish()
+    assert [path.name for path in checkpoints.folder.iterdir()] == [MODEL]
