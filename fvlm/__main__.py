@@ -21,12 +21,13 @@ COMMANDS = {
     "verdict": "print what was compared, and what came out of it",
     "experiments": "print what each experiment changed, and what came out of it",
     "predict": "run the trained model on one video, and see where it looks",
+    "questions": "print the questions of a published data set as JSON lines",
     "export": "write the trained model and its card for a model hub",
-    "calibrate": "test the instrument on control corpora (takes most of an hour)",
+    "calibrate": "test the instrument on control corpora (most of an hour), or that for answers",
     "forget": "have a stage make its work anew",
     "same": "show that an edit changes no result",
 }
-ANYWHERE = {"predict"}  # needs no checkout: a model may come from the hub
+ANYWHERE = {"predict", "questions"}  # need no checkout: a model may come from the hub
 SHELLS = ("bash", "zsh", "tcsh")
 
 

@@ -86,5 +86,5 @@ def test_every_command_and_option_is_completed(
 ) -> None:
     door.main(["completion", shell])
     printed = capsys.readouterr().out
-    for name in (*door.COMMANDS, "trust", "features-rtx4090", "encode"):
+    for name in (*door.COMMANDS, "trust", "features-rtx4090", "encode", "mvbench", "prefer"):
         assert name in printed

@@ -81,6 +81,9 @@ def command_line() -> ArgumentParser:
     """What the command is given."""
     parser = new_parser(__doc__, "fvlm calibrate")
     parser.add_argument("what", nargs="?", choices=["answers"], help="default: the two passes")
+    parser.add_argument(
+        "--all", action="store_true", help="answers: with the trials that take longer"
+    )
     return parser
 
 
@@ -92,7 +95,9 @@ def main(arguments: Sequence[str]) -> None:
     if arguments[:1] == ["answers"]:
         calibrate_answers.main(arguments[1:])
         return
-    command_line().parse_args(arguments)
+    parser = command_line()
+    if parser.parse_args(arguments) != parser.parse_args([]):
+        parser.error("--all stands behind answers")
     started = time.monotonic()
     torch.set_num_threads(1)  # several trainings side by side use the cores better
     sections = load_params(Sections)

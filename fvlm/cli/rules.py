@@ -6,7 +6,7 @@ stages check again what they are given: shards and models may be older than para
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import count
 from operator import le
@@ -23,14 +23,14 @@ from fvlm.evaluation.losses import EvaluateParams
 from fvlm.evaluation.quiz import QuizParams
 from fvlm.model.foveated import ModelParams
 from fvlm.report.gallery import ReportParams
-from fvlm.training.optim import InstructParams, PreferParams, TrainParams
+from fvlm.training.optim import InstructParams, PooledCount, PreferParams, TrainParams
 from fvlm.training.start import hash_start
 from fvlm.uncertainty.sampling import TowerParams, UncertaintyParams
 from fvlm.uncertainty.sites import match_sites
 from fvlm.uncertainty.tower import Tower
 from fvlm.video.accept import FilterParams
 from fvlm.video.clips import DecodeParams
-from pipeline.paths import MODEL
+from pipeline.paths import INSTRUCTED, MODEL, PREFERRED
 
 HEAD = 32  # width of an attention head of an untrained language model
 Lines = Iterator[str]
@@ -98,19 +98,39 @@ def _calibration_seeds(p: "Sections") -> Lines:
         yield _line("calibrate.seeds", "different numbers from 0 on", seeds, fitting)
 
 
-def _start_is_a_saved_model(p: "Sections") -> Lines:
-    start = Path(p.train.start)
-    if p.train.start and start.resolve().is_relative_to(MODEL.resolve()):
-        yield (
-            f"train.start: {start}: a training deletes what lies in {MODEL}: give a copy of the "
-            "folder, or one that `fvlm export` wrote"
-        )
-        return
-    try:
-        hash_start(p.train.start)
-    except FvlmError as error:
-        text = str(error)
-        yield text if text.startswith("train.start: ") else f"train.start: {text}"
+def _start_is_a_saved_model(section: str, *, made: Path | None, deleted: Sequence[Path]) -> Rule:
+    """A section's `start`. made: the folder that an earlier stage writes, which need not be there
+    yet; deleted: folders whose models this training, or one behind it, deletes before it begins.
+    """
+
+    def rule(p: "Sections") -> Lines:
+        start: str = getattr(p, section).start
+        if not start or (made and _is_inside(start, made)):
+            return
+        for folder in deleted:
+            if _is_inside(start, folder):
+                yield (
+                    f"{section}.start: {start}: a training deletes what lies in {folder}: give a "
+                    "copy of the folder, or one that `fvlm export` wrote"
+                )
+                return
+        try:
+            hash_start(start)
+        except FvlmError as error:
+            yield f"{section}.start: {error}"
+
+    return rule
+
+
+def _is_inside(path: str, folder: Path) -> bool:
+    return Path(path).resolve().is_relative_to(folder.resolve())
+
+
+def _asked_once_behind(p: "Sections") -> Lines:
+    """Beside a model that knows its question; without it, both would be asked alike."""
+    if p.instruct.question_after and p.instruct.question != "before":
+        reason = f"false with instruct.question: {p.instruct.question} (before is its counterpart)"
+        yield _line("instruct.question_after", reason, True, False)
 
 
 def _tokens_are_stored(p: "Sections") -> Lines:
@@ -135,7 +155,9 @@ class Sections(Params):
         _text_needs_words,
         _untrained_has_a_shape,
         _calibration_seeds,
-        _start_is_a_saved_model,
+        _start_is_a_saved_model("train", made=None, deleted=[MODEL]),
+        _start_is_a_saved_model("instruct", made=MODEL, deleted=[INSTRUCTED, PREFERRED]),
+        _asked_once_behind,
     )
 
     collect: CollectParams
@@ -171,7 +193,8 @@ def rules_of(parts: Parts) -> list[Rule]:
         _query_layers,
         _llm_layers,
         _frame_size,
-        _pooled_grid,
+        _pooled_grid("train"),
+        _pooled_grid("instruct"),
         _tokenizer,
         _towers,
     )
@@ -263,15 +286,22 @@ def _frame_size(parts: Parts, p: Sections) -> Lines:
                 yield _line("decode.frame_size", reason, size, nearest)
 
 
-def _pooled_grid(parts: Parts, p: Sections) -> Lines:
-    if p.train.pooled_tokens and (dino := parts.dino(p.encode.dino)):
-        side, most = p.decode.frame_size // dino.patch_size, max(p.train.pooled_tokens)
-        if side < (grid := math.isqrt(most)):
-            reason = (
-                f"a grid of {side} x {side}, the patches of a frame of {p.decode.frame_size} px"
-            )
-            fitting = [count for count in p.train.pooled_tokens if math.isqrt(count) <= side]
-            yield _line("train.pooled_tokens", f"at most {reason}", f"{grid} x {grid}", fitting)
+def _pooled_grid(section: str) -> Callable[[Parts, Sections], Lines]:
+    """Frames have the patches that a section's `pooled_tokens` are means of."""
+
+    def rule(parts: Parts, p: Sections) -> Lines:
+        counts: list[PooledCount] = getattr(p, section).pooled_tokens
+        if counts and (dino := parts.dino(p.encode.dino)):
+            side, grid = p.decode.frame_size // dino.patch_size, math.isqrt(max(counts))
+            if side < grid:
+                reason = (
+                    f"a grid of {side} x {side}, the patches of a frame of {p.decode.frame_size} px"
+                )
+                fitting = [count for count in counts if math.isqrt(count) <= side]
+                key = f"{section}.pooled_tokens"
+                yield _line(key, f"at most {reason}", f"{grid} x {grid}", fitting)
+
+    return rule
 
 
 def _tokenizer(parts: Parts, p: Sections) -> Lines:

@@ -64,7 +64,7 @@ def list_questions(videos: Sequence[ListedVideo], file: Path | None) -> list[dic
     def add(video_id: str, found: Iterable[tuple[str, Any]]) -> None:
         for number, (place, value) in enumerate(found, start=1):
             try:
-                question = _parse(value)
+                question = parse_question(value)
             except SourceError as error:
                 faults.append(f"{place}: {error}")
                 continue
@@ -114,7 +114,8 @@ def _lines(path: Path, faults: list[str]) -> Iterator[tuple[str, Mapping[str, An
         faults.append(str(error))
 
 
-def _parse(value: Any) -> Question:
+def parse_question(value: Any) -> Question:
+    """One question; raises SourceError with all that is wrong with it."""
     try:
         return Question.model_validate(value)
     except ValidationError as error:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, ValidationInfo, field_validator
@@ -22,8 +22,32 @@ Schedule = Literal["cosine", "constant"]
 PooledCount = Literal[1, 4, 16, 49]  # square grids
 
 
-class TrainParams(Params):
+class BudgetParams(Params):
+    """What a section that trains demands of its clips and of its seeds, where it has such keys."""
+
+    section: ClassVar[str]
+
+    @field_validator("warmup_samples", check_fields=False)
+    @classmethod
+    def _warmup_fits(cls, value: int, info: ValidationInfo) -> int:
+        """Of the field, not of the whole: so its fault is reported together with all others."""
+        most = info.data.get("max_samples", value)  # absent when that is itself at fault
+        if value > most:
+            raise ValueError(f"must be <= {cls.section}.max_samples ({most}), got {value}")
+        return value
+
+    @field_validator("seeds", check_fields=False)
+    @classmethod
+    def _seeds_differ(cls, value: list[int]) -> list[int]:
+        if len(set(value)) < len(value) or min(value) < 0:
+            raise ValueError(f"must be different numbers from 0 on, got {value}")
+        return value
+
+
+class TrainParams(BudgetParams):
     """Section `train` of params.yaml."""
+
+    section = "train"
 
     input: Input
     start: str
@@ -53,15 +77,6 @@ class TrainParams(Params):
     validate_samples: int = Field(ge=0)
     parallel: Parallel
 
-    @field_validator("warmup_samples")
-    @classmethod
-    def _warmup_fits(cls, value: int, info: ValidationInfo) -> int:
-        """Of the field, not of the whole: so its fault is reported together with all others."""
-        most = info.data.get("max_samples", value)  # absent when that is itself at fault
-        if value > most:
-            raise ValueError(f"must be <= train.max_samples ({most}), got {value}")
-        return value
-
     @field_validator("encoder_lr")
     @classmethod
     def _encoder_is_there(cls, value: float, info: ValidationInfo) -> float:
@@ -76,13 +91,6 @@ class TrainParams(Params):
     def _tokens_are_there(cls, value: float, info: ValidationInfo) -> float:
         if value > 0 and info.data.get("input") == "frames":
             raise ValueError(f"must be 0 with train.input: frames (it is for tokens), got {value}")
-        return value
-
-    @field_validator("seeds")
-    @classmethod
-    def _seeds_differ(cls, value: list[int]) -> list[int]:
-        if len(set(value)) < len(value) or min(value) < 0:
-            raise ValueError(f"must be different numbers from 0 on, got {value}")
         return value
 
     @property
@@ -107,12 +115,14 @@ class TrainParams(Params):
         return wanted if self.schedule == "constant" else min(wanted, self.steps - 1)
 
 
-class InstructParams(Params):
+class InstructParams(BudgetParams):
     """Section `instruct` of params.yaml: in what it differs from section `train`.
 
     start: folder of a saved model, "" for pretrained parts alone; question: where questions stand;
     question_after: whether a model with its questions behind the video is trained too.
     """
+
+    section = "instruct"
 
     start: str
     question: Place
@@ -136,12 +146,14 @@ class InstructParams(Params):
         return train.model_copy(update={**known, "coarse_only": False, "pooled_tokens": []})
 
 
-class PreferParams(Params):
+class PreferParams(BudgetParams):
     """Section `prefer` of params.yaml; what it does not name is as in `instruct`, then `train`.
 
     beta: how strongly the model is held to the one it starts from; label_smoothing: share of labels
     that are taken for wrong; sft_weight: of the chosen answer's cross-entropy.
     """
+
+    section = "prefer"
 
     beta: float = Field(gt=0)
     loss: Literal["sigmoid", "ipo"]

@@ -32,7 +32,7 @@ def find_start(start: str) -> Path:
     folder = local_folder(start)
     if folder is None or not (folder / CONFIG).is_file():
         raise CheckpointError(
-            f"train.start: {start}: "
+            f"{start}: "
             + (f"{folder} holds no {CONFIG}" if folder else "no such folder")
             + "; it must be the folder of a saved model: one that `fvlm export` wrote, or a copy of"
             " models/foveated, whose own files are deleted before a training"

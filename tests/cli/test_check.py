@@ -87,6 +87,52 @@ BROKEN: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
         {"train.start": ""},
     ),
     (
+        {"instruct.start": "nowhere"},
+        "instruct.start: nowhere: no such folder; it must be the folder of a saved model: one that "
+        "`fvlm export` wrote, or a copy of models/foveated, whose own files are deleted before a "
+        "training",
+        {"instruct.start": "models/foveated"},
+    ),
+    (
+        {"instruct.start": "models/instructed/seed-1"},
+        "instruct.start: models/instructed/seed-1: a training deletes what lies in "
+        "models/instructed: give a copy of the folder, or one that `fvlm export` wrote",
+        {"instruct.start": "models/foveated/seed-1"},  # which may not be there yet
+    ),
+    (
+        {"instruct.start": "models/preferred"},
+        "instruct.start: models/preferred: a training deletes what lies in models/preferred: give "
+        "a copy of the folder, or one that `fvlm export` wrote",
+        {"instruct.start": ""},
+    ),
+    (
+        {"instruct.question_after": True, "instruct.question": "after"},
+        "instruct.question_after: must be false with instruct.question: after (before is its "
+        "counterpart), got true; nearest: false",
+        {"instruct.question": "before"},
+    ),
+    (
+        {"instruct.question_after": True, "instruct.question": "none"},
+        "instruct.question_after: must be false with instruct.question: none (before is its "
+        "counterpart), got true; nearest: false",
+        {"instruct.question_after": False},
+    ),
+    (
+        {"instruct.seeds": [1, 1]},
+        "instruct.seeds: must be different numbers from 0 on, got [1, 1]",
+        {"instruct.seeds": [1]},
+    ),
+    (
+        {"instruct.warmup_samples": 1601},
+        "instruct.warmup_samples: must be <= instruct.max_samples (1600), got 1601",
+        {"instruct.warmup_samples": 1600},
+    ),
+    (
+        {"prefer.warmup_samples": 321},
+        "prefer.warmup_samples: must be <= prefer.max_samples (320), got 321",
+        {"prefer.warmup_samples": 320},
+    ),
+    (
         {"evaluate.num_frames": 99},
         "evaluate.num_frames: must be <= 16 (decode.num_frames), got 99; nearest: 16",
         {"evaluate.num_frames": 16},
@@ -218,6 +264,12 @@ BROKEN: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
         "train.pooled_tokens: must be at most a grid of 4 x 4, the patches of a frame of 64 px, "
         "got 7 x 7; nearest: [4]",
         {"train.pooled_tokens": [4]},
+    ),
+    (
+        {"decode.frame_size": 64, "instruct.pooled_tokens": [1, 49, 16]},
+        "instruct.pooled_tokens: must be at most a grid of 4 x 4, the patches of a frame of 64 px, "
+        "got 7 x 7; nearest: [1, 16]",
+        {"instruct.pooled_tokens": [1, 16]},
     ),
     (
         tower(sites=["encoder.layer.9.mlp.fc3"]),

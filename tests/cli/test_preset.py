@@ -15,7 +15,17 @@ ROOT = Path(__file__).parents[2]
 PRESETS = sorted((ROOT / "presets").glob("*.yaml"))
 NAMES = [path.stem for path in PRESETS]
 UNCERTAINTY = ("uncertainty",)
-DECIDED = ("collect", "filter", "decode", "encode", "model", "train", "evaluate")
+DECIDED = (
+    *("collect", "filter", "decode", "encode", "model", "train", "evaluate"),
+    *("instruct", "prefer", "quiz"),
+)
+ANSWERS: dict[str, Any] = {
+    "instruct.lr": 3e-5,
+    "instruct.max_samples": 1_000_000,
+    "prefer.beta": 0.1,
+    "prefer.lr": 1e-6,
+    "prefer.max_samples": 83_000,
+}
 # What their source documents fix, and what follows from it for the keys of today.
 PUBLISHED: dict[str, dict[str, Any]] = {
     "features-rtx4090": {
@@ -37,6 +47,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "train.lr": 1e-4,
         "train.max_hours": 2.0,
         "train.token_noise": 0.0,
+        **ANSWERS,
     },
     "frames-phase1": {
         "decode.num_frames": 8,
@@ -56,6 +67,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "train.max_grad_norm": 1.0,
         "train.lambda_coarse": 1.0,
         "train.dtype": "bfloat16",
+        **ANSWERS,
     },
 }
 
@@ -118,6 +130,9 @@ def test_what_was_applied_before_leaves_nothing(first: str, last: str, params: P
         "evaluate": {"bootstrap_samples": 100},
         "report": {"clips": 9},
         "uncertainty": {"passes": 99},
+        "instruct": {"seeds": [7], "question_after": True, "lr": 0.5},
+        "prefer": {"beta": 2.0},
+        "quiz": {"max_questions": 3},
     }
     decided = sections_of(last)
     overlay_params(Sections, ROOT / f"presets/{first}.yaml", params)

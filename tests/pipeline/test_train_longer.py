@@ -209,17 +209,17 @@ def test_another_architecture_is_no_start(project: Path) -> None:
     choose(start="first")
     set_params(project, {"model": {"head_channels": 8, "temperature": 0.25}})
     different = r"model.head_channels is 16 there and 8 here, model.temperature is 0.6 there and 0"
-    with pytest.raises(CheckpointError, match=rf"train.start: first is another model: {different}"):
+    with pytest.raises(CheckpointError, match=rf"first is another model: {different}"):
         train.main()
     set_params(project, {"model": {"head_channels": 16, "temperature": 0.6}})
     content = (project / "first/model.safetensors").read_bytes()
     (project / "first/model.safetensors").write_bytes(content[:-1])
-    with pytest.raises(CheckpointError, match=r"train.start: first: .*safetensors is damaged"):
+    with pytest.raises(CheckpointError, match=r"first: .*safetensors is damaged"):
         train.main()
     (project / "first/config.json").unlink()
-    with pytest.raises(CheckpointError, match=r"train.start: first: .*first holds no config.json"):
+    with pytest.raises(CheckpointError, match=r"first: .*first holds no config.json"):
         train.main()
     choose(start="nowhere")
-    with pytest.raises(CheckpointError, match=r"train.start: nowhere: no such folder"):
+    with pytest.raises(CheckpointError, match=r"nowhere: no such folder"):
         train.main()
     assert read_json(paths.MODEL / "config.json")["seed"] == 0
