@@ -21,7 +21,7 @@ from fvlm.corpus.listing import CollectParams
 from fvlm.encoders.frames import EncodeParams
 from fvlm.evaluation.losses import EvaluateParams
 from fvlm.model.foveated import ModelParams
-from fvlm.report.gallery import ReportParams
+from fvlm.report.choice import ReportParams
 from fvlm.training.optim import TrainParams
 from fvlm.training.start import hash_start
 from fvlm.uncertainty.sampling import TowerParams, UncertaintyParams
