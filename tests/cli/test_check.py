@@ -16,7 +16,6 @@ from fvlm.cli.rules import HEAD, Sections, rules_of
 from fvlm.core.errors import ParamsError
 from fvlm.core.params import PARAMS, is_checked, read_yaml, validate_params
 from fvlm.core.rows import write_rows
-from fvlm.encoders import vae
 from fvlm.model import language
 from pipeline.paths import MANIFEST
 
@@ -342,7 +341,9 @@ def test_facts_come_from_the_folders_that_are_named(project: Path) -> None:
         ("dino", {"model_type": "bert"}, "encode.dino: dino: "),
         ("dino", {"model_type": "bert"}, f"{TOWER}.model: dino: model type 'bert' is not sup"),
         ("dino", {"hidden_dropout_prob": 0.1}, "encode.dino: dino: hidden_dropout_prob: 0.1"),
-        ("vae", {"_class_name": "Unet"}, "encode.vae: vae: "),
+        ("vae", {"_class_name": "Unet"}, "encode.vae: vae: class 'Unet' is not supported"),
+        ("vae", {"shift_factor": 0.1}, "encode.vae: vae: latents with a shift_factor are not"),
+        ("vae", {"block_out_channels": None}, "encode.vae: vae: config.json fits no such model"),
         ("llm", {"model_type": "gpt2"}, "model.llm: llm: must be of model type llama"),
         ("llm", {"attention_dropout": 0.1}, "model.llm: llm: must be of model type llama"),
         ("dino", {"mlp_ratio": "wide"}, "encode.dino: dino: "),
@@ -404,7 +405,6 @@ def test_other_code_checks_again(project: Path, monkeypatch: pytest.MonkeyPatch)
 def test_the_rules_know_what_the_components_know() -> None:
     from fvlm.cli import parts
 
-    assert parts._VAES == vae._CLASSES
     assert HEAD == language._HEAD
     assert language._UNTRAINED.pattern.startswith(parts.UNTRAINED)
 
