@@ -392,6 +392,21 @@ def test_a_check_is_remembered_until_something_it_read_has_changed(project: Path
     assert not is_checked()
 
 
+def test_parameters_that_passed_before_are_known_again(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Among the last ones; not when what they name has changed since."""
+    monkeypatch.setattr("fvlm.core.params.REMEMBERED", 2)
+    for size in (9, 10, 11):
+        edit(project, {"train.batch_size": size})
+        check.main(["--only-check"])
+    for size, known in ((11, True), (10, True), (9, False), (10, True)):
+        edit(project, {"train.batch_size": size})
+        assert is_checked() is known
+    (project / "llm/tokenizer.json").write_text("{}")
+    assert not is_checked()
+
+
 def test_other_code_checks_again(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check.main([])
     assert is_checked()
