@@ -31,15 +31,10 @@ from fvlm.model.hub import CONFIG
 from fvlm.model.saved import load_caption_tokenizer, load_model
 from fvlm.report.accounts import CutVideo
 from fvlm.report.card import render_card
+from fvlm.report.choice import Chosen, ReportParams, choose_clips, describe_choice
 from fvlm.report.cost import clip_flops, count_parameters
 from fvlm.report.figures import figure_rows
-from fvlm.report.gallery import (
-    Chosen,
-    ReportParams,
-    choose_clips,
-    describe_choice,
-    picture_clip,
-)
+from fvlm.report.gallery import picture_clip
 from fvlm.report.page import LISTED, PicturedClip, Report, render_page
 from fvlm.report.view import view_clip
 from fvlm.shards.manifest import EncodedManifest, FrameManifest, Manifest, read_manifest

@@ -1,9 +1,13 @@
 """The pipeline as a user has it: a git clone with DVC, real videos, tiny real models."""
 
+import atexit
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,7 @@ import torch
 from transformers import LlamaModel
 
 from tests import tiny
+from tests.forks import Forks
 
 ROOT = Path(__file__).parents[1]
 Run = Callable[..., str]
@@ -159,27 +164,44 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return clone
 
 
-def environment() -> dict[str, str]:
+def environment(*, forked: bool = True) -> dict[str, str]:
+    """Of a user's commands. forked: `python` starts stages at once, see `tests/forks.py`."""
     names = {
         f"GIT_{who}_{what}": "test@example.org" if what == "EMAIL" else "test"
         for who in ("AUTHOR", "COMMITTER")
         for what in ("NAME", "EMAIL")
     }
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    first = [str(forks().bin)] if forked else []
+    path = os.pathsep.join([*first, str(Path(sys.executable).parent), os.environ["PATH"]])
     return os.environ | names | {"PATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
+@cache
+def forks() -> Forks:
+    """The server of this test run, started when first asked for."""
+    folder = Path(tempfile.mkdtemp())
+    started = Forks(folder, environment(forked=False))
+    atexit.register(shutil.rmtree, folder)
+    atexit.register(started.close)
+    return started
+
+
 def output_of(
-    command: Sequence[str], folder: Path, *, code: int = 0, imports: Path | None = None
+    command: Sequence[str],
+    folder: Path,
+    *,
+    code: int = 0,
+    imports: Path | None = None,
+    forked: bool = True,
 ) -> str:
     """What a command printed in the folder; fails when its exit code differs.
 
-    imports: where its modules are found before all others.
+    imports: where its modules are found before all others. forked: as of `environment`.
     """
     done = subprocess.run(
         command,
         cwd=folder,
-        env=environment() | ({"PYTHONPATH": str(imports)} if imports else {}),
+        env=environment(forked=forked) | ({"PYTHONPATH": str(imports)} if imports else {}),
         text=True,
         check=False,
         stdout=subprocess.PIPE,

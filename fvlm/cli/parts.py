@@ -1,18 +1,18 @@
 """What the pretrained parts say of themselves in their small files; no weight of them is read.
 
-The components' own classes are asked, with tensors that have shapes and no memory.
+The components' own classes are asked, with tensors that have shapes and no memory; not those of the
+autoencoder, whose library takes seconds to import.
 """
 
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny
 from transformers import LlamaConfig
 
 from fvlm.core.errors import WeightsError
 from fvlm.encoders.dino import DinoEncoder
-from fvlm.encoders.vae import VaeCodec
+from fvlm.encoders.vae import LatentGrid, check_config
 from fvlm.uncertainty.pixels import Preparation
 from fvlm.uncertainty.tower import Tower, frame_size_of, tower_class
 from fvlm.weights.resolve import PACKAGE, has_tokenizer, local_folder, read_config
@@ -20,7 +20,6 @@ from fvlm.weights.sources import CONFIG, TOKENIZERS, Kind, NotAtHandError
 
 UNTRAINED = "untrained:"
 Part = TypeVar("Part")
-_VAES = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
 
 
 class Parts:
@@ -40,11 +39,11 @@ class Parts:
         """The patch encoder of `encode.dino`, with all of its blocks."""
         return self._outline("encode.dino", source, "dino", DinoEncoder.from_config)
 
-    def vae(self, source: str) -> VaeCodec | None:
-        """The autoencoder of `encode.vae`."""
+    def vae(self, source: str) -> LatentGrid | None:
+        """What the autoencoder of `encode.vae` makes of frames."""
 
-        def outline(config: dict[str, Any]) -> VaeCodec:
-            return VaeCodec(_VAES[config["_class_name"]].from_config(config))
+        def outline(config: dict[str, Any]) -> LatentGrid:
+            return LatentGrid.of(check_config(source, config), config)
 
         return self._outline("encode.vae", source, "vae", outline)
 

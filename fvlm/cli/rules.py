@@ -22,7 +22,7 @@ from fvlm.encoders.frames import EncodeParams
 from fvlm.evaluation.losses import EvaluateParams
 from fvlm.evaluation.quiz import QuizParams
 from fvlm.model.foveated import ModelParams
-from fvlm.report.gallery import ReportParams
+from fvlm.report.choice import ReportParams
 from fvlm.training.optim import InstructParams, PooledCount, PreferParams, TrainParams
 from fvlm.training.start import hash_start
 from fvlm.uncertainty.sampling import TowerParams, UncertaintyParams

@@ -33,6 +33,7 @@ from fvlm.core.io import (
 
 PARAMS = Path("params.yaml")
 CHECKED = "checked.json"  # in the state folder
+REMEMBERED = 20  # parameters that passed
 RENAMED = {  # keys of earlier versions, and what they are called now
     "decode.size": "frame_size",
     "encode.dino_blocks": "dino_layers",
@@ -115,27 +116,35 @@ def hash_params(path: Path = PARAMS) -> str:
 
 
 def is_checked() -> bool:
-    """Whether nothing has changed since `remember_check`."""
-    try:
-        seen = read_json(state_folder() / CHECKED)
-    except FvlmError:  # never checked, or the file is damaged
-        return False
-    return bool(seen == _look_at(seen))
+    """Whether these parameters passed all checks, and nothing has changed since."""
+    seen = _checked().get(hash_params())
+    return seen is not None and seen == _look_at(seen)
 
 
 def remember_check(read: Iterable[str], digest: str) -> None:
     """Note that params.yaml, with this digest, passed all checks with this code.
 
-    read: the files, and the packages as `package:NAME`, that the checks looked at.
+    read: the files, and the packages as `package:NAME`, that the checks looked at. Of parameters
+    that passed before, the last ones are kept: an edit that is taken back is no new check.
     """
-    seen = _look_at(read) | {str(PARAMS): digest}
-    write_json(state_folder() / CHECKED, seen)
+    earlier = {key: seen for key, seen in _checked().items() if key != digest}
+    kept = dict(list(earlier.items())[1 - REMEMBERED :])
+    write_json(state_folder() / CHECKED, {"checks": kept | {digest: _look_at(read)}})
+
+
+def _checked() -> dict[str, dict[str, str]]:
+    """What was looked at for parameters that passed, by their digest."""
+    try:
+        found: dict[str, dict[str, str]] = read_json(state_folder() / CHECKED).get("checks", {})
+    except FvlmError:  # never checked, or the file is damaged
+        return {}
+    return found
 
 
 def _look_at(names: Iterable[str]) -> dict[str, str]:
     """Hashes of files and versions of packages, "" for what is not there, and of all code here."""
     found = {}
-    for name in {*names, str(PARAMS)} - {"code"}:
+    for name in {*names} - {"code"}:
         package = name.removeprefix("package:")
         try:
             found[name] = (

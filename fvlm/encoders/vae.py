@@ -3,8 +3,11 @@
 Axes: B frames, S pixels, C latent channels, h = w = S / down_factor.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor, nn
 
 from fvlm.core.errors import ParamsError
@@ -13,20 +16,25 @@ from fvlm.weights.loading import LOAD_ERRORS, check_complete
 from fvlm.weights.resolve import resolve
 from fvlm.weights.sources import CONFIG, Provenance, unusable
 
-_CLASSES = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
+# Classes of diffusers, and where their configurations list the encoder's levels.
+_LEVELS = {
+    "AutoencoderKL": "block_out_channels",
+    "AutoencoderTiny": "encoder_block_out_channels",
+}
 
 
-class VaeCodec(nn.Module):
-    """Frames uint8 [B,3,S,S] <-> latents float32 [B,C,h,w], scaled to about unit variance."""
+@dataclass(frozen=True)
+class LatentGrid:
+    """How many latent channels an autoencoder has, and by how much it reduces frames."""
 
-    def __init__(self, vae: AutoencoderKL | AutoencoderTiny) -> None:
-        super().__init__()
-        self.vae = vae
-        self.scaling_factor = float(vae.config.scaling_factor)
-        self.latent_channels = int(vae.config.latent_channels)
-        tiny = isinstance(vae, AutoencoderTiny)
-        channels = vae.config.encoder_block_out_channels if tiny else vae.config.block_out_channels
-        self.down_factor: int = 2 ** (len(channels) - 1)
+    channels: int
+    down_factor: int
+
+    @classmethod
+    def of(cls, class_name: str, config: Mapping[str, Any]) -> "LatentGrid":
+        """Of an autoencoder of this class; the library's own default is 4 channels."""
+        levels = config[_LEVELS[class_name]]
+        return cls(int(config.get("latent_channels", 4)), 2 ** (len(levels) - 1))
 
     def latent_shape(self, size: int) -> tuple[int, int, int]:
         """(C,h,w) for frames of `size` pixels; ParamsError when it is not a whole number."""
@@ -35,7 +43,22 @@ class VaeCodec(nn.Module):
                 f"decode.frame_size: must be a multiple of {self.down_factor}, by which the "
                 f"autoencoder of encode.vae reduces frames, got {size}"
             )
-        return self.latent_channels, size // self.down_factor, size // self.down_factor
+        return self.channels, size // self.down_factor, size // self.down_factor
+
+
+class VaeCodec(nn.Module):
+    """Frames uint8 [B,3,S,S] <-> latents float32 [B,C,h,w], scaled to about unit variance."""
+
+    def __init__(self, vae: Any) -> None:
+        """`vae` is an AutoencoderKL or AutoencoderTiny."""
+        super().__init__()
+        self.vae = vae
+        self.scaling_factor = float(vae.config.scaling_factor)
+        self.grid = LatentGrid.of(type(vae).__name__, vae.config)
+
+    def latent_shape(self, size: int) -> tuple[int, int, int]:
+        """(C,h,w) for frames of `size` pixels; ParamsError when it is not a whole number."""
+        return self.grid.latent_shape(size)
 
     def encode(self, frames: Tensor) -> Tensor:
         """Frames uint8 [B,3,S,S] -> posterior mean x scaling factor, float32 [B,C,h,w].
@@ -70,16 +93,12 @@ def load_vae(source: str) -> tuple[VaeCodec, Provenance]:
 
     Raises WeightsError when the source cannot be loaded.
     """
+    import diffusers  # takes seconds, and most that import this module load no autoencoder
+
     resolved = resolve(source, kind="vae")
-    document = read_json(resolved.folder / CONFIG)
-    name = document.get("_class_name")
-    if name not in _CLASSES:
-        problem = f"class {name!r} is not supported, only {' and '.join(_CLASSES)}"
-        raise unusable(source, "vae", problem)
-    if document.get("shift_factor"):
-        raise unusable(source, "vae", "latents with a shift_factor are not SD-compatible")
+    name = check_config(source, read_json(resolved.folder / CONFIG))
     try:
-        vae, report = _CLASSES[name].from_pretrained(
+        vae, report = getattr(diffusers, name).from_pretrained(
             resolved.folder,
             torch_dtype=torch.float32,
             use_safetensors=True,
@@ -93,3 +112,14 @@ def load_vae(source: str) -> tuple[VaeCodec, Provenance]:
     # On a CPU the convolutions run about 1.4 times as fast over channels-last weights.
     codec = VaeCodec(vae.to(memory_format=torch.channels_last))
     return codec.eval().requires_grad_(False), resolved.provenance
+
+
+def check_config(source: str, config: Mapping[str, Any]) -> str:
+    """The name of the autoencoder's class; WeightsError when it is of no use here."""
+    name = config.get("_class_name")
+    if name not in _LEVELS:
+        problem = f"class {name!r} is not supported, only {' and '.join(_LEVELS)}"
+        raise unusable(source, "vae", problem)
+    if config.get("shift_factor"):
+        raise unusable(source, "vae", "latents with a shift_factor are not SD-compatible")
+    return str(name)

@@ -2,7 +2,6 @@
 
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from contextlib import chdir
 from pathlib import Path
@@ -50,7 +49,7 @@ def decoded(tmp_path_factory: pytest.TempPathFactory, tiny_models: Path) -> Path
 
 
 def call_in(folder: Path, *command: str, code: int = 0) -> str:
-    return output_of([sys.executable, "-m", *command], folder, code=code, imports=folder)
+    return output_of(["python", "-m", *command], folder, code=code, imports=folder)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """One small trial through the real stages: figures, what is kept, and how a failure is told."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from fvlm.cli import calibrate
 from fvlm.core.errors import FvlmError
 from fvlm.core.io import read_json
 from pipeline import paths
+from tests.projects import forks
 
 TEMPTING = ("handicapped_coarse", "message_channel")
 
@@ -21,6 +23,7 @@ def project(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The workspace with a preset of tiny models and one trial."""
     monkeypatch.chdir(workspace)
     monkeypatch.setenv("FVLM_CACHE", str(workspace / "cache"))
+    monkeypatch.setattr(sys, "executable", str(forks().bin / "python"))
     trial = Trial(
         "noise_control",
         "noise_control",

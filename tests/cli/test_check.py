@@ -16,7 +16,6 @@ from fvlm.cli.rules import HEAD, Sections, rules_of
 from fvlm.core.errors import ParamsError
 from fvlm.core.params import PARAMS, is_checked, read_yaml, validate_params
 from fvlm.core.rows import write_rows
-from fvlm.encoders import vae
 from fvlm.model import language
 from pipeline.paths import MANIFEST
 
@@ -400,7 +399,9 @@ def test_facts_come_from_the_folders_that_are_named(project: Path) -> None:
         ("dino", {"model_type": "bert"}, "encode.dino: dino: "),
         ("dino", {"model_type": "bert"}, f"{TOWER}.model: dino: model type 'bert' is not sup"),
         ("dino", {"hidden_dropout_prob": 0.1}, "encode.dino: dino: hidden_dropout_prob: 0.1"),
-        ("vae", {"_class_name": "Unet"}, "encode.vae: vae: "),
+        ("vae", {"_class_name": "Unet"}, "encode.vae: vae: class 'Unet' is not supported"),
+        ("vae", {"shift_factor": 0.1}, "encode.vae: vae: latents with a shift_factor are not"),
+        ("vae", {"block_out_channels": None}, "encode.vae: vae: config.json fits no such model"),
         ("llm", {"model_type": "gpt2"}, "model.llm: llm: must be of model type llama"),
         ("llm", {"attention_dropout": 0.1}, "model.llm: llm: must be of model type llama"),
         ("dino", {"mlp_ratio": "wide"}, "encode.dino: dino: "),
@@ -449,6 +450,21 @@ def test_a_check_is_remembered_until_something_it_read_has_changed(project: Path
     assert not is_checked()
 
 
+def test_parameters_that_passed_before_are_known_again(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Among the last ones; not when what they name has changed since."""
+    monkeypatch.setattr("fvlm.core.params.REMEMBERED", 2)
+    for size in (9, 10, 11):
+        edit(project, {"train.batch_size": size})
+        check.main(["--only-check"])
+    for size, known in ((11, True), (10, True), (9, False), (10, True)):
+        edit(project, {"train.batch_size": size})
+        assert is_checked() is known
+    (project / "llm/tokenizer.json").write_text("{}")
+    assert not is_checked()
+
+
 def test_other_code_checks_again(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check.main([])
     assert is_checked()
@@ -462,7 +478,6 @@ def test_other_code_checks_again(project: Path, monkeypatch: pytest.MonkeyPatch)
 def test_the_rules_know_what_the_components_know() -> None:
     from fvlm.cli import parts
 
-    assert parts._VAES == vae._CLASSES
     assert HEAD == language._HEAD
     assert language._UNTRAINED.pattern.startswith(parts.UNTRAINED)
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fvlm.core.errors import ParamsError, WeightsError
-from fvlm.encoders.vae import load_vae
+from fvlm.encoders.vae import LatentGrid, load_vae
 
 MakeFrames = Callable[[int, int], Tensor]
 
@@ -45,7 +46,7 @@ def test_decode_inverts_the_scaling(vae_folder: Path, make_frames: MakeFrames) -
 
 def test_sizes_must_fit_the_reduction(vae_folder: Path, make_frames: MakeFrames) -> None:
     codec, _ = load_vae(str(vae_folder))
-    assert codec.down_factor == 4
+    assert codec.grid.down_factor == 4
     with pytest.raises(ParamsError, match=r"decode\.frame_size: must be a multiple of 4.*got 18"):
         codec.encode(make_frames(1, 18))
 
@@ -65,6 +66,14 @@ def test_tiny_autoencoders_load_too(tmp_path: Path, make_frames: MakeFrames) -> 
     assert latents.shape == (2, *codec.latent_shape(32)) == (2, 4, 4, 4)
     torch.testing.assert_close(latents, stock.encode(frames.float() / 127.5 - 1).latents)
     assert codec.decode(latents).shape == frames.shape
+
+
+@pytest.mark.parametrize("stock", [AutoencoderKL, AutoencoderTiny])
+def test_what_a_configuration_leaves_out_is_as_the_library_has_it(stock: Any) -> None:
+    config = dict(stock().config)
+    grid = LatentGrid.of(stock.__name__, config)
+    assert grid.channels == config.pop("latent_channels")
+    assert LatentGrid.of(stock.__name__, config) == grid
 
 
 @torch.no_grad()

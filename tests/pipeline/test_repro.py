@@ -43,7 +43,7 @@ def reused(workspace: Path, stage: str) -> int:
 
 
 def test_repro_runs_seven_stages_and_accounts_for_every_video(workspace: Path, run: Run) -> None:
-    output = run("dvc", "repro")
+    output = output_of(["dvc", "repro"], workspace, forked=False)
     stages = ["collect", "filter", "decode", "encode", "train", "evaluate", "report"]
     assert ran(output) == stages
     assert "coarse" in (workspace / "reports/index.html").read_text()

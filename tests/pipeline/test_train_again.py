@@ -1,7 +1,6 @@
 """A training that was done before is handed back, byte for byte, and never half or damaged."""
 
 import hashlib
-import os
 import shutil
 import signal
 import subprocess
@@ -15,12 +14,13 @@ import pytest
 from fvlm.training import trainings
 from pipeline import train
 from tests.pipeline.test_train import RESULTS, ROOT, enter_project, handed_back, start_module
+from tests.projects import environment
 from tests.tiny import set_params
 
-DVC_YAML = f"""\
+DVC_YAML = """\
 stages:
   train:
-    cmd: {sys.executable} -m pipeline.train
+    cmd: python -m pipeline.train
     outs: [models/foveated]
 """
 FILES = (*RESULTS, "metrics/train.json", "models/foveated/train.csv")
@@ -109,10 +109,10 @@ def test_dvc_hands_back_what_was_trained_before(project: Path, again: Train) -> 
     """Also after another training, and without any state; not what is damaged in its cache."""
 
     def repro() -> bool:
-        own = {"PYTHONPATH": str(ROOT), "DVC_NO_ANALYTICS": "1", "OMP_NUM_THREADS": "1"}
+        own = {"PYTHONPATH": str(ROOT), "DVC_NO_ANALYTICS": "1"}
         done = subprocess.run(
             [sys.executable, "-m", "dvc", "repro", "-f"],
-            env=os.environ | own,
+            env=environment() | own,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -10,7 +10,8 @@ import pytest
 
 from fvlm.core.document import read_document
 from fvlm.report.accounts import CutVideo
-from fvlm.report.gallery import Chosen, picture_clip
+from fvlm.report.choice import Chosen
+from fvlm.report.gallery import picture_clip
 from fvlm.report.page import PicturedClip, Report
 from fvlm.report.view import ClipView, PassView
 from fvlm.statistics.evaluation import ClipRow, Evaluation, FrameRow, MotionRow

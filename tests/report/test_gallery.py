@@ -3,13 +3,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from fvlm.report.gallery import (
-    choose_clips,
-    describe_attention,
-    describe_choice,
-    describe_errors,
-    describe_fixations,
-)
+from fvlm.report.choice import choose_clips, describe_choice
+from fvlm.report.gallery import describe_attention, describe_errors, describe_fixations
 from fvlm.report.page import PicturedClip
 from fvlm.report.view import ClipView
 from fvlm.statistics.evaluation import ClipRow

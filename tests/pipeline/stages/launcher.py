@@ -85,6 +85,7 @@ def main() -> None:
     spec.loader.exec_module(faults)
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)  # threads do not survive a fork
+        assert importlib.import_module("diffusers").AutoencoderKL  # as load_vae will ask
     assert decode  # workers are forked with their function in place
     for line in sys.stdin:
         reader, writer = os.pipe()
