@@ -2,6 +2,7 @@
 
     python -m benchmarks.bench_scale [--sizes 10000 100000 1000000] [--folder scratch]
         [--until evaluate]
+    python -m benchmarks.bench_scale --writing
 
 For each size a project of its own: a list of so many videos (hard links of small files), DVC, and
 the stages from collect to evaluate as `dvc repro` starts them; facts of nine videos in ten are
@@ -20,6 +21,9 @@ command took besides. Memory is the stage's own peak (resident) plus that of its
 fullest moment. An exponent is log10 of processor time at a million videos over that at a tenth of
 it: 1 is linear. All three sizes take about 25 minutes of 2 cores and 12 GB in --folder.
 
+With --writing instead: the most clips/s that decode can write, with one and with two worker
+processes that hand over frames of the usual size (16 of 128 pixels) without decoding; medians.
+
 Last line: one JSON object; exponents are the largest of the cases, null where a size is missing.
 """
 
@@ -30,11 +34,13 @@ import math
 import os
 import resource
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,6 +57,7 @@ LINKS = 50_000  # of one file: file systems allow 65,000
 IN_FOLDER = 1000  # videos of one folder
 RECORD = "FVLM_BENCH_SCALE"  # environment: the file that stages add their figures to
 SAMPLE_SECONDS = 0.25
+ROUNDS, SHARDS, CLIPS = 5, 40, 8  # of --writing: clips of a shard; a worker's life is 500 clips
 PARAMS: dict[str, dict[str, Any]] = {
     "collect": {"source": "videos.csv"},
     "filter": {"min_seconds": 1.0, "max_seconds": 60.0, "val_fraction": 0.1, "max_held_out": 0},
@@ -108,6 +115,12 @@ def decode(request: dict[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarra
     footage = hashlib.shake_256(noise).hexdigest(8 * 3 * 16)
     facts = {"pts_seconds": [0.0, 10.0, 20.0], "footage": footage}
     return {"clips": [facts]}, {"frames": frames[None]}
+
+
+def hand_over(request: dict[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Frames of the size that is asked for, for --writing."""
+    shape = (1, request["num_frames"], 3, request["size"], request["size"])
+    return {"clips": [{"pts_seconds": [], "footage": ""}]}, {"frames": np.zeros(shape, np.uint8)}
 
 
 def encode(_: object, clips: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -361,6 +374,42 @@ def measure(size: int, scratch: Path, until: str) -> dict[str, Case]:
         return cases
 
 
+def written_per_second(workers: int, folder: Path) -> float:
+    """Clips/s of shards that so many workers hand over, as the stage makes them."""
+    from fvlm.video.clips import Clip
+    from fvlm.video.shards import FrameRequest, make_shard
+    from fvlm.video.worker import AHEAD, Workers
+
+    row = probe({"path": "no video"}) | {"path": None, "video_id": "video", "group": "video"}
+    stretches = [(row, [Clip(f"clip-{number}", (0.0, 5.0))]) for number in range(CLIPS)]
+    request = FrameRequest(stretches, num_frames=16, size=128)
+
+    def make(number: int) -> None:
+        make_shard(request, folder / f"{number}.tar", workers=pool, ahead=AHEAD)
+
+    hands_over = "benchmarks.bench_scale:hand_over"
+    with Workers(hands_over, workers) as pool, ThreadPoolExecutor(workers) as threads:
+        list(threads.map(make, range(workers)))  # now all have started
+        begun = time.monotonic()
+        list(threads.map(make, range(SHARDS)))
+        return SHARDS * CLIPS / (time.monotonic() - begun)
+
+
+def measure_writing(scratch: Path) -> None:
+    """One worker and two in turns; print what decode can write at most."""
+    rates: dict[int, list[float]] = {1: [], 2: []}
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        os.environ["FVLM_CACHE"] = folder
+        for _ in range(ROUNDS):
+            for workers, found in rates.items():
+                found.append(written_per_second(workers, Path(folder)))
+    one, two = (statistics.median(found) for found in rates.values())
+    ratios = [b / a for a, b in zip(*rates.values(), strict=True)]
+    print(f"clips/s: {rates}; ratios {min(ratios):.2f} to {max(ratios):.2f}")
+    figures = {"writing_clips_per_second_1": one, "writing_clips_per_second_2": two}
+    print(json.dumps(figures | {"ratio_writing_2_workers": statistics.median(ratios)}))
+
+
 def show(name: str, case: Case) -> None:
     """One line a case: seconds of processor time and GiB of each stage."""
     parts = [
@@ -397,10 +446,14 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
     parser.add_argument("--until", choices=STAGES, default=STAGES[-1], help="the last stage")
+    parser.add_argument("--writing", action="store_true", help="only what decode writes at most")
     parser.add_argument("--stage", choices=STAGES, help="used by the benchmark itself")
     options = parser.parse_args()
     if options.stage:
         run_stage(options.stage)
+        return
+    if options.writing:
+        measure_writing(options.folder)
         return
     found = {size: measure(size, options.folder, options.until) for size in sorted(options.sizes)}
     names = {stage: f"exponent_{stage}" for stage in STAGES} | {"train": "exponent_train_start"}

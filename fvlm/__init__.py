@@ -11,7 +11,6 @@ What notebooks and scripts need; nothing is imported before it is used.
 """
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -43,6 +42,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
+        from importlib.metadata import version  # 30 ms, in every process that opens videos
+
         return version("fvlm")
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)

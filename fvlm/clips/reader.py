@@ -164,7 +164,7 @@ class Described(Protocol):
 
 def rows_of_new_footage(held_out: Described, trained: Described) -> list[int]:
     """Rows of the held-out clips whose footage is in no training clip."""
-    footage = [clip["footage"] for clip in held_out.all_metadata()]
+    footage = (clip["footage"] for clip in held_out.all_metadata())
     seen = show_same(footage, (clip["footage"] for clip in trained.all_metadata()))
     return [row for row, is_seen in enumerate(seen) if not is_seen]
 

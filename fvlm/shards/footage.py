@@ -7,7 +7,7 @@ tenth of the bits, the mean difference is at most 2.5 of 255; of two different c
 film at least 26.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -39,18 +39,19 @@ def hash_footage(frames: np.ndarray) -> str:
     return (sums / areas).round().astype(np.uint8).tobytes().hex()
 
 
-def show_same(clips: Sequence[str], others: Iterable[str]) -> list[bool]:
+def show_same(clips: Iterable[str], others: Iterable[str]) -> list[bool]:
     """Whether one of the others shows the footage of each clip; all are given by their hashes.
 
-    Memory holds the clips, and a part of the others at a time.
+    Memory holds what the clips look like, and a part of the others at a time.
     """
-    pictures, found = _pictures(clips), np.zeros(len(clips), bool)
-    bands = _bands(pictures)
+    pictures = np.concatenate(list(_pictures(clips)))
+    bands = np.concatenate(
+        [_bands(part) for part in np.split(pictures, range(PART, len(pictures), PART))]
+    )
+    found = np.zeros(len(pictures), bool)
     orders = [np.argsort(band, kind="stable") for band in bands.T]
     met = np.zeros((BANDS, 2**16), np.int64)  # others with these bits, so far
-    waiting = iter(others)
-    while part := list(islice(waiting, PART)):
-        known = _pictures(part)
+    for known in _pictures(others):
         for number, values in enumerate(_bands(known).T):
             first = _rank(values) + met[number, values] < COMMON
             met[number] += np.bincount(values, minlength=2**16)
@@ -61,10 +62,12 @@ def show_same(clips: Sequence[str], others: Iterable[str]) -> list[bool]:
     return found.tolist()
 
 
-def _pictures(texts: Sequence[str]) -> NDArray[np.uint8]:
-    """[clips,FRAMES,3,CELLS,CELLS]."""
-    content = bytes.fromhex("".join(texts))
-    return np.frombuffer(content, np.uint8).reshape(len(texts), FRAMES, 3, CELLS, CELLS)
+def _pictures(texts: Iterable[str]) -> Iterator[NDArray[np.uint8]]:
+    """[PART,FRAMES,3,CELLS,CELLS] at a time."""
+    waiting = iter(texts)
+    while part := "".join(islice(waiting, PART)):
+        content = np.frombuffer(bytes.fromhex(part), np.uint8)
+        yield content.reshape(-1, FRAMES, 3, CELLS, CELLS)
 
 
 def _bands(pictures: NDArray[np.uint8]) -> NDArray[np.uint16]:

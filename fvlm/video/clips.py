@@ -11,6 +11,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -54,7 +55,7 @@ class DecodeParams(Params):
             )
         return self
 
-    @property
+    @cached_property  # asked for twice a clip
     def clip_seconds(self) -> Fraction:
         """How long a clip is; 0: the whole video."""
         if self.frames_per_second:

@@ -74,7 +74,7 @@ def serve(
             _limit_processor(request.get("processor_seconds", processor_seconds))
             with handed(request.get("path"), file):
                 header, arrays = _answer(call, request)
-            channel.sendall(encode_header(header, sum(array.nbytes for array in arrays)))
+            channel.sendall(header)
             for array in arrays:
                 channel.sendall(array.data)
 
@@ -93,8 +93,8 @@ def _receive(channel: socket.socket) -> tuple[dict[str, Any], int | None] | None
 
 def _answer(
     call: Callable[[dict[str, Any]], Any], request: dict[str, Any]
-) -> tuple[dict[str, Any], list[Any]]:
-    """Header and contiguous arrays of the reply; every failure becomes a typed one."""
+) -> tuple[bytes, list[Any]]:
+    """The reply's first part and its contiguous arrays; every failure becomes a typed one."""
     try:
         result = call(request)
         values, arrays = result if isinstance(result, tuple) else (result, {})
@@ -103,8 +103,10 @@ def _answer(
             for name, array in arrays.items()
         ]
         contiguous = [np.ascontiguousarray(array) for array in arrays.values()]
-        header = {"values": values, "arrays": described}
-        json.dumps(header)  # a result that is not JSON is this item's failure
+        # A result that is not JSON is this item's failure, too.
+        header = encode_header(
+            {"values": values, "arrays": described}, sum(array.nbytes for array in contiguous)
+        )
     except VideoError as error:
         return _failure(error.reason, str(error)), []
     except MemoryError as error:
@@ -114,8 +116,8 @@ def _answer(
     return header, contiguous
 
 
-def _failure(reason: str, message: str) -> dict[str, Any]:
-    return {"reason": str(reason), "message": message[:MESSAGE_CHARACTERS]}
+def _failure(reason: str, message: str) -> bytes:
+    return encode_header({"reason": str(reason), "message": message[:MESSAGE_CHARACTERS]})
 
 
 def _load(function: str) -> Callable[[dict[str, Any]], Any]:

@@ -81,6 +81,16 @@ def test_plain_tar_readers_agree(tmp_path: Path) -> None:
                 np.testing.assert_array_equal(array, fields[name], strict=True)
 
 
+def test_headers_are_those_of_tarfile(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    write_shard(path, [("k" * length, {"json": "x" * length**2}) for length in range(1, 81)])
+    data = path.read_bytes()
+    with tarfile.open(path) as tar:
+        for member in tar:
+            header = member.tobuf(format=tarfile.USTAR_FORMAT)
+            assert data[member.offset : member.offset_data] == header
+
+
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # webdataset does not close its file
 def test_webdataset_reads_it(tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
