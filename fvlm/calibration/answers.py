@@ -17,6 +17,10 @@ DEEP: Changes = {
 }
 
 
+# Where nothing is to be learned, what takes others past their plateau shows nothing more.
+SHORT: Changes = {"instruct": {"max_samples": 28800}}
+AFTER = {"question": "after"}
+
 # Corpora with other questions about the very same pictures, which are decoded and encoded once.
 SAME_PICTURES = dict.fromkeys(("question_negative", "preference_control"), "question_control")
 
@@ -43,8 +47,8 @@ class AnswerTrial:
 
 TRIALS = (
     AnswerTrial("question_control", "question_control", replicated=True),
-    AnswerTrial("question_negative", "question_negative", replicated=True),
-    AnswerTrial("question_after", "question_control", {"instruct": {"question": "after"}}),
+    AnswerTrial("question_negative", "question_negative", SHORT, replicated=True),
+    AnswerTrial("question_after", "question_control", {"instruct": SHORT["instruct"] | AFTER}),
     AnswerTrial("question_control_deep_1", "question_control", DEEP),
     AnswerTrial("preference_control", "preference_control", prefers=True),
     AnswerTrial("question_easy", "question_easy", only_all=True),
