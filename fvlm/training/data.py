@@ -1,6 +1,7 @@
 """What a training reads: its clips, with captions or questions where the model has text."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from fvlm.clips.questions import AskedClips, QuestionTable, Reader, ask, read_qu
 from fvlm.clips.reader import BatchMemory, open_clips
 from fvlm.clips.text import CaptionTable, table_beside
 from fvlm.clips.tokenizer import AnswerTokenizer, CaptionTokenizer, Place
-from fvlm.core.errors import CheckpointError
+from fvlm.core.errors import CheckpointError, ShardError
 from fvlm.model.build import build_answer_tokenizer, build_tokenizer
 from fvlm.model.foveated import ModelParams
 from fvlm.model.saved import load_tokenizer_of
@@ -80,11 +81,15 @@ def open_split(
 
 
 def has_split(split: str, training: Training, shards: Shards) -> bool:
-    """Whether there are such clips, and questions about them where these are asked."""
+    """Whether there are such clips, and questions that fit about them where these are asked."""
     entries = read_manifest(shards.encoded, EncodedManifest).shards
     if split not in {entry.split for entry in entries}:
         return False
-    return training.asking is None or len(_questions(split, training.asking, shards)) > 0
+    if training.asking is None:
+        return True
+    with suppress(ShardError):
+        return len(open_split(split, training, shards)) > 0
+    return False
 
 
 def tokenizer_of(training: Training, shards: Shards) -> CaptionTokenizer | AnswerTokenizer | None:
