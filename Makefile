@@ -6,7 +6,7 @@ SHELL := bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: repro install status calibrate test test-slow lint bench gpu-wheels gpu-check clean help
+.PHONY: repro install status calibrate calibrate-answers test test-slow lint bench gpu-wheels gpu-check clean help
 
 repro: .venv/installed  ## run the pipeline on real video and print the verdict
 	dvc repro
@@ -14,11 +14,14 @@ repro: .venv/installed  ## run the pipeline on real video and print the verdict
 
 install: .venv/installed  ## make .venv and run nothing; other targets make it by themselves
 
-status: .venv/installed  ## what `dvc repro` would run (`collect` always); `dvc status` lists uncertainty too
+status: .venv/installed  ## what `dvc repro` would run (`collect` always); `dvc status` lists the others beside it too
 	dvc status --with-deps report
 
 calibrate: .venv/installed  ## test the instrument on control corpora (long: see benchmarks/calibration.md)
 	fvlm calibrate
+
+calibrate-answers: .venv/installed  ## the same for questions with known answers (docs/answers.md)
+	fvlm calibrate answers
 
 test: .venv/installed-dev  ## the test suite, without the long campaigns
 	python -m pytest -n auto --dist loadfile
@@ -55,10 +58,11 @@ gpu-check:  ## is a GPU right, and how fast? needs no .venv; options: make gpu-c
 
 clean:  ## remove .venv and what the stages made; DVC's cache and ~/.cache/fvlm stay
 	rm -rf .venv .state build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis mlflow.db
-	rm -rf data/collect data/filter data/decode data/encode data/evaluation.json models/foveated reports
+	rm -rf data/collect data/filter data/decode data/encode data/evaluation.json reports
+	rm -rf data/questions data/text models/foveated models/instructed models/preferred
 
 help:  ## this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 .venv/python: FORCE
 	@PYTHON="$(PYTHON)" TORCH_INDEX="$(TORCH_INDEX)" tools/venv.sh

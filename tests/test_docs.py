@@ -39,7 +39,7 @@ def commands(page: Path, first: str) -> list[list[str]]:
     """Words of the commands in code blocks and between backquotes that begin with `first`."""
     spans = re.findall(r"`([^`\n]+)`", page.read_text())
     lines = [line for line in (*code_lines(page), *spans) if line.startswith(f"{first} ")]
-    return [shlex.split(line, comments=True) for line in lines]
+    return [shlex.split(line.partition(" > ")[0], comments=True) for line in lines]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)

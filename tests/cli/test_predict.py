@@ -174,6 +174,22 @@ def test_a_bad_file_is_a_clear_error(project: Path) -> None:
     assert not (project / "predictions").exists()
 
 
+@pytest.mark.usefixtures("project")
+def test_a_model_that_answers_nothing_says_which_one_does(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    asked = ["street ä.mp4", "--ask", "What is it?"]
+    with pytest.raises(FvlmError, match=r"answers no questions: `dvc repro answers/dvc.yaml`"):
+        predict.main([*asked, "--model", "models/foveated"])
+    for options in ("a", "a,", "a,a"):
+        with pytest.raises(SystemExit, match="2"):
+            predict.main([*asked, "--options", options])
+        assert "must be two or more that differ" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        predict.main([asked[0], "--options", "a,b"])
+    assert "--options needs --ask" in capsys.readouterr().err
+
+
 def test_no_file_is_decoded_in_this_process(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("decoded outside the sandbox")
