@@ -22,7 +22,7 @@ from fvlm.corpus.listing import CollectParams, in_words, list_videos, own_copy
 from fvlm.corpus.questions import list_questions
 from fvlm.video.reasons import PASSING
 from fvlm.weights.listing import list_weights
-from pipeline.paths import ASKED, FRAMES, MANIFEST, VIDEOS, WEIGHTS
+from pipeline.paths import ASKED, FRAMES, MANIFEST, MODEL, VIDEOS, WEIGHTS
 
 
 class Sections(Params):
@@ -47,7 +47,7 @@ def main() -> None:
     if left_out:
         print(f"collect: left out {in_words(left_out)}")
     say_what_to_try_again(videos)
-    for kind, described in list_weights(read_yaml(PARAMS)).items():
+    for kind, described in list_weights(read_yaml(PARAMS), made=MODEL).items():
         write_json(WEIGHTS / f"{kind}.json", described)
 
 

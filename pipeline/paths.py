@@ -44,9 +44,9 @@ PREFER_CURVES = Path("plots/prefer.csv")
 # quiz
 QUIZ_METRICS = Path("metrics/quiz.json")
 QUIZ_BY_QUESTION = Path("plots/quiz.csv")
-QUIZ_PLOT = Path("plots/quiz.png")
-QUIZ_TOKENS_PLOT = Path("plots/accuracy_by_tokens.png")
 QUIZ_PAGE = Path("plots/quiz")  # index.html and its pictures
+QUIZ_PLOT = QUIZ_PAGE / "accuracy.png"
+QUIZ_TOKENS_PLOT = QUIZ_PAGE / "accuracy_by_tokens.png"
 
 # evaluate: its figures in full, and rounded ones for people, git and `dvc metrics diff`
 EVALUATION = Path("data/evaluation.json")

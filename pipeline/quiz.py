@@ -2,8 +2,8 @@
 
 Reads   models/instructed/, models/preferred/, data/encode/, data/decode/, data/questions/,
         params.yaml:quiz
-Writes  metrics/quiz.json, plots/quiz.csv (questions), plots/quiz.png, plots/accuracy_by_tokens.png,
-        plots/quiz/index.html (a page)
+Writes  metrics/quiz.json, plots/quiz.csv (questions), plots/quiz/ (index.html, a page, and its
+        pictures)
 """
 
 from collections.abc import Callable, Iterator, Sequence

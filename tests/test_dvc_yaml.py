@@ -46,7 +46,7 @@ YAML = sorted(
     for path in ROOT.glob(pattern)
 )
 # What collect, which always runs, says of the stages behind it: a dependency would be a circle.
-LOOKED_BACK_AT = {"collect": {str(paths.MANIFEST), str(paths.FRAMES)}}
+LOOKED_BACK_AT = {"collect": {str(paths.MANIFEST), str(paths.FRAMES), str(paths.MODEL)}}
 UNSEEN = {"size", "nfiles"}  # keys that DVC leaves out of what names a run, wherever they stand
 
 

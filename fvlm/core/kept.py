@@ -117,20 +117,27 @@ class DvcCache:
         return here / answer.stdout.strip() if answer.returncode == 0 else None
 
     def last_output(self, out: Path) -> dict[str, Path]:
-        """The cached files of the folder `out` as dvc.lock has it, by their names inside.
+        """The cached files of the folder `out` as a dvc.lock has it, by their names inside.
 
         DVC deletes an output before its stage runs, and has its files all the same. Empty when
         nothing is locked; files that the cache lacks are left out.
         """
         with suppress(OSError, ValueError, LookupError, TypeError, yaml.YAMLError):
-            stages = yaml.load(Path("dvc.lock").read_bytes(), yaml.CSafeLoader)["stages"]
-            outs = [entry for stage in stages.values() for entry in stage.get("outs", [])]
+            outs = list(_locked_outputs())
             (md5,) = [entry["md5"] for entry in outs if entry["path"] == out.as_posix()]
             listing = self.find(md5)
             rows: list[dict[str, Any]] = json.loads(listing.read_bytes()) if listing else []
             files = {row["relpath"]: self.find(row["md5"]) for row in rows}
             return {name: path for name, path in files.items() if path is not None}
         return {}
+
+
+def _locked_outputs() -> Iterator[dict[str, Any]]:
+    """What the lock files of all pipelines say of outputs; their paths start at the root."""
+    for path in (Path("dvc.lock"), *sorted(Path().glob("*/dvc.lock"))):
+        if path.exists():
+            for stage in yaml.load(path.read_bytes(), yaml.CSafeLoader)["stages"].values():
+                yield from stage.get("outs", [])
 
 
 def tell_dvc(md5s: Mapping[Path, str]) -> None:

@@ -165,6 +165,13 @@ class PreferParams(BudgetParams):
     lr: float = Field(gt=0)
     lambda_coarse: float = Field(ge=0)
 
+    @field_validator("label_smoothing")
+    @classmethod
+    def _labels_are_smoothed(cls, value: float, info: ValidationInfo) -> float:
+        if value and info.data.get("loss") == "ipo":
+            raise ValueError(f"must be 0 with prefer.loss: ipo, which has no labels, got {value}")
+        return value
+
     def over(self, instruct: TrainParams) -> TrainParams:
         """These where there are any, and all others as in the stage before."""
         known = {name: value for name, value in vars(self).items() if name in vars(instruct)}

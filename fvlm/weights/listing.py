@@ -18,15 +18,21 @@ KEYS = {
     "vae": "encode.vae",
     "language": "model.llm",
     "start": "train.start",
+    "instruct": "instruct.start",
 }
 
 
-def list_weights(params: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """What each source in the parsed params.yaml holds at present, by kind; `towers` by name."""
+def list_weights(params: dict[str, Any], *, made: Path) -> dict[str, dict[str, Any]]:
+    """What each source in the parsed params.yaml holds at present, by kind; `towers` by name.
+
+    made: the folder of models that a stage writes: what lies in it is that stage's to tell.
+    """
     seen, found = _Seen(), dict[str, dict[str, Any]]()
     for kind, key in KEYS.items():
         section, name = key.split(".")
-        found[kind] = _describe(str(params.get(section, {}).get(name, "")), seen)
+        source = str(params.get(section, {}).get(name, ""))
+        own = Path(source).resolve().is_relative_to(made.resolve())
+        found[kind] = {"source": source} if own else _describe(source, seen)
     towers = params.get("uncertainty", {}).get("towers", {})
     found["towers"] = {name: _describe(str(tower["model"]), seen) for name, tower in towers.items()}
     seen.save()

@@ -39,7 +39,7 @@ def test_plots_of_the_main_pipeline_are_not_mixed_with_its_pictures(clone: Path)
     """`dvc plots` gathers what all pipelines of a repository declare as plots."""
     with Repo(str(clone)) as repo:
         shown = [out.fs_path for out in repo.index.plots]
-        assert len(shown) == 5  # with the two of answers/dvc.yaml
+        assert len(shown) == 3
         assert not [path for path in shown if "uncertainty" in path]
         assert list(repo.index._plots) == [str(clone / "dvc.yaml")]
 

@@ -13,13 +13,13 @@ def test_a_start_is_told_by_its_files(tmp_path: Path, monkeypatch: pytest.Monkey
     params: dict[str, Any] = {"encode": {"dino": "a", "vae": "a"}, "model": {"llm": "a"}}
     params |= {"uncertainty": {"towers": {"b": {"model": "a"}}}, "train": {"start": ""}}
     (tmp_path / "a").mkdir()
-    found = list_weights(params)
+    found = list_weights(params, made=Path("models/foveated"))
     assert found.keys() == KEYS.keys() | {"towers"}
     assert found["towers"] == {"b": found["dino"]}
     assert found["start"] == {"source": ""}
     params["train"]["start"] = "a"
-    seen = [list_weights(params)["start"]]
+    seen = [list_weights(params, made=Path("models/foveated"))["start"]]
     for content in ("one", "two"):
         (tmp_path / "a/model.safetensors").write_text(content)
-        seen.append(list_weights(params)["start"])
+        seen.append(list_weights(params, made=Path("models/foveated"))["start"])
     assert len({str(said) for said in seen}) == 3
