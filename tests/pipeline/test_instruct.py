@@ -73,7 +73,8 @@ def test_a_model_that_answers_is_trained_once_and_follows_its_questions(
     others = {
         "nothing": lines,
         "a held-out question": [*lines[:-2], lines[-2] | {"answer": "slow"}, lines[-1]],
-        "a training question": [*lines[:3], lines[3] | {"answer": "slow"}, *lines[4:]],
+        # In words that are known: the tokenizer stays.
+        "a training question": [*lines[:3], lines[3] | {"answer": "blue"}, *lines[4:]],
     }
     for what, changed in others.items():
         write_questions(changed)
