@@ -252,11 +252,12 @@ def read_question_rows(rows: Iterable[Mapping[str, Any]]) -> tuple[list[Question
 
 
 def _joined(runs: Mapping[int, Answered], field: str) -> dict[str, Array]:
-    """Values [n,1] of all trainings by arm."""
-    arms = getattr(next(iter(runs.values())), field)
+    """Values [n,1] of all trainings by arm; of arms that each training has."""
+    by_run = [getattr(run, field) for run in runs.values()]
     return {
-        arm: np.concatenate([getattr(run, field)[arm] for run in runs.values()])[:, None]
-        for arm in arms
+        arm: np.concatenate([values[arm] for values in by_run])[:, None]
+        for arm in by_run[0]
+        if all(arm in values for values in by_run)
     }
 
 

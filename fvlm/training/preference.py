@@ -105,8 +105,8 @@ def reference_of(
 ) -> dict[int, Tensor]:
     """Log-probabilities [2,2] (passes, answers) of this model by position of the sample stream.
 
-    Of the positions that this process trains on. kept: a folder to keep them in: a training that is
-    resumed has other weights by then. A forward for each position: a third of a training's cost.
+    Of the positions that this process trains on. kept: a folder to keep them in, for a training
+    that is resumed. A forward for each position: a third of a training's cost.
     """
     size = params.batch_size
     shares = [share_of(range(n * size, (n + 1) * size)) for n in range(_forwards(params))]
