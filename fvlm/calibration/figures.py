@@ -47,7 +47,7 @@ def plot_answers(results: Mapping[str, QuizResult], path: Path) -> None:
     shown = {"fine": (BLUE, "o"), "coarse": (ORANGE, "o")}
     shown |= dict.fromkeys(("static_in_fine", "other_question", "blind"), (GREY, ""))
     marks = iter("s^v")
-    with picture(path, height=0.9 + 0.7 * len(results)) as axes:
+    with picture(path, height=2.8 + 0.7 * len(results)) as axes:
         for arm, (colour, round_mark) in shown.items():
             mark = round_mark or next(marks)
             for height, result in enumerate(reversed(list(results.values()))):
