@@ -91,9 +91,12 @@ class Choice:
         has_options = self.is_option.any(1) & ~own.isnan()
         chosen = scores.masked_fill(~self.is_option, -torch.inf).argmax(1)
         return {
-            "right": (chosen == self.right).double().masked_fill(~has_options, NAN),
-            "loss": -own.double(),
-            "gained": (own > worse).double().masked_fill((self.rejected < 0) | own.isnan(), NAN),
+            "right": (chosen == self.right).cpu().double().masked_fill(~has_options, NAN),
+            "loss": -own,
+            "gained": (own > worse)
+            .cpu()
+            .double()
+            .masked_fill((self.rejected < 0) | own.isnan(), NAN),
             "chosen": chosen.masked_fill(~has_options, -1),
         }
 
@@ -220,7 +223,7 @@ class _Asker:
             losses = self.model.caption_losses(output, captions)
             assert losses is not None
             missing = torch.tensor([text is None for text in texts])
-            scores.append((-losses.double().cpu()).masked_fill(missing, -torch.inf))
+            scores.append((-losses).cpu().double().masked_fill(missing, -torch.inf))
         return torch.stack(scores, dim=1)
 
     def _predict(self, batch: Batch, rows: list[int]) -> tuple[ClipCache, Tensor]:

@@ -132,11 +132,11 @@ def fail_at_call(
     monkeypatch.setattr(owner, name, failing)
 
 
-# Train: 2 + 2 + 1 and 2 clips together, val: 2 + 1; about 11 writes a clip.
+# Train: 2 + 2 + 1 and 2 clips together, val: 2 + 1; at least 7 writes a clip.
 FAULTS = [
     (ShardReader, "read", ShardError("train-000000.tar is damaged"), (1, 3, 4, 6)),
     (FrameEncoder, "encode", RuntimeError("out of memory on the GPU"), (1, 2, 5, 6)),
-    (write._HashingWriter, "write", OSError(errno.ENOSPC, "no space left"), (1, 30, 70, 100)),
+    (write._HashingWriter, "write", OSError(errno.ENOSPC, "no space left"), (1, 30, 50, 70)),
 ]
 
 

@@ -59,7 +59,7 @@ def test_parts_equal_one_run(answering: Path) -> None:
 
 @pytest.mark.usefixtures("answering")
 def test_without_a_rejected_answer_or_a_model_the_message_says_so() -> None:
-    with pytest.raises(FvlmError, match=r"train.start: models/instructed: no such folder"):
+    with pytest.raises(FvlmError, match=r"models/instructed: no such folder"):
         prefer.main()
     instruct.main()
     write_questions(asked(rejected=""))

@@ -217,7 +217,7 @@ def test_the_page_shows_questions_and_where_was_looked_for_each(answered: Path) 
     page = (answered / paths.QUIZ_PAGE / "index.html").read_text()
     found = read_json(answered / paths.QUIZ_METRICS)
     assert found["statement"].split(":")[0] in page
-    pictures = sorted((answered / paths.QUIZ_PAGE).glob("*.png"))
+    pictures = sorted((answered / paths.QUIZ_PAGE).glob("question-*.png"))
     assert [path.name for path in pictures] == [f"question-{n}.png" for n in range(1, 7)]
     assert page.count("<article>") == 6
     assert page.count("data:image/webp") == 6

@@ -64,7 +64,8 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
                 continue
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("{}")
-    for stage in (*MAIN.values(), STAGE):  # weights are named file by file, their folder is the out
+    # Weights are named file by file, their folder is the out.
+    for stage in (*MAIN.values(), *ANSWERS.values(), STAGE):
         for dep in stage["deps"]:
             if dep.startswith("data/weights/"):
                 (tmp_path / dep).write_text("{}")
