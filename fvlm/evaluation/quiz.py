@@ -89,14 +89,12 @@ class Choice:
         own = scores.gather(1, self.right[:, None])[:, 0]
         worse = scores.gather(1, self.rejected.clamp(min=0)[:, None])[:, 0]
         has_options = self.is_option.any(1) & ~own.isnan()
+        no_pair = (self.rejected < 0) | own.isnan()
         chosen = scores.masked_fill(~self.is_option, -torch.inf).argmax(1)
         return {
             "right": (chosen == self.right).cpu().double().masked_fill(~has_options, NAN),
             "loss": -own,
-            "gained": (own > worse)
-            .cpu()
-            .double()
-            .masked_fill((self.rejected < 0) | own.isnan(), NAN),
+            "gained": (own > worse).cpu().double().masked_fill(no_pair, NAN),
             "chosen": chosen.masked_fill(~has_options, -1),
         }
 
