@@ -4,9 +4,11 @@ Each trial is a corpus (`fvlm/corpus/controls.py`) and what differs from `preset
 trained from nothing. Figures are of held-out clips; intervals over clips and trainings.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from fvlm.calibration.trials import Requirement, missed
 
 Changes = dict[str, dict[str, Any]]
 
@@ -71,7 +73,6 @@ TRIALS = (
 GAIN, STATIC, CHANCE, CHANCE_WITHIN, EASY, BY_FRAME = 12.0, 2.0, 25.0, 4.0, 80.0, 0.5
 AFTER_WITHIN, PREFERRED, UNCHANGED = 0.02, 0.9, 5.0
 PASSES, GUESSES = ("coarse", "fine"), ("blind", "majority")
-Requirement = tuple[str, Callable[[float], bool], str]
 
 
 def failures(figures: Mapping[str, Any], trials: Sequence[AnswerTrial]) -> list[str]:
@@ -80,7 +81,7 @@ def failures(figures: Mapping[str, Any], trials: Sequence[AnswerTrial]) -> list[
         line
         for trial in trials
         for name, accepts, wanted in _requirements(trial, figures)
-        for line in _missed(f"{trial.name}_{name}", figures, accepts, wanted)
+        for line in missed(f"{trial.name}_{name}", figures, accepts, wanted)
     ]
 
 
@@ -134,13 +135,3 @@ def _requirements(trial: AnswerTrial, figures: Mapping[str, Any]) -> list[Requir
         case "question_pooled":
             return [("pooled_16_gap_closed", lambda value: value > 0, "> 0")]
     return []
-
-
-def _missed(
-    name: str, figures: Mapping[str, Any], accepts: Callable[[float], bool], wanted: str
-) -> Iterator[str]:
-    value = figures.get(name)
-    if value is None:
-        yield f"{name} is {'undefined' if name in figures else 'missing'}, must be {wanted}"
-    elif not accepts(value):
-        yield f"{name} is {value:.4g}, must be {wanted}"

@@ -175,7 +175,7 @@ def failures(figures: Mapping[str, Any], trials: Sequence[Trial] = TRIALS) -> li
         line
         for trial in trials
         for name, accepts, wanted in _requirements(trial)
-        for line in _missed(f"{trial.name}_{name}", figures, accepts, wanted)
+        for line in missed(f"{trial.name}_{name}", figures, accepts, wanted)
     ]
 
 
@@ -200,9 +200,10 @@ def _requirements(trial: Trial) -> list[Requirement]:
     return [(f"gain_{name}", lambda value: value <= LEAK_BELOW, wanted) for name in PASSES]
 
 
-def _missed(
+def missed(
     name: str, figures: Mapping[str, Any], accepts: Callable[[float], bool], wanted: str
 ) -> Iterator[str]:
+    """A line where the figure `name` is not accepted, or not there."""
     value = figures.get(name)
     if value is None:
         yield f"{name} is {'undefined' if name in figures else 'missing'}, must be {wanted}"

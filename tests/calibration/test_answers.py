@@ -60,7 +60,7 @@ def test_nothing_is_missed_where_all_is_shown() -> None:
 )
 def test_each_requirement_can_be_missed(name: str, value: float) -> None:
     (line,) = failures(PASSING | {name: value}, EVERY_DAY)
-    assert line.startswith(f"{name} is {value:.4g}, must be ")
+    assert line.startswith(f"{name} is {value:.4f}, must be ")
 
 
 def test_a_figure_that_is_missing_is_not_shown() -> None:
