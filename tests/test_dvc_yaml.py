@@ -33,13 +33,12 @@ STAGES: dict[str, dict[str, Any]] = {
     for name, entry in yaml.safe_load((ROOT / file).read_text())["stages"].items()
 }
 CODE = ("fvlm/", "pipeline/", "assets/")
-# Not answers/dvc.lock: DVC writes a rate there as 1e-05, and is alone to read it.
 YAML = sorted(
     str(path.relative_to(ROOT))
     for pattern in (
         "*.yaml",
         "*.lock",
-        "answers/*.yaml",
+        "answers/*",
         "presets/*.yaml",
         "uncertainty/*",
         ".ci/*.y*ml",
@@ -242,10 +241,12 @@ def test_keys_that_dvc_does_not_see_are_not_used(stages: dict[str, Stage]) -> No
 
 @pytest.mark.parametrize("file", YAML)
 def test_every_yaml_file_is_the_same_document_for_every_reader(file: str) -> None:
-    document = yaml.safe_load((ROOT / file).read_text())
+    """Of lock files, which DVC writes, not for YAML 1.1: there a rate of `1e-05` is text."""
+    document = read_yaml(ROOT / file)
     assert document
     assert document == load_yaml(ROOT / file)
-    assert document == read_yaml(ROOT / file)
+    if not file.endswith(".lock"):
+        assert document == yaml.safe_load((ROOT / file).read_text())
 
 
 @pytest.mark.parametrize("stage", STAGES)
