@@ -12,6 +12,7 @@ a training that is stopped goes on, as `train` does.
 
 from pathlib import Path
 
+from fvlm.core.errors import ParamsError
 from fvlm.core.params import Params, load_params
 from fvlm.core.stage import run
 from fvlm.model.foveated import ModelParams
@@ -81,7 +82,11 @@ def list_trainings(sections: Sections) -> list[Training]:
 
 
 def start_of(instruct: InstructParams, root: Path, folder: Path) -> str:
-    """What a model starts from: of models/foveated its counterpart, where that was trained."""
+    """What a model starts from: of models/foveated its counterpart, or that of the first seed.
+
+    Raises ParamsError where no baseline was trained there that one with pooled tokens could start
+    from: arms that begin unlike each other compare nothing.
+    """
     if instruct.start != str(MODEL):
         return instruct.start
     if root == INSTRUCTED_AFTER:
@@ -90,7 +95,12 @@ def start_of(instruct: InstructParams, root: Path, folder: Path) -> str:
     if counterpart.is_dir():
         return str(counterpart)
     alike = MODEL / root.relative_to(INSTRUCTED)  # of the first seed
-    return str(alike) if alike.is_dir() else ""
+    if root.parent == INSTRUCTED_POOLED and not alike.is_dir():
+        raise ParamsError(
+            f"instruct.pooled_tokens: {root.name} starts from {alike}, which is not there: add it "
+            "to train.pooled_tokens and run `dvc repro`, or set instruct.start: ''"
+        )
+    return str(alike)
 
 
 if __name__ == "__main__":

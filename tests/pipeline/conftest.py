@@ -30,6 +30,7 @@ PARAMS: dict[str, dict[str, Any]] = {
     },
     "train": {"num_frames": 3, "frames": "random", "max_samples": 8, "warmup_samples": 4},
     "instruct": {
+        "start": "",
         "batch_size": 4,
         "max_samples": 12,
         "warmup_samples": 4,

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fvlm.clips.tokenizer import AnswerTokenizer
-from fvlm.core.errors import FvlmError, ShardError
+from fvlm.core.errors import FvlmError, ParamsError, ShardError
 from fvlm.core.io import read_json
 from fvlm.core.params import load_params
 from fvlm.model.saved import load_model
@@ -117,7 +117,8 @@ def test_each_model_starts_from_its_counterpart(answering: Path) -> None:
     """With queries of its own for each seed where that was trained, else from that of the first."""
     for name in ("", "seed-2", "pooled/4"):
         (paths.MODEL / name).mkdir(parents=True)
-    values = {"seeds": [0, 2, 3], "question_after": True, "pooled_tokens": [1, 4]}
+    values = {"seeds": [0, 2, 3], "question_after": True, "pooled_tokens": [4]}
+    values |= {"start": "models/foveated"}
     set_params(answering, {"instruct": values})
 
     def starts() -> dict[str, str]:
@@ -135,17 +136,20 @@ def test_each_model_starts_from_its_counterpart(answering: Path) -> None:
         "question-after": own,
         "question-after/seed-2": other,
         "question-after/seed-3": own,
-        **dict.fromkeys(("pooled/1", "pooled/1/seed-2", "pooled/1/seed-3"), ""),
         **{f"pooled/4{seed}": f"{own}/pooled/4" for seed in ("", "/seed-2", "/seed-3")},
     }
     set_params(answering, {"instruct": {"start": "weights/mine"}})
     assert set(starts().values()) == {"weights/mine"}
+    set_params(answering, {"instruct": {"start": "models/foveated", "pooled_tokens": [1]}})
+    with pytest.raises(ParamsError, match=r"pooled_tokens: 1 starts from models/foveated/pooled/1"):
+        starts()
 
 
 def test_it_goes_on_from_the_model_that_train_left(answering: Path) -> None:
     """A rate of almost nothing leaves its weights; those of words are new."""
     train.main()
-    set_params(answering, {"instruct": {"lr": 1e-12, "max_samples": 4, "warmup_samples": 0}})
+    few = {"lr": 1e-12, "max_samples": 4, "warmup_samples": 0}
+    set_params(answering, {"instruct": few | {"start": "models/foveated"}})
     instruct.main()
     start, found = (load_model(folder).state_dict() for folder in (paths.MODEL, paths.INSTRUCTED))
     assert found.keys() - start.keys() == {"language.embed_tokens.weight"}
