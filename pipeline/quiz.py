@@ -85,7 +85,8 @@ def main() -> None:
             guess, {"majority": "majority"}
         )
     result = summarize(questions, runs, samples=params.bootstrap_samples, seed=params.seed)
-    result = result.model_copy(update=costs(model, load, questions[0], rows[0]))
+    told = {"weights": model.config.weights_sha256[:12]}
+    result = result.model_copy(update=told | costs(model, load, questions[0], rows[0]))
     write_figures(QUIZ_METRICS, result)
     keys = [clips.keys[row] for row in rows]
     write_csv(QUIZ_BY_QUESTION, list(question_rows(questions, keys, next(iter(runs.values())))))

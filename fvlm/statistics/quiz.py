@@ -98,7 +98,8 @@ class QuizResult(Document):
     after_ratio: the same of the model asked behind the video. kinds: fine less coarse, in points,
     by kind of question; by_kind: the accuracies behind them. gap_closed: (fine - coarse) /
     (arm - coarse) in accuracy, of arms with pooled tokens. visual_tokens, gflops: of a question's
-    clip, in arms whose cost is compared.
+    clip, in arms whose cost is compared. weights: the first digits of the sha256 of those that
+    answered, of the first training.
     """
 
     verdict: Label

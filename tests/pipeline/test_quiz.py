@@ -20,6 +20,7 @@ from fvlm.core.seeding import generator
 from fvlm.evaluation.quiz import ARMS
 from fvlm.model.build import build_model
 from fvlm.model.captions import Text
+from fvlm.model.saved import read_config
 from fvlm.shards.footage import hash_footage
 from fvlm.shards.manifest import EncodedManifest, read_manifest
 from fvlm.statistics.quiz import read_question_rows
@@ -170,6 +171,8 @@ def test_every_arm_has_its_figures(answered: Path) -> None:
     assert found["questions"] == found["multiple_choice"] == 2 * (HELD_OUT - 1) - 1
     assert found["videos"] == found["groups"] == HELD_OUT - 1
     assert found["seeds"] == 2
+    assert read_config(answered / paths.INSTRUCTED).weights_sha256.startswith(found["weights"])
+    assert len(found["weights"]) == 12
     assert found["chance"] == pytest.approx(1 / 3, abs=1e-3)
     assert found["statement"].startswith(found["verdict"].replace("_", " ").capitalize())
     assert {
