@@ -76,6 +76,12 @@ def test_corpora_with_the_same_pictures_are_those_of_one() -> None:
     assert AnswerTrial("", "question_on_film").pictures == "question_on_film"
 
 
+def test_every_trial_has_two_fine_passes_beside_what_it_changes() -> None:
+    for trial in TRIALS:
+        wanted = trial.changes.get("model", {}) | {"fine_iterations": 2}
+        assert trial.params == trial.changes | {"model": wanted}
+
+
 def test_the_picture_shows_every_trial(tmp_path: Path) -> None:
     asked = [
         {"group": f"video {n}", "video_id": f"video {n}", "id": str(n), "kind": "few"}

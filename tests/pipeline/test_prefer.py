@@ -2,6 +2,7 @@
 
 import csv
 import math
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,10 @@ import torch
 
 from fvlm.core.errors import FvlmError, ShardError
 from fvlm.core.io import read_json
+from fvlm.core.params import read_yaml
 from fvlm.model.saved import load_model
-from pipeline import instruct, paths, prefer
-from tests.pipeline.conftest import CLIPS, asked, write_questions
+from pipeline import instruct, paths, prefer, train
+from tests.pipeline.conftest import CLIPS, ROOT, asked, write_questions
 from tests.pipeline.test_instruct import assert_parts_equal_one_run, handed_back
 from tests.tiny import set_params
 
@@ -66,3 +68,35 @@ def test_without_a_rejected_answer_or_a_model_the_message_says_so() -> None:
     with pytest.raises(ShardError, match=r"has no question with a rejected answer about these 6"):
         prefer.main()
     assert not paths.PREFERRED.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["features-rtx4090", "frames-phase1"])
+def test_the_rates_of_a_preset_take_two_steps_at_real_size(answering: Path, preset: str) -> None:
+    """Of all three stages: SmolLM2-135M's shape and head with random weights, in bfloat16."""
+    values = read_yaml(ROOT / f"presets/{preset}.yaml")
+    two = {"batch_size": 2, "max_samples": 4, "warmup_samples": 2}
+    changes = {name: values[name] | two for name in ("train", "instruct", "prefer")}
+    changes |= {"model": values["model"] | {"llm": "untrained:576x30"}}
+    few = {
+        "input": "features",
+        "encoder_lr": 0.0,
+        "num_frames": 3,
+        "gradient_accumulation_steps": 1,
+        "seeds": [0],
+    }
+    changes["train"] |= few
+    changes["instruct"] |= {"seeds": [0]}
+    set_params(answering, changes)
+    for stage, metrics in ((train, paths.TRAIN_METRICS), (instruct, paths.INSTRUCT_METRICS)):
+        stage.main()
+        assert read_json(metrics)["steps"] == 2
+    prefer.main()
+    figures = read_json(paths.PREFER_METRICS)
+    assert figures["steps"] == 2
+    assert figures["loss_fine"] == pytest.approx(math.log(2), abs=0.05)  # as it began, nearly
+    models = [load_model(root) for root in (paths.MODEL, paths.INSTRUCTED, paths.PREFERRED)]
+    assert [model.language.config.num_hidden_layers for model in models] == [30] * 3
+    for before, after in pairwise(models):
+        change = (after.to_query.weight - before.to_query.weight).abs().max()
+        assert 0 < change < 1e-3
