@@ -36,6 +36,7 @@ from pipeline.paths import (
     VALIDATION,
 )
 
+SHARDS = Shards(ENCODED, FRAMES, CAPTIONS)
 # Of the shards that are trained on.
 RECORDED = tuple(
     f"encode.{key}" for key in ("batch_frames", "compile", "dino_layers", "dtype", "layer")
@@ -61,7 +62,7 @@ def main() -> None:
     train_all(
         "train",
         Results(MODEL, CURVES, VALIDATION, TRAIN_METRICS),
-        Shards(ENCODED, FRAMES, CAPTIONS),
+        SHARDS,
         plan,
         max_hours=sections.train.max_hours,
     )

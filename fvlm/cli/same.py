@@ -2,14 +2,16 @@
 
 After an edit of the code, or an upgrade of a library, a stage makes its work anew. This command
 makes a sample of the stage's present output with the present code: 20 shards (decode, encode), 20
-probed videos (filter), the first 20 steps (train). When all bytes are equal it writes a line into
-same.jsonl, and what was made before is handed back again. Commit that file with the edit.
+probed videos (filter), the first 20 steps (train; of instruct and prefer, too). When all bytes are
+equal it writes a line into same.jsonl, and what was made before is handed back again. Commit that
+file with the edit.
 """
 
 import subprocess
 import tempfile
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from fvlm.core.stage import new_parser
 from fvlm.shards.build import Make, ShardPlan
 from fvlm.shards.manifest import EncodedManifest, FrameManifest, Manifest, read_manifest
 from fvlm.shards.write import write_shard
-from pipeline.paths import CAPTIONS, ENCODED, FRAMES, MANIFEST, MODEL, VIDEOS
+from pipeline.paths import ENCODED, FRAMES, MANIFEST, MODEL, VIDEOS
 
 SAMPLE = 20  # shards, videos, steps
 Shown = tuple[str, str, str]  # old hash, new hash, evidence
@@ -161,35 +163,37 @@ def _remake(made: Manifest, plans: Iterable[ShardPlan], make: Make) -> str:
 
 
 def _train(trust: bool) -> Shown:
-    """The first steps of the first seed's training."""
+    """The first steps of the first seed's training, in each stage that trains."""
     from fvlm.core.device import default_device
-    from fvlm.model.foveated import ModelParams
+    from fvlm.model.hub import CONFIG
     from fvlm.model.saved import read_config
-    from fvlm.training.data import Shards, Training
     from fvlm.training.finished import CURVE, read_curve
-    from fvlm.training.optim import TrainParams
     from fvlm.training.trainings import first_steps, run_training
+    from pipeline import instruct, prefer, train
 
-    class Sections(Params):
-        model: ModelParams
-        train: TrainParams
-
-    config = read_config(MODEL)
-    new = current(run_training)
-    if trust or config.trained_by == new:
-        return config.trained_by, new, "trusted"
-    sections = load_params(Sections)
-    params = sections.train.model_copy(update={"seeds": [config.seed]})
-    training = Training(sections.model, params, config.coarse_only, MODEL, "train")
-    shards, before = Shards(ENCODED, FRAMES, CAPTIONS), read_curve(MODEL / CURVE)
-    again = first_steps(training, shards, device=default_device(), steps=min(SAMPLE, len(before)))
-    names = [name for name in before[0] if name.startswith("loss")]
-    different = [
-        f"step {number}"
-        for number, (row, found) in enumerate(zip(before, again, strict=False))
-        if any(row[name] != found[name] for name in names)
-    ]
-    return config.trained_by, new, _evidence(len(again), "steps trained again", different)
+    new, old = current(run_training), read_config(MODEL).trained_by
+    if trust or old == new:
+        return old, new, "trusted"
+    count, different = 0, list[str]()
+    for stage in (train, instruct, prefer):
+        (planned, *_) = stage.list_trainings(load_params(stage.Sections))
+        if not (planned.folder / CONFIG).is_file():
+            continue
+        config = read_config(planned.folder)
+        if config.trained_by != old:  # it is not handed back now, and will not be
+            continue
+        params = planned.params.model_copy(update={"seeds": [config.seed]})
+        training, before = replace(planned, params=params), read_curve(planned.folder / CURVE)
+        steps = min(SAMPLE, len(before))
+        again = first_steps(training, stage.SHARDS, device=default_device(), steps=steps)
+        names = [name for name in before[0] if name.startswith("loss")]
+        different += [
+            f"step {number} of {training.title}"
+            for number, (row, found) in enumerate(zip(before, again, strict=False))
+            if any(row[name] != found[name] for name in names)
+        ]
+        count += len(again)
+    return old, new, _evidence(count, "steps trained again", different)
 
 
 def _spread(items: Sequence[Any]) -> list[Any]:
