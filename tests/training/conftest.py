@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,34 @@ from transformers import Dinov2Config, Dinov2Model, LlamaConfig, LlamaModel
 
 from fvlm.clips.batch import Batch
 from fvlm.clips.order import rows_at, trained_frames
-from fvlm.clips.tokenizer import CaptionTokenizer
+from fvlm.clips.tokenizer import CaptionTokenizer, Place
 from fvlm.core.io import hash_json
 from fvlm.encoders.dino import DinoEncoder
+from fvlm.model.captions import Text
 from fvlm.model.foveated import FoveatedModel, Head
 from fvlm.model.query_attention import DeepAttention, ShallowAttention
 from fvlm.training.checkpoint import Checkpoints, TrainState
 from fvlm.training.loop import Row, train
-from fvlm.training.optim import TrainParams, make_optimizer
+from fvlm.training.objective import Objective, batch_losses
+from fvlm.training.optim import PreferParams, TrainParams, make_optimizer
+from fvlm.training.preference import preference_losses
 from fvlm.training.validation import Validation
+from tests import questions
 
 CLIPS, STORED, D, LATENT = 7, 4, 6, (2, 2, 2)
 CAPTIONS = ("", "", "the dog sees a cat run", "", "", "dog", "a cat sees the dog run away")
 WORDS = ("</s>", "a", "cat", "sees", "the", "dog", "run", "away")
+PREFER = PreferParams(
+    beta=0.1,
+    loss="sigmoid",
+    label_smoothing=0.0,
+    sft_weight=0.0,
+    batch_size=4,
+    max_samples=8,
+    warmup_samples=0,
+    lr=1e-3,
+    lambda_coarse=1.0,
+)
 
 
 class Trial:
@@ -72,6 +88,7 @@ class Trial:
         self.late: bool | None = None
         self.any_length = False  # whether longer trainings go on from its checkpoints
         self.validation: Validation | None = None
+        self.objective: Objective = batch_losses
         self.seen: list[str] = []
         self.on_step: Callable[[Row], None] = lambda _: None
         self.on_forward: Callable[[int], None] = lambda _: None  # with the forwards done before
@@ -100,15 +117,51 @@ class Trial:
 
     def give_captions(self, text: Any, *, tied: bool = True) -> None:
         """From now on its model reads or predicts captions, and its batches hold them."""
-        make_model, load_batch = self.make_model, self.load_batch
+        load_batch = self.load_batch
         words = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}))
         words.pre_tokenizer = pre_tokenizers.Whitespace()
         tokenizer = CaptionTokenizer(words, 0, text, 6)
 
+        def load(positions: range) -> Batch:
+            batch = load_batch(positions)
+            captions = tokenizer([self.captions[key] for key in batch.keys])
+            return replace(batch, captions=captions)
+
+        self._give_words(text, len(WORDS), tied=tied)
+        self.__dict__ |= {"load_batch": load}
+
+    def give_answers(self, place: Place, *, prefers: bool = False) -> None:
+        """From now on its model answers a question about each clip; or learns which of two answers
+        is better, held to a model that found the worse one likelier the longer it is.
+        """
+        load_batch, words = self.load_batch, questions.tokenizer(place)
+
+        def load(positions: range) -> Batch:
+            batch = load_batch(positions)
+            rows = [int(key.removeprefix("clip")) % 4 for key in batch.keys]
+            asked, good, bad = (
+                [texts[row] for row in rows]
+                for texts in (questions.QUESTIONS, questions.ANSWERS, questions.REJECTED)
+            )
+            batch = replace(batch, captions=words(asked, good))
+            if not prefers:
+                return batch
+            said = torch.tensor([[-3.0, -1.0 * len(text)] for text in bad])
+            reference = said[:, None].expand(-1, 2, -1)
+            return replace(batch, rejected=words(asked, bad), reference=reference)
+
+        self._give_words("answer", len(questions.WORDS))
+        self.__dict__ |= {"load_batch": load}
+        if prefers:
+            self.objective = partial(preference_losses, prefer=PREFER)
+
+    def _give_words(self, text: Text, count: int, *, tied: bool = True) -> None:
+        make_model = self.make_model
+
         def make() -> FoveatedModel:
             plain = make_model()
             config = LlamaConfig(
-                vocab_size=len(WORDS),
+                vocab_size=count,
                 hidden_size=8,
                 intermediate_size=8,
                 num_hidden_layers=2,
@@ -122,15 +175,10 @@ class Trial:
                 fine_iterations=1,
                 head_channels=8,
                 text=text,
-                output=None if tied else torch.nn.Linear(8, len(WORDS), bias=False),
+                output=None if tied else torch.nn.Linear(8, count, bias=False),
             )
 
-        def load(positions: range) -> Batch:
-            batch = load_batch(positions)
-            captions = tokenizer([self.captions[key] for key in batch.keys])
-            return replace(batch, captions=captions)
-
-        self.__dict__ |= {"make_model": make, "load_batch": load}
+        self.__dict__ |= {"make_model": make}
 
     def give_encoder(self) -> None:
         """From now on its model takes frames, and its batches hold them, made of the tokens.
@@ -203,6 +251,7 @@ class Trial:
             on_step=lambda row: self.on_step(row),
             late=self.late,
             validation=self.validation,
+            objective=self.objective,
         )
 
     def last_state(self) -> TrainState:

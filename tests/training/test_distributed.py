@@ -209,6 +209,23 @@ def test_captions_are_shared_too(
     assert 0 in columns[0] + columns[1]
 
 
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize(
+    ("place", "prefers"), [("before", False), ("after", False), ("before", True)]
+)
+def test_answers_and_preferences_are_shared_too(
+    make_trial: MakeTrial, place: str, prefers: bool, parallel: str
+) -> None:
+    """Each process pads to its own longest question and answer."""
+    alone, shared = make_trial("alone"), make_trial("shared")
+    for trial in (alone, shared):
+        trial.give_answers(place, prefers=prefers)
+        trial.change(batch_size=6, max_samples=72, parallel=parallel)
+    alone.run()
+    assert run_in_processes(shared, 2) == [0, 0]
+    assert_same_training(alone, shared)
+
+
 @pytest.mark.parametrize("text", ["condition", "caption"])
 @pytest.mark.parametrize(("counts", "parallel"), [((2, 3, 1), "ddp"), ((1, 2, 1), "fsdp")])
 def test_with_captions_it_goes_on_with_other_counts(

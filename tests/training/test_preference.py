@@ -12,7 +12,6 @@ from torch import Tensor
 
 from fvlm.clips.batch import Batch
 from fvlm.model.foveated import FoveatedModel
-from fvlm.training.optim import PreferParams
 from fvlm.training.preference import (
     PASSES,
     log_probabilities,
@@ -22,22 +21,11 @@ from fvlm.training.preference import (
     with_reference,
 )
 from tests.questions import ANSWERS, QUESTIONS, REJECTED, tokenizer
-from tests.training.conftest import Trial
+from tests.training.conftest import PREFER, Trial
 
 CPU = torch.device("cpu")
 PARAMS = Trial.params.model_copy(
     update={"batch_size": 4, "gradient_accumulation_steps": 1, "max_samples": 8}
-)
-PREFER = PreferParams(
-    beta=0.1,
-    loss="sigmoid",
-    label_smoothing=0.0,
-    sft_weight=0.0,
-    batch_size=4,
-    max_samples=8,
-    warmup_samples=0,
-    lr=1e-3,
-    lambda_coarse=1.0,
 )
 Load = Callable[[range], Batch]
 
