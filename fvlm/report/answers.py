@@ -246,7 +246,7 @@ def answer_rows(result: QuizResult) -> list[list[str]]:
         [
             MEANINGS[arm],
             percent(found.accuracy.value),
-            "-" if arm == "fine" else in_points(found.fine_minus),
+            in_points(result.fine_minus[arm]) if arm in result.fine_minus else "-",
             percent(found.balanced),
             percent(found.share),
             "-" if found.log_probability is None else f"{found.log_probability:.3f}",

@@ -76,7 +76,7 @@ class Answered:
 
 
 class ArmAnswers(Document):
-    """An arm: the share of its right answers, and that of the fine pass less its own, in points.
+    """An arm: the share of its right answers.
 
     balanced: mean over the right answers' words of the accuracy on each. share: of the answer that
     it gives most often. log_probability: of the right answer, mean over its tokens and end.
@@ -84,7 +84,6 @@ class ArmAnswers(Document):
     """
 
     accuracy: Annotated[Estimate, "accuracy_{}"]
-    fine_minus: Annotated[Estimate, "fine_minus_{}"]
     balanced: Annotated[float | None, "balanced_accuracy_{}"]
     share: Annotated[float | None, "most_frequent_answer_{}"]
     log_probability: Annotated[float | None, "log_probability_{}"]
@@ -94,12 +93,13 @@ class ArmAnswers(Document):
 class QuizResult(Document):
     """Held-out questions, answered by every arm.
 
-    chance: the accuracy of a guess. coarse_fine_ratio: of the mean losses of the right answers;
-    after_ratio: the same of the model asked behind the video. kinds: fine less coarse, in points,
-    by kind of question; by_kind: the accuracies behind them. gap_closed: (fine - coarse) /
-    (arm - coarse) in accuracy, of arms with pooled tokens. visual_tokens, gflops: of a question's
-    clip, in arms whose cost is compared. weights: the first digits of the sha256 of those that
-    answered, of the first training.
+    multiple_choice: those with options; videos, groups: of these; chance: the accuracy of a guess.
+    fine_minus: the accuracy of the fine pass less that of another arm, in points.
+    coarse_fine_ratio: of the mean losses of the right answers; after_ratio: the same of the model
+    asked behind the video. kinds: fine less coarse, in points, by kind of question; by_kind: the
+    accuracies behind them. gap_closed: (fine - coarse) / (arm - coarse) in accuracy, of arms with
+    pooled tokens. visual_tokens, gflops: of a question's clip, in arms whose cost is compared.
+    weights: the first digits of the sha256 of those that answered, of the first training.
     """
 
     verdict: Label
@@ -111,6 +111,7 @@ class QuizResult(Document):
     seeds: int
     chance: float | None
     arms: dict[str, ArmAnswers]
+    fine_minus: Annotated[dict[str, Estimate], "fine_minus_{}"]
     coarse_fine_ratio: Annotated[Estimate, "answer_coarse_fine_ratio"]
     after_ratio: Annotated[Estimate | None, "question_after_coarse_fine_ratio"] = None
     kinds: Annotated[dict[str, Estimate], "fine_minus_coarse_kind_{}"] = Field(default_factory=dict)
@@ -142,7 +143,6 @@ def summarize(
     arms = {
         arm: ArmAnswers(
             accuracy=bootstrap.difference(right[arm], np.zeros_like(right[arm])),
-            fine_minus=minus(arm),
             balanced=_balanced(right[arm][:, 0], words),
             share=_most_frequent(said[arm]),
             log_probability=_mean(-loss[arm]),
@@ -153,19 +153,21 @@ def summarize(
         for arm in MEANINGS
         if arm in right
     }
+    fine_minus = {arm: minus(arm) for arm in arms if arm != "fine"}
     kinds = {question["kind"] for question in every} - {""}
     chosen = [question for question in questions if question["options"]]
-    size = len(set(groups))
+    size = len({question["group"] for question in chosen})
     result = QuizResult(
-        verdict=_decide(arms, groups=size, seeds=len(runs)),
+        verdict=_decide(fine_minus, groups=size, seeds=len(runs)),
         statement="",
         questions=len(questions),
         multiple_choice=len(chosen),
-        videos=len({question["video_id"] for question in questions}),
+        videos=len({question["video_id"] for question in chosen}),
         groups=size,
         seeds=len(runs),
         chance=float(np.mean([1 / len(asked["options"]) for asked in chosen])) if chosen else None,
         arms=arms,
+        fine_minus=fine_minus,
         coarse_fine_ratio=bootstrap.ratio(loss["coarse"], loss["fine"]),
         after_ratio=bootstrap.ratio(loss["question_after_coarse"], loss["question_after"])
         if "question_after" in loss
@@ -278,21 +280,21 @@ def _most_frequent(said: Sequence[str]) -> float | None:
     return max(given.values()) / given.total() if given else None
 
 
-def _decide(found: Mapping[str, ArmAnswers], *, groups: int, seeds: int) -> Label:
+def _decide(fine_minus: Mapping[str, Estimate], *, groups: int, seeds: int) -> Label:
     """Validated only where the fine pass beats the coarse one and every control."""
-    coarse = found["coarse"].fine_minus
+    coarse = fine_minus["coarse"]
     if groups < MIN_GROUPS:
         return "inconclusive"
     if coarse.high is not None and coarse.high < 0:
         return "worse"
-    if unbeaten(found):
+    if unbeaten(fine_minus):
         return "inconclusive"
     return "validated" if seeds > 1 else "one_training"
 
 
-def unbeaten(found: Mapping[str, ArmAnswers]) -> list[str]:
+def unbeaten(fine_minus: Mapping[str, Estimate]) -> list[str]:
     """What the fine pass is not shown to beat: the interval of its lead is not above 0."""
-    return [arm for arm in MUST_LOSE if arm in found and not (found[arm].fine_minus.low or 0) > 0]
+    return [arm for arm in MUST_LOSE if arm in fine_minus and not (fine_minus[arm].low or 0) > 0]
 
 
 def in_points(estimate: Estimate) -> str:
@@ -310,11 +312,11 @@ def describe(found: QuizResult) -> str:
     coarse, fine = (found.arms[name].accuracy.value for name in ("coarse", "fine"))
     if coarse is None or fine is None:
         return "Inconclusive: no held-out question has options to choose from."
-    remaining = [MEANINGS[arm] for arm in unbeaten(found.arms)]
+    remaining = [MEANINGS[arm] for arm in unbeaten(found.fine_minus)]
     parts = [
         f"{found.verdict.replace('_', ' ').capitalize()}: of {found.multiple_choice} questions "
         f"about {found.videos} videos the coarse pass answers {coarse:.1%}, the fine pass "
-        f"{fine:.1%} (chance {found.chance:.1%}): {in_points(found.arms['coarse'].fine_minus)}",
+        f"{fine:.1%} (chance {found.chance:.1%}): {in_points(found.fine_minus['coarse'])}",
         f"the fine pass is not shown to beat: {', '.join(remaining)}"
         if remaining
         else "the fine pass beats every control",

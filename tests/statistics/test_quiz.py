@@ -98,8 +98,9 @@ def test_accuracies_and_what_the_fine_pass_is_ahead_by_in_points() -> None:
         "blind": 0.5,
         "random": 0.0,
     }
-    for arm, points in (("fine", 0), ("coarse", 50), ("blind", 25), ("random", 75)):
-        assert arms[arm].fine_minus.value == pytest.approx(points)
+    for arm, points in (("coarse", 50), ("blind", 25), ("random", 75)):
+        assert found.fine_minus[arm].value == pytest.approx(points)
+    assert set(found.fine_minus) == set(arms) - {"fine"}
     assert (found.questions, found.multiple_choice, found.videos, found.groups) == (32, 32, 8, 8)
     assert found.coarse_fine_ratio.value == pytest.approx(2.0)
     assert found.after_ratio is None
@@ -110,16 +111,16 @@ def test_accuracies_and_what_the_fine_pass_is_ahead_by_in_points() -> None:
 
 def test_a_difference_is_paired_and_its_interval_over_groups() -> None:
     """Only of questions that both answer; every group alike leaves no width."""
-    found = judged(fine=[1, 1, 0, 0], other_question=[NAN, 1, 0, NAN]).arms["other_question"]
-    assert found.accuracy.value == pytest.approx(0.5)
-    assert found.fine_minus.value == pytest.approx(0.0)  # not 50 - 50 of other questions
-    fewer = judged(fine=[1, 1, 0, 0], other_question=[NAN, NAN, 0, 0]).arms["other_question"]
-    assert fewer.fine_minus.value == pytest.approx(0.0)
-    assert (fewer.fine_minus.low, fewer.fine_minus.high) == (0.0, 0.0)
+    found = judged(fine=[1, 1, 0, 0], other_question=[NAN, 1, 0, NAN])
+    assert found.arms["other_question"].accuracy.value == pytest.approx(0.5)
+    assert found.fine_minus["other_question"].value == pytest.approx(0.0)  # of these two
+    fewer = judged(fine=[1, 1, 0, 0], other_question=[NAN, NAN, 0, 0]).fine_minus["other_question"]
+    assert fewer.value == pytest.approx(0.0)
+    assert (fewer.low, fewer.high) == (0.0, 0.0)
     questions = asked()
     run = answers(questions, fine=ALL)
     run.right["fine"][: GROUPS * EACH // 2] = 0.0  # of half of the groups
-    spread = summarize(questions, {0: run}, samples=200, seed=0).arms["coarse"].fine_minus
+    spread = summarize(questions, {0: run}, samples=200, seed=0).fine_minus["coarse"]
     assert spread.value == pytest.approx(50)
     error = 100 * 0.5 / np.sqrt(GROUPS - 1)
     assert spread.high == pytest.approx(50 + 2.3646 * error, rel=1e-3)  # Student's t of 7
@@ -183,6 +184,21 @@ def test_how_often_the_right_answer_is_likelier_than_the_rejected_one() -> None:
     assert flatten(found)["preference_accuracy_fine"] == 0.75
 
 
+def test_only_what_is_asked_with_options_counts_as_a_group() -> None:
+    """Two groups of eight have none: the six others are just enough for a verdict."""
+    for without, verdict in ((2, "validated"), (3, "inconclusive")):
+        questions = asked()
+        for number in range(without * EACH):
+            questions[number] = {**questions[number], "options": []}
+        run = answers(questions, **BEATEN)
+        for values in run.right.values():
+            values[: without * EACH] = NAN
+        found = summarize(questions, {0: run, 1: run}, samples=200, seed=0)
+        assert found.groups == found.videos == GROUPS - without
+        assert (found.questions, found.multiple_choice) == (32, 32 - without * EACH)
+        assert found.verdict == verdict
+
+
 def test_without_options_nothing_is_decided() -> None:
     questions = changed(options=lambda _: [])
     nothing: dict[str, Any] = dict.fromkeys((*MUST_LOSE, "fine"), [NAN] * EACH)
@@ -219,7 +235,7 @@ def test_the_verdict(groups: int, seeds: int, right: dict[str, Any], verdict: st
     assert found.statement.startswith(verdict.replace("_", " ").capitalize())
     assert ("a verdict takes at least 6 groups" in found.statement) == (groups < 6)
     assert ("another seed may say otherwise" in found.statement) == (seeds == 1)
-    left = unbeaten(found.arms)
+    left = unbeaten(found.fine_minus)
     assert ("the fine pass beats every control" in found.statement) == (not left)
     assert all(MEANINGS[arm] in found.statement.split("not shown to beat: ")[1] for arm in left)
 
@@ -230,11 +246,11 @@ def test_a_lead_that_may_be_none_beats_nothing() -> None:
     run.right["shuffled"][:] = run.right["fine"]
     run.right["shuffled"][:2] = 0.0  # of one group alone
     found = summarize(questions, {0: run, 1: run}, samples=200, seed=0)
-    ahead = found.arms["shuffled"].fine_minus
+    ahead = found.fine_minus["shuffled"]
     assert ahead.value is not None
     assert ahead.low is not None
     assert ahead.value > 0 > ahead.low
-    assert unbeaten(found.arms) == ["shuffled"]
+    assert unbeaten(found.fine_minus) == ["shuffled"]
 
 
 def test_the_most_frequent_training_answer_of_the_kind_among_the_options() -> None:
