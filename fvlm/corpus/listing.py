@@ -128,16 +128,17 @@ def _list_source(params: CollectParams) -> tuple[list[ListedVideo], Counter[str]
     source = params.source
     if source == "demo":
         captions, asked = demo_captions(), demo_questions()
-        listed, left_out = _list_folder(demo_folder())
+        listed, _ = _list_folder(demo_folder())  # beside the videos there is only a marker
         named = [
             replace(video, caption=captions[video.video_id], questions=asked[video.video_id])
             for video in listed
         ]
-        return named, left_out
+        return named, Counter()
     for corpus in RENDERED:
         if source == corpus:
             clips, seed = params.control_clips, params.control_seed
-            return _list_folder(rendered_folder(corpus, clips=clips, seed=seed))
+            listed, _ = _list_folder(rendered_folder(corpus, clips=clips, seed=seed))
+            return listed, Counter()
     path = project_root() / Path(source).expanduser()
     videos, left_out = _list_path(path, params)
     if not videos:

@@ -60,7 +60,8 @@ def test_another_film_makes_another_corpus_on_film(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("corpus", RENDERED)
 def test_listed_with_captions_and_questions(corpus: RenderedCorpus) -> None:
     params = CollectParams(source=corpus, control_clips=2, control_seed=4)
-    videos, _ = list_videos(params)
+    videos, left_out = list_videos(params)
+    assert not left_out  # what marks the corpus as whole is no file of the user's
     assert [video.video_id for video in videos] == [clip_name(0), clip_name(1)]
     assert all(video.caption.endswith(".") for video in videos)
     assert {video.stamp[1] for video in videos} == {built.CLIP_TIME_NS}
