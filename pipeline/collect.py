@@ -40,8 +40,9 @@ def main() -> None:
     write_rows(VIDEOS, (video.row() for video in videos))
     write_rows(ASKED, questions)
     captioned = sum(bool(video.caption) for video in videos)
-    counted = f"{len(videos)} video{'s' * (len(videos) != 1)} ({sum(video.size for video in videos) / 1e6:.1f} MB)"
-    print(f"collect: {counted}, {captioned} with a caption, in {params.source}")
+    counted = f"{len(videos)} video{'s' * (len(videos) != 1)}"
+    size = sum(video.size for video in videos) / 1e6
+    print(f"collect: {counted} ({size:.1f} MB), {captioned} with a caption, in {params.source}")
     if questions:
         print(f"collect: {len(questions)} questions")
     if left_out:

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from fvlm.clips.batch import Batch
 from fvlm.model.foveated import FoveatedModel
+from fvlm.training.objective import add_noise
 from fvlm.training.preference import (
     PASSES,
     log_probabilities,
@@ -90,6 +92,41 @@ def test_the_losses_are_those_of_the_papers() -> None:
         ipo = prefer.model_copy(update={"loss": "ipo"})
         expected = [(g - 1 / (2 * beta)) ** 2 for g in gain.tolist()]
         torch.testing.assert_close(pair_losses(gain, ipo), torch.tensor(expected))
+
+
+@torch.no_grad()
+def test_gains_are_of_sums_and_for_ipo_of_means_over_tokens(
+    model: FoveatedModel, batch: Batch
+) -> None:
+    """Of the better answer over the worse one: here 1 a token, and half of it."""
+    assert batch.reference is not None
+    lengths = torch.tensor(
+        [[len(text.split()) + 1 for text in pair] for pair in zip(ANSWERS, REJECTED, strict=True)]
+    )
+    gains = lengths * torch.tensor([1.0, 0.5])
+    ahead = replace(batch, reference=batch.reference - gains[:, None])
+    expected = {
+        "sigmoid": -F.logsigmoid(0.1 * (gains[:, 0] - gains[:, 1])).mean().item(),
+        "ipo": (0.5 - 1 / (2 * 0.1)) ** 2,
+    }
+    for loss, value in expected.items():
+        found = losses(model, ahead, loss=loss)
+        for name in PASSES:
+            assert found[f"loss_{name}"].item() == pytest.approx(value, rel=1e-4)
+            share = (gains[:, 0] > gains[:, 1]).float().mean() if loss == "sigmoid" else 1.0
+            assert found[f"gained_{name}"].item() == pytest.approx(float(share))
+
+
+@torch.no_grad()
+def test_the_first_model_saw_the_same_noise(model: FoveatedModel, load: Load) -> None:
+    """Of each position; so every pair is a coin at the start with noise, too."""
+    params = PARAMS.model_copy(update={"token_noise": 0.5})
+    known = reference_of(model, load, params, CPU, None)
+    for positions in (range(4), range(4, 8)):
+        batch = add_noise(with_reference(load, known, positions), positions, params)
+        found = preference_losses(model, batch, params, prefer=PREFER)
+        for name in PASSES:
+            assert found[f"loss_{name}"].item() == pytest.approx(math.log(2), abs=1e-5)
 
 
 def test_the_better_answers_own_loss_and_the_coarse_pass_have_their_weights(
