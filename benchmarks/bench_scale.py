@@ -191,11 +191,13 @@ class _PeakMemory:
         import psutil  # type: ignore[import-untyped]
 
         this = psutil.Process()
+        own = this.cmdline()
         while not self._ended.wait(SAMPLE_SECONDS):
             total = 0
             for child in this.children(recursive=True):
                 with suppress(psutil.Error):
-                    total += child.memory_info().rss
+                    # One that has not yet become another program has this one's memory.
+                    total += child.memory_info().rss if child.cmdline() != own else 0
             self._children = max(self._children, total)
 
     def stop(self) -> float:
