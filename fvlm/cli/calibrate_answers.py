@@ -119,8 +119,8 @@ def _train(folders: Folders, trial: AnswerTrial, seed: int) -> None:
         FRAMES: WORK / trial.pictures / FRAMES,
         QUESTIONS.parent: WORK / trial.corpus / QUESTIONS.parent,
     }
-    changes = trial.params
-    changes["instruct"] = changes.get("instruct", {}) | {"seeds": [seed]}
+    changes: Changes = {name: dict(values) for name, values in trial.changes.items()}
+    changes.setdefault("instruct", {})["seeds"] = [seed]
     stages = ["instruct", *(["prefer"] * trial.prefers), "quiz"]
     folders.make(_trained(trial, seed), changes, links, stages)
 
