@@ -142,6 +142,4 @@ def _requirements(trial: AnswerTrial, figures: Mapping[str, Any]) -> list[Requir
             return [(f"accuracy_{name}", *at_least(EASY / 100)) for name in PASSES]
         case "question_on_film":
             return [("fine_minus_coarse_low", lambda value: value > 0, "> 0")]
-        case "question_pooled":
-            return [("pooled_16_gap_closed", lambda value: value > 0, "> 0")]
     return []
