@@ -223,7 +223,7 @@ def test_message_only_is_an_arm_of_deep_queries_that_are_tokens(
     model = make_model(deep=2)
     losses = evaluate(model, clips)
     for arm in ("fine", "static_in_fine"):
-        assert np.abs(losses["message_only"] - losses[arm]).max() > 1e-4
+        assert np.abs(losses["message_only"] - losses[arm]).max() > 1e-5  # rounding: 1e-7
     with torch.no_grad():  # all attention even, wherever a query wants to look
         for name, parameter in model.attention.named_parameters():
             if ".q." in name:
