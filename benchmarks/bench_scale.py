@@ -19,8 +19,8 @@ processes, shards, hashes, index, reading, statistics, DVC's cache. Four cases:
 Figures are seconds of processor time, of a stage with its worker processes; `dvc` is what the
 command took besides. Memory is the stage's own peak (resident) plus that of its workers at the
 fullest moment. An exponent is log10 of processor time at a million videos over that at a tenth of
-it: 1 is linear. 10,000 videos take 3 minutes of processor time and 100,000 about 10; a million, not
-yet run to the end, by extrapolation an hour and a half, and 12 GB in --folder. Each case is printed
+it: 1 is linear. All cases of 100,000 videos take 6 minutes of processor time, those of a million
+three quarters of an hour and more, and 12 GB in --folder. Each case is printed
 as soon as it has ended.
 
 With --writing instead: the most clips/s that decode can write, with one and with two worker
