@@ -17,43 +17,20 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaModel
 
-from benchmarks.bench_step import SMOLLM2, VOCABULARY, make_params
+from benchmarks.bench_step import VOCABULARY, D, make_model, make_params
 from fvlm.clips.batch import Batch, Captions
 from fvlm.core.device import default_device, keep_freed_memory
-from fvlm.model.foveated import FoveatedModel
-from fvlm.model.language import fuse_norms
-from fvlm.model.query_attention import PooledTokens, ShallowAttention
 from fvlm.training.loop import Losses, train_step
 from fvlm.training.optim import make_optimizer
 
-WIDTH, PATCHES, LATENT = 384, 64, (4, 16, 16)
+PATCHES, LATENT = 64, (4, 16, 16)
 QUESTION, ANSWER = 16, 4  # tokens; the last one of an answer is its end
 POOLED = (1, 4, 16, 49)
 ARMS = {"coarse": 0, "fine": 0} | {f"pooled_{count}": count for count in POOLED}
 Work = Callable[[], object]
-
-
-def make_model(blocks: int, arm: str) -> FoveatedModel:
-    """A model that answers, whose language model has the shape of SmolLM2-135M."""
-    torch.manual_seed(0)
-    shape: dict[str, Any] = SMOLLM2["135M"]
-    pooled = ARMS[arm]
-    return FoveatedModel(
-        language=fuse_norms(
-            LlamaModel(LlamaConfig(vocab_size=VOCABULARY, num_hidden_layers=blocks, **shape))
-        ),
-        attention=PooledTokens(WIDTH, pooled)
-        if pooled
-        else ShallowAttention(WIDTH, temperature=1.0),
-        latent_shape=LATENT,
-        fine_iterations=1 if arm == "fine" else 0,
-        text="answer",
-    )
 
 
 def make_batch(clips: int, frames: int) -> Batch:
@@ -66,7 +43,7 @@ def make_batch(clips: int, frames: int) -> Batch:
 
     question, answer = words(QUESTION), words(ANSWER)
     return Batch(
-        torch.randn(clips, frames, 1 + PATCHES, WIDTH, generator=drawn).half(),
+        torch.randn(clips, frames, 1 + PATCHES, D, generator=drawn).half(),
         torch.randn(clips, frames, *LATENT, generator=drawn).half(),
         [str(clip) for clip in range(clips)],
         Captions(answer.ids, answer.mask, question=question),
@@ -78,7 +55,9 @@ def work_of(arm: str, device: torch.device) -> tuple[Work, Work, int, int]:
     cuda = device.type == "cuda"
     blocks, frames, clips = (30, 16, 32) if cuda else (4, 8, 4)
     params = make_params(clips, dtype="bfloat16" if cuda else "float32", lambda_recon=0.0)
-    model = make_model(blocks, arm).to(device).train()
+    passes, pooled = int(arm == "fine"), ARMS[arm]
+    model = make_model(blocks, iterations=passes, latent=LATENT, text="answer", pooled=pooled)
+    model.to(device).train()
     losses, optimizer = Losses(model, params), make_optimizer(model, params)
     batch = make_batch(clips, frames).to(device)
 

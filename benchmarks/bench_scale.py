@@ -20,8 +20,7 @@ Figures are seconds of processor time, of a stage with its worker processes; `dv
 command took besides. Memory is the stage's own peak (resident) plus that of its workers at the
 fullest moment. An exponent is log10 of processor time at a million videos over that at a tenth of
 it: 1 is linear. All cases of 100,000 videos take 6 minutes of processor time, those of a million
-45, and 12 GB in --folder. Each case is printed
-as soon as it has ended.
+45, and 12 GB in --folder. Each case is printed as soon as it has ended.
 
 With --writing instead: the most clips/s that decode can write, with one and with two worker
 processes that hand over frames of the usual size (16 of 128 pixels) without decoding; medians.

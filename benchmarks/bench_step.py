@@ -48,7 +48,7 @@ from fvlm.encoders.dino import DinoEncoder
 from fvlm.model.captions import Text
 from fvlm.model.foveated import FoveatedModel
 from fvlm.model.language import fuse_norms
-from fvlm.model.query_attention import ShallowAttention
+from fvlm.model.query_attention import PooledTokens, ShallowAttention
 from fvlm.shards.manifest import Manifest, ShardEntry, write_manifest
 from fvlm.shards.read import ShardReader, open_shards
 from fvlm.shards.write import write_shard
@@ -84,8 +84,9 @@ def make_model(
     latent: tuple[int, int, int] = LATENT,
     text: Text = "none",
     llm: str = "135M",
+    pooled: int = 0,
 ) -> FoveatedModel:
-    """The foveated model with the shape of a SmolLM2 and shallow queries."""
+    """The foveated model with the shape of a SmolLM2 and shallow queries, or pooled tokens."""
     torch.manual_seed(0)
     config = LlamaConfig(vocab_size=VOCABULARY, num_hidden_layers=layers, **SMOLLM2[llm])
     language = fuse_norms(LlamaModel(config))
@@ -93,7 +94,7 @@ def make_model(
         language.set_input_embeddings(nn.Identity())
     model = FoveatedModel(
         language=language,
-        attention=ShallowAttention(D, temperature=1.0),
+        attention=PooledTokens(D, pooled) if pooled else ShallowAttention(D, temperature=1.0),
         latent_shape=latent,
         fine_iterations=iterations,
         encoder=make_encoder() if frames else None,

@@ -9,7 +9,6 @@ from fvlm.core.errors import FvlmError
 from fvlm.core.io import read_json, read_jsonl, write_json
 from fvlm.training.finished import CURVE
 from pipeline import instruct, paths, prefer, train
-from tests.pipeline.conftest import answering  # noqa: F401
 from tests.tiny import set_params
 
 MODELS = (paths.MODEL, paths.INSTRUCTED, paths.PREFERRED)
@@ -17,8 +16,11 @@ OLD = "0" * 20  # the code's hash before an edit
 
 
 @pytest.fixture
-def trained(answering: Path, monkeypatch: pytest.MonkeyPatch) -> Path:  # noqa: F811
-    """Models of all three stages, made by code that was edited since then."""
+def trained(answering: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Models of all three stages, made by code that was edited since then.
+
+    What is joined goes to a file of the test's own, not to the checkout's.
+    """
     monkeypatch.setattr(same, "JOINS", answering / "same.jsonl")
     set_params(answering, {"instruct": {"start": str(paths.MODEL)}})
     for stage in (train, instruct, prefer):
